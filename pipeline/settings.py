@@ -1,0 +1,69 @@
+"""Settings from the environment and `.env`. Only wiring, the CLI and workers.main read them."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import InvalidSetting, explain
+
+
+class Settings(BaseSettings):
+    """Everything that may differ between two machines. `.env.template` says each in a line.
+
+    `AI_BASE_URL`, `AI_MODEL`, `AI_TIMEOUT_MS`, `REDIS_URL` and `DATABASE_URL` keep the names that callers of this system
+    set already; the rest begins with `YYC3_`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="YYC3_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True)
+
+    home: Path = Path("~/.local/share/yyc3")
+    models_file: Path | None = None
+    database_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    redis_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    ai_base_url: str | None = Field(default=None, validation_alias=AliasChoices("AI_BASE_URL", "ai_base_url"))
+    ai_model: str | None = Field(default=None, validation_alias=AliasChoices("AI_MODEL", "ai_model"))
+    ai_timeout_ms: int = Field(default=120_000, ge=100, validation_alias=AliasChoices("AI_TIMEOUT_MS", "ai_timeout_ms"))
+    ai_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("AI_API_KEY", "ai_api_key"))
+    flower_port: int = Field(default=5555, ge=1, le=65_535)
+    flower_basic_auth: SecretStr | None = None
+    lease_seconds: float = Field(default=30.0, ge=1, le=3_600)
+    drain_seconds: float = Field(default=20.0, ge=0, le=3_600)
+
+    @model_validator(mode="after")
+    def _endpoint_names_its_model(self) -> Self:
+        if (self.ai_base_url is None) != (self.ai_model is None):
+            raise ValueError("AI_BASE_URL and AI_MODEL go together: one says where, the other which model answers there")
+        return self
+
+    @property
+    def home_folder(self) -> Path:
+        """`YYC3_HOME` with `~` resolved."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def request_timeout(self) -> timedelta:
+        """How long one engine request may take."""
+        return timedelta(milliseconds=self.ai_timeout_ms)
+
+    @property
+    def lease(self) -> timedelta:
+        """How long a worker may be silent before its chunks are given to others."""
+        return timedelta(seconds=self.lease_seconds)
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        InvalidSetting: one sentence naming the variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise InvalidSetting(f"setting refused: {explain(error)}; see .env.template") from error
+
+
+__all__ = ["Settings", "load_settings"]

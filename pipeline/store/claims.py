@@ -1,0 +1,167 @@
+"""A worker takes chunks and keeps them. Leases run on the database clock alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from pipeline.store.connection import Database
+from schemas.ids import BatchId, JobId
+from schemas.messages import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A row to be run.
+
+    Attributes:
+        queue_wait_seconds: since it was stored, on the database clock.
+        expired: its deadline has passed.
+        failed_tries: engine attempts that failed before and counted.
+    """
+
+    job_id: JobId
+    request: str
+    queue_wait_seconds: float
+    expired: bool
+    failed_tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One worker's hold on a chunk: the rows without an outcome. `fence` says whose writes count."""
+
+    run_id: UUID
+    first_job_id: JobId
+    fence: int
+    rows: int
+    model: str
+    lane: Lane
+    batch_id: BatchId | None
+    priority: int
+    rounds: int
+    reply_to: str | None
+    jobs: tuple[ClaimedJob, ...]
+
+
+_TAKEN = """
+    state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
+    lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
+FROM picked WHERE c.first_job_id = picked.first_job_id
+RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.series, c.reply_to
+"""
+# A claim whose reply was lost is repeated with the same run_id and finds its own chunk.
+_CLAIM_NAMED = f"""
+WITH picked AS (
+    SELECT c.first_job_id, n.run_id
+    FROM unnest(%(chunks)s::bigint[], %(run_ids)s::uuid[]) AS n(first_job_id, run_id)
+    JOIN chunks c USING (first_job_id)
+    WHERE (c.state = 'queued' AND c.due_at <= now()) OR (c.state = 'running' AND c.run_id = n.run_id)
+    FOR UPDATE OF c SKIP LOCKED
+)
+UPDATE chunks c SET {_TAKEN}
+"""
+_CLAIM_AGAIN = "SELECT first_job_id FROM chunks WHERE run_id = %s AND state = 'running'"
+# Among equals in priority the batch that has the least running for its weight goes first, then the nearest deadline.
+_CLAIM_BEST = f"""
+WITH busy AS (
+    SELECT batch_id, count(*) AS running FROM chunks
+    WHERE state = 'running' AND model = %(model)s AND batch_id IS NOT NULL GROUP BY batch_id
+), picked AS (
+    SELECT c.first_job_id, %(run_id)s::uuid AS run_id FROM chunks c
+    LEFT JOIN batches b ON b.batch_id = c.batch_id
+    LEFT JOIN busy ON busy.batch_id = c.batch_id
+    WHERE c.model = %(model)s AND c.lane = %(lane)s AND c.state = 'queued' AND c.due_at <= now()
+    ORDER BY c.priority, coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), c.deadline NULLS LAST, c.first_job_id
+    LIMIT 1
+    FOR UPDATE OF c SKIP LOCKED
+)
+UPDATE chunks c SET {_TAKEN}
+"""
+# The ids are named twice: without the second the planner may read a whole partition of outcomes.
+_ROWS = """
+SELECT j.job_id, j.request::text AS request, extract(epoch FROM now() - j.created_at)::float8 AS queue_wait_seconds,
+       coalesce(j.deadline <= now(), false) AS expired, coalesce(f.tries, 0) AS failed_tries
+FROM jobs j
+LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.series = %(series)s AND o.job_id = ANY(%(ids)s)
+LEFT JOIN (
+    SELECT job_id, count(*) AS tries FROM failures WHERE job_id = ANY(%(ids)s) AND series = %(series)s GROUP BY job_id
+) f ON f.job_id = j.job_id
+WHERE j.job_id = ANY(%(ids)s) AND o.job_id IS NULL
+ORDER BY j.job_id
+"""
+
+
+async def claim_named(
+    database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta
+) -> dict[UUID, Claim]:
+    """Take the named chunks; those that somebody else has, or that are done, are left out.
+
+    Safe to call again with the same run ids.
+    """
+    arguments = {
+        "chunks": [chunk for chunk, _ in wanted],
+        "run_ids": [run_id for _, run_id in wanted],
+        "worker": worker,
+        "lease": lease,
+    }
+    async with database.connection() as connection:
+        taken = await (await connection.execute(_CLAIM_NAMED, arguments)).fetchall()
+        return await _with_rows(connection, taken)
+
+
+async def claim_best(
+    database: Database, model: str, lane: Lane, run_id: UUID, *, worker: str, lease: timedelta
+) -> Claim | None:
+    """Take the queued chunk of a model and lane that should go next; None if there is none.
+
+    Safe to call again with the same run id: a chunk that it holds already is returned.
+    """
+    arguments: dict[str, Any] = {"model": model, "lane": lane, "run_id": run_id, "worker": worker, "lease": lease}
+    async with database.connection() as connection:
+        again = await (await connection.execute(_CLAIM_AGAIN, (run_id,))).fetchone()
+        if again is not None:
+            named = {"chunks": [again["first_job_id"]], "run_ids": [run_id], "worker": worker, "lease": lease}
+            taken = await (await connection.execute(_CLAIM_NAMED, named)).fetchall()
+        else:
+            taken = await (await connection.execute(_CLAIM_BEST, arguments)).fetchall()
+        return (await _with_rows(connection, taken)).get(run_id)
+
+
+async def _with_rows(connection: AsyncConnection[DictRow], taken: Sequence[DictRow]) -> dict[UUID, Claim]:
+    if not taken:
+        return {}
+    jobs: dict[int, ClaimedJob] = {}
+    for series in {row["series"] for row in taken}:
+        ids = [
+            job_id
+            for row in taken
+            if row["series"] == series
+            for job_id in range(row["first_job_id"], row["first_job_id"] + row["rows"])
+        ]
+        cursor = await connection.execute(_ROWS, {"ids": ids, "series": series})
+        jobs |= {row["job_id"]: ClaimedJob(**row) for row in await cursor.fetchall()}
+    claims: dict[UUID, Claim] = {}
+    for row in taken:
+        first = row["first_job_id"]
+        fields = {key: value for key, value in row.items() if key not in {"series", "lane"}}
+        mine = tuple(jobs[job_id] for job_id in range(first, first + row["rows"]) if job_id in jobs)
+        claims[row["run_id"]] = Claim(**fields, lane=Lane(row["lane"]), jobs=mine)
+    return claims
+
+
+async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -> set[UUID]:
+    """Keep these runs for another lease; returns those still held. A run that is missing belongs to others now."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "UPDATE chunks SET lease_expires_at = now() + %s WHERE run_id = ANY(%s) AND state = 'running' RETURNING run_id",
+            (lease, list(run_ids)),
+        )
+        return {row["run_id"] for row in await cursor.fetchall()}
+
+
+__all__ = ["Claim", "ClaimedJob", "claim_best", "claim_named", "renew"]

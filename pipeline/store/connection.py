@@ -1,0 +1,83 @@
+"""The way to Postgres: one pool, and every foreign error mapped to ours.
+
+Statements are written by hand and sent through psycopg: each is one round trip for many rows, and there are few of them.
+SQLAlchemy owns the tables and Alembic their migrations.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Self
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from schemas.errors import StoreUnavailable
+
+_ACQUIRE_SECONDS = 10.0
+
+
+def plain_url(url: str) -> str:
+    """A libpq URL: SQLAlchemy's driver suffix is not one of its schemes."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme.split('+')[0]}{separator}{rest}"
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turn psycopg's connection troubles into StoreUnavailable; mistakes in our SQL stay what they are."""
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise StoreUnavailable("the database has no tables of ours yet; run: yyc3 db upgrade") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise StoreUnavailable(f"Postgres cannot be reached: {reason}") from error
+
+
+class Database:
+    """A pool of connections in autocommit mode; rows come as dicts.
+
+    `database_url` may carry SQLAlchemy's `+psycopg`.
+    """
+
+    def __init__(self, database_url: str, *, max_connections: int = 8) -> None:
+        self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
+            plain_url(database_url),
+            connection_class=AsyncConnection[DictRow],
+            kwargs={"autocommit": True, "row_factory": dict_row, "application_name": "yyc3"},
+            min_size=1,
+            max_size=max_connections,
+            timeout=_ACQUIRE_SECONDS,
+            open=False,
+        )
+
+    async def open(self) -> Self:
+        """Start the pool; connections are made as they are needed."""
+        await self._pool.open(wait=False)
+        return self
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """A connection of the pool.
+
+        Raises:
+            StoreUnavailable: no database, or it went away; nothing is known to be written.
+        """
+        with mapped_errors():
+            async with self._pool.connection() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection[DictRow]]:
+        """A connection in a transaction: all or nothing."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+
+__all__ = ["Database", "mapped_errors", "plain_url"]

@@ -1,0 +1,72 @@
+"""Job ids: handed out in blocks, kept by the process that took them, ascending within it."""
+
+import time
+
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from pipeline.store.connection import Database
+from pipeline.store.tables import BLOCK_JOBS, PARTITION_JOBS
+
+_KEEP_SECONDS = 600.0
+_PARTITION_LOCK = 0x79796333  # any constant; all our processes use the same
+
+
+class JobIds:
+    """Ids for new jobs without a round trip for each.
+
+    A block that lies unused for ten minutes is given up, so that a sleeping producer never writes far below the others.
+    Gaps in the ids are normal.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._next = 0
+        self._end = 0
+        self._taken_at = 0.0
+        self._partitions: set[int] = set()
+
+    async def take(self, counts: list[int]) -> list[int]:
+        """First ids of runs of consecutive ids, one run a count; each count is at most BLOCK_JOBS."""
+        firsts: list[int] = []
+        if time.monotonic() - self._taken_at > _KEEP_SECONDS:
+            self._next = self._end = 0
+        blocks: list[int] = []
+        for count in counts:
+            if count > self._end - self._next:
+                if not blocks:
+                    blocks = await self._fetch(-(-sum(counts[len(firsts) :]) // BLOCK_JOBS))
+                # A run may not cross blocks, so packing can need one more than the sum says.
+                block = blocks.pop(0)
+                self._next, self._end = block * BLOCK_JOBS, (block + 1) * BLOCK_JOBS
+                self._taken_at = time.monotonic()
+            firsts.append(self._next)
+            self._next += count
+        return firsts
+
+    async def _fetch(self, blocks: int) -> list[int]:
+        async with self._database.connection() as connection:
+            cursor = await connection.execute("SELECT nextval('job_blocks') AS block FROM generate_series(1, %s)", (blocks,))
+            found = sorted([row["block"] for row in await cursor.fetchall()])
+        for partition in sorted({block * BLOCK_JOBS // PARTITION_JOBS for block in found} - self._partitions):
+            async with self._database.transaction() as connection:
+                await _ensure_partition(connection, partition)
+            self._partitions.add(partition)
+        return found
+
+
+async def _ensure_partition(connection: AsyncConnection[DictRow], partition: int) -> None:
+    """Make the partition of both big tables if it is not there yet."""
+    cursor = await connection.execute("SELECT to_regclass(%s) IS NOT NULL AS there", (f"outcomes_{partition}",))
+    row = await cursor.fetchone()
+    if row is not None and row["there"]:
+        return
+    await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_PARTITION_LOCK,))
+    first, end = partition * PARTITION_JOBS, (partition + 1) * PARTITION_JOBS
+    for table in ("jobs", "outcomes"):
+        await connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {table}_{partition} PARTITION OF {table} FOR VALUES FROM ({first:d}) TO ({end:d})"
+        )
+
+
+__all__ = ["JobIds"]

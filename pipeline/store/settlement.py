@@ -1,0 +1,227 @@
+"""Outcomes are stored, each job once. The primary key of `outcomes` decides every race."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from pipeline.store.connection import Database
+from schemas.errors import ErrorCode
+from schemas.ids import JobId
+from schemas.results import JobState
+from schemas.timings import Timings, Usage
+
+
+class NextState(StrEnum):
+    """What becomes of a chunk after a write."""
+
+    RUNNING = "running"  # more rows of it are under way
+    DONE = "done"  # every row has an outcome
+    QUEUED = "queued"  # goes back: handed over, or to be tried again later
+
+
+@dataclass(frozen=True, slots=True)
+class SettledRow:
+    """The outcome of one row. `answer` is the result's JSON."""
+
+    job_id: JobId
+    state: JobState
+    answer: bytes | None = None
+    code: ErrorCode | None = None
+    message: str | None = None
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    tries: int = 0
+    model: str | None = None
+    endpoint: str | None = None
+    engine_version: str | None = None
+    template_hash: str | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FailedTry:
+    """An engine attempt of a row that failed and counted."""
+
+    job_id: JobId
+    try_number: int
+    code: ErrorCode
+    endpoint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run has to say in one write: rows settled, tries failed, and what becomes of the chunk.
+
+    Attributes:
+        delay: with QUEUED, when it may be taken again.
+        retry: with QUEUED, whether this was a failed round (it lengthens the next delay) or a hand-over.
+    """
+
+    first_job_id: JobId
+    fence: int
+    rows: Sequence[SettledRow] = ()
+    failures: Sequence[FailedTry] = ()
+    next_state: NextState = NextState.RUNNING
+    delay: timedelta = timedelta()
+    retry: bool = False
+    code: ErrorCode | None = None
+
+
+_SETTLE = """
+WITH report AS (
+    SELECT * FROM json_to_recordset(%(reports)s::json)
+        AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
+), held AS MATERIALIZED (
+    SELECT c.first_job_id, c.series FROM chunks c JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
+    WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
+), given AS MATERIALIZED (
+    SELECT g.*, h.series FROM json_to_recordset(%(rows)s::json) AS g(
+        chunk bigint, job_id bigint, state text, tries smallint, simulated bool, prompt_tokens int, completion_tokens int,
+        queue_wait_seconds real, batch_wait_seconds real, first_token_seconds real, engine_seconds real, total_seconds real,
+        code text, message text, model text, endpoint text, engine_version text, template_hash text, answer json
+    ) JOIN held h ON h.first_job_id = g.chunk
+), stored AS (
+    INSERT INTO outcomes (job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
+        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model, endpoint,
+        engine_version, template_hash, answer)
+    SELECT job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
+        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model, endpoint,
+        engine_version, template_hash, answer
+    FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens
+), failed AS (
+    INSERT INTO failures (job_id, series, try_number, code, endpoint)
+    SELECT f.job_id, h.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
+        AS f(chunk bigint, job_id bigint, try_number smallint, code text, endpoint text)
+    JOIN held h ON h.first_job_id = f.chunk ON CONFLICT DO NOTHING
+), counted AS (
+    SELECT g.chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded, count(*) FILTER (WHERE s.state = 'failed') AS failed,
+        count(*) FILTER (WHERE s.state = 'expired') AS expired, sum(s.prompt_tokens) AS prompt_tokens,
+        sum(s.completion_tokens) AS completion_tokens
+    FROM stored s JOIN given g USING (job_id) GROUP BY g.chunk
+)
+UPDATE chunks c SET
+    succeeded = c.succeeded + coalesce(n.succeeded, 0), failed = c.failed + coalesce(n.failed, 0),
+    expired = c.expired + coalesce(n.expired, 0), prompt_tokens = c.prompt_tokens + coalesce(n.prompt_tokens, 0),
+    completion_tokens = c.completion_tokens + coalesce(n.completion_tokens, 0),
+    state = r.next_state, last_code = coalesce(r.code, c.last_code),
+    rounds = CASE WHEN r.retry THEN c.rounds + 1 ELSE c.rounds END,
+    due_at = CASE WHEN r.next_state = 'queued' THEN now() + make_interval(secs => r.delay) ELSE c.due_at END,
+    run_id = CASE WHEN r.next_state = 'running' THEN c.run_id END,
+    lease_expires_at = CASE WHEN r.next_state = 'running' THEN c.lease_expires_at END,
+    finished_at = CASE WHEN r.next_state = 'done' THEN now() END
+FROM report r JOIN held h ON h.first_job_id = r.chunk LEFT JOIN counted n ON n.chunk = r.chunk
+WHERE c.first_job_id = r.chunk
+RETURNING c.first_job_id
+"""
+
+
+def _row(chunk: JobId, row: SettledRow) -> dict[str, Any]:
+    return {
+        "chunk": chunk,
+        "job_id": row.job_id,
+        "state": row.state,
+        "tries": row.tries,
+        "simulated": row.simulated,
+        "prompt_tokens": row.usage.prompt_tokens,
+        "completion_tokens": row.usage.completion_tokens,
+        "queue_wait_seconds": row.timings.queue_wait_seconds,
+        "batch_wait_seconds": row.timings.batch_wait_seconds,
+        "first_token_seconds": row.timings.first_token_seconds,
+        "engine_seconds": row.timings.engine_seconds,
+        "total_seconds": row.timings.total_seconds,
+        "code": row.code,
+        "message": row.message,
+        "model": row.model,
+        "endpoint": row.endpoint,
+        "engine_version": row.engine_version,
+        "template_hash": row.template_hash,
+        "answer": None if row.answer is None else orjson.Fragment(row.answer),
+    }
+
+
+async def settle(database: Database, reports: Sequence[RunReport]) -> set[JobId]:
+    """Store what runs have to say, all in one statement.
+
+    Where a cancel, an expiry or a former run was first, its outcome stays. A run whose fence is no longer the chunk's
+    writes nothing. Safe to call again with the same reports, also after a commit whose reply was lost: rows that are there
+    stay, and a chunk that left `running` is not touched.
+
+    Returns:
+        The first job ids of the chunks that were still held.
+
+    Raises:
+        StoreUnavailable: no database; nothing is known to be written, call again.
+    """
+    arguments = {
+        "reports": orjson.dumps(
+            [
+                {
+                    "chunk": report.first_job_id,
+                    "fence": report.fence,
+                    "next_state": report.next_state,
+                    "delay": report.delay.total_seconds(),
+                    "retry": report.retry,
+                    "code": report.code,
+                }
+                for report in reports
+            ]
+        ).decode(),
+        "rows": orjson.dumps([_row(report.first_job_id, row) for report in reports for row in report.rows]).decode(),
+        "failures": orjson.dumps(
+            [
+                {
+                    "chunk": report.first_job_id,
+                    "job_id": failure.job_id,
+                    "try_number": failure.try_number,
+                    "code": failure.code,
+                    "endpoint": failure.endpoint,
+                }
+                for report in reports
+                for failure in report.failures
+            ]
+        ).decode(),
+    }
+    async with database.connection() as connection:
+        cursor = await connection.execute(_SETTLE, arguments)
+        return {JobId(row["first_job_id"]) for row in await cursor.fetchall()}
+
+
+_CANCEL = """
+WITH found AS (
+    SELECT j.job_id, c.first_job_id, c.series FROM jobs j
+    CROSS JOIN LATERAL (
+        SELECT first_job_id, series FROM chunks WHERE first_job_id <= j.job_id ORDER BY first_job_id DESC LIMIT 1
+    ) c WHERE j.job_id = %s
+), stored AS (
+    INSERT INTO outcomes (job_id, series, state, code, message)
+    SELECT job_id, series, 'cancelled', 'cancelled', 'cancelled before it was settled' FROM found
+    ON CONFLICT DO NOTHING RETURNING job_id
+), counted AS (
+    UPDATE chunks c SET cancelled = c.cancelled + 1,
+        state = CASE WHEN c.state = 'queued' AND c.succeeded + c.failed + c.cancelled + c.expired + 1 >= c.rows
+                     THEN 'done' ELSE c.state END,
+        finished_at = CASE WHEN c.state = 'queued' AND c.succeeded + c.failed + c.cancelled + c.expired + 1 >= c.rows
+                           THEN now() END
+    FROM stored JOIN found USING (job_id) WHERE c.first_job_id = found.first_job_id
+)
+SELECT (SELECT count(*) FROM found) AS found, (SELECT count(*) FROM stored) AS stored
+"""
+
+
+async def cancel(database: Database, job_id: JobId) -> bool | None:
+    """Settle a job as cancelled unless it has an outcome already.
+
+    Returns:
+        Whether this cancelled it; None if there is no such job.
+    """
+    async with database.connection() as connection:
+        row = await (await connection.execute(_CANCEL, (job_id,))).fetchone()
+        assert row is not None
+        return bool(row["stored"]) if row["found"] else None
+
+
+__all__ = ["FailedTry", "NextState", "RunReport", "SettledRow", "cancel", "settle"]

@@ -1,0 +1,107 @@
+"""Recorded calls: what `yyc3 calls analyze` reads and writes, one JSON object a line."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from schemas.errors import ErrorCode
+from schemas.results import SentimentLabel
+
+
+class Speaker(StrEnum):
+    """Who speaks in a call."""
+
+    CUSTOMER = "customer"
+    AGENT = "agent"
+
+
+class Language(StrEnum):
+    """The languages that prompts are written in."""
+
+    CHINESE = "zh"
+    ENGLISH = "en"
+
+
+TurnText = Annotated[str, StringConstraints(min_length=1, max_length=8_000)]
+
+
+class Turn(BaseModel):
+    """One thing one speaker said. `start_seconds` and `end_seconds` count from the start of the call."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    speaker: Speaker
+    text: TurnText
+    start_seconds: float | None = Field(default=None, ge=0)
+    end_seconds: float | None = Field(default=None, ge=0)
+
+
+class Call(BaseModel):
+    """A call as it stands in an input file. Unknown fields are ignored: exports carry many."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    call_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    language: Language | None = None
+    started_at: datetime | None = None
+    agent: Annotated[str, StringConstraints(max_length=200)] | None = None
+    team: Annotated[str, StringConstraints(max_length=200)] | None = None
+    turns: tuple[Turn, ...] = Field(min_length=1, max_length=1_000)
+
+
+class IntentReading(BaseModel):
+    """The intent of a call; `confidence` is the label's probability, null where the engine gave none."""
+
+    label: str
+    confidence: float | None
+
+
+class SentimentReading(BaseModel):
+    """A sentiment; `score` in [-1, 1] is P(positive) - P(negative)."""
+
+    label: SentimentLabel
+    score: float
+    confidence: float | None
+
+
+class TurnReading(BaseModel):
+    """What was found for one customer turn; `index` counts all turns of the call from 0."""
+
+    index: int
+    sentiment: SentimentReading
+
+
+class CallProblem(BaseModel):
+    """A job of this call that has no result; `turn_index` is null for a job about the whole call."""
+
+    code: ErrorCode
+    message: str
+    turn_index: int | None
+
+
+class CallReport(BaseModel):
+    """One output line: everything found in one call."""
+
+    call_id: str
+    intents: list[IntentReading]
+    sentiment: SentimentReading | None
+    turns: list[TurnReading]
+    models: dict[str, str]
+    templates: dict[str, str]
+    simulated: bool
+    errors: list[CallProblem]
+
+
+__all__ = [
+    "Call",
+    "CallProblem",
+    "CallReport",
+    "IntentReading",
+    "Language",
+    "SentimentReading",
+    "Speaker",
+    "Turn",
+    "TurnReading",
+]

@@ -1,0 +1,239 @@
+"""Every way a job or a call of ours can fail: one tree, one code each.
+
+    PipelineError(code, retryable, facts as fields)
+      ConfigurationError  UnknownModel InvalidSetting
+      SubmissionError     InvalidJob DuplicateJob InvalidCall
+      BrokerError         BrokerUnavailable UndecodableMessage
+      StoreError          StoreUnavailable JobNotFound
+      EngineError         EngineUnavailable EngineOverloaded EngineTimeout EngineFailed
+                          RequestRejected PromptTooLong InvalidOutput
+      ResultTimeout
+
+A message is one sentence that names the thing and the way out. It never repeats a caller's words.
+"""
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+
+class ErrorCode(StrEnum):
+    """What stands in `outcomes.code` and in every refusal. The comment says what it means."""
+
+    UNKNOWN_MODEL = "unknown_model"  # no entry of that name in models.toml, or it cannot do this kind
+    INVALID_SETTING = "invalid_setting"  # an environment variable or a file of ours says something impossible
+    INVALID_JOB = "invalid_job"  # refused at submit; the message names the field
+    DUPLICATE_JOB = "duplicate_job"  # this idempotency key was used for another job
+    INVALID_CALL = "invalid_call"  # a line of a call file that is no call
+    BROKER_UNAVAILABLE = "broker_unavailable"  # Redis cannot be reached
+    UNDECODABLE_MESSAGE = "undecodable_message"  # a queue message that is not ours
+    STORE_UNAVAILABLE = "store_unavailable"  # Postgres cannot be reached
+    JOB_NOT_FOUND = "job_not_found"  # no job of that id
+    ENGINE_UNAVAILABLE = "engine_unavailable"  # nobody answers at the endpoint
+    ENGINE_OVERLOADED = "engine_overloaded"  # the engine refuses more work for now (503, 429)
+    ENGINE_TIMEOUT = "engine_timeout"  # no answer within the time limit
+    ENGINE_FAILED = "engine_failed"  # the engine broke while it worked (5xx, connection cut)
+    REQUEST_REJECTED = "request_rejected"  # the engine will not do this request (4xx), now or later
+    PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the model's context
+    INVALID_OUTPUT = "invalid_output"  # an answer outside what was asked for, empty, cut off or aborted
+    WORKER_LOST = "worker_lost"  # the workers that took this job died, time after time
+    DEADLINE_PASSED = "deadline_passed"  # the job's own deadline came first
+    CANCELLED = "cancelled"  # somebody cancelled it
+    RESULT_TIMEOUT = "result_timeout"  # the caller stopped waiting; the job goes on
+
+
+class PipelineError(Exception):
+    """Root of all our errors.
+
+    Attributes:
+        code: stable, for programs.
+        retryable: whether the same call may succeed later.
+        facts: what a program may want to know (ids, field, line), never a caller's words.
+    """
+
+    code: ClassVar[ErrorCode]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+
+class ConfigurationError(PipelineError):
+    """Something on this side is set up wrong."""
+
+
+class UnknownModel(ConfigurationError):
+    """No such model, or one that cannot do this kind of job."""
+
+    code = ErrorCode.UNKNOWN_MODEL
+
+
+class InvalidSetting(ConfigurationError):
+    """An environment variable, `.env` or models.toml says something impossible."""
+
+    code = ErrorCode.INVALID_SETTING
+
+
+class SubmissionError(PipelineError):
+    """The caller's input is refused; nothing was stored."""
+
+
+class InvalidJob(SubmissionError):
+    """A field of a job is wrong; the message names it."""
+
+    code = ErrorCode.INVALID_JOB
+
+
+class DuplicateJob(SubmissionError):
+    """The idempotency key belongs to a different job."""
+
+    code = ErrorCode.DUPLICATE_JOB
+
+
+class InvalidCall(SubmissionError):
+    """A line of a call file is not a call; the message names file and line."""
+
+    code = ErrorCode.INVALID_CALL
+
+
+class BrokerError(PipelineError):
+    """Trouble with the message broker. No job is lost by it: jobs are rows."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker cannot be reached."""
+
+    code = ErrorCode.BROKER_UNAVAILABLE
+    retryable = True
+
+
+class UndecodableMessage(BrokerError):
+    """A message in one of our queues that we did not write."""
+
+    code = ErrorCode.UNDECODABLE_MESSAGE
+
+
+class StoreError(PipelineError):
+    """Trouble with the database."""
+
+
+class StoreUnavailable(StoreError):
+    """No database; nothing is known to be written, call again."""
+
+    code = ErrorCode.STORE_UNAVAILABLE
+    retryable = True
+
+
+class JobNotFound(StoreError):
+    """No job of that id."""
+
+    code = ErrorCode.JOB_NOT_FOUND
+
+
+class EngineError(PipelineError):
+    """One try at an engine failed.
+
+    `counts` says whether the job used up a try: an engine that is away or full is not the job's fault.
+    """
+
+    counts: ClassVar[bool] = True
+
+
+class EngineUnavailable(EngineError):
+    """Nobody answers there."""
+
+    code = ErrorCode.ENGINE_UNAVAILABLE
+    retryable = True
+    counts = False
+
+
+class EngineOverloaded(EngineError):
+    """The engine refuses more work for now."""
+
+    code = ErrorCode.ENGINE_OVERLOADED
+    retryable = True
+    counts = False
+
+
+class EngineTimeout(EngineError):
+    """No answer within the time limit."""
+
+    code = ErrorCode.ENGINE_TIMEOUT
+    retryable = True
+
+
+class EngineFailed(EngineError):
+    """The engine broke while it worked."""
+
+    code = ErrorCode.ENGINE_FAILED
+    retryable = True
+
+
+class RequestRejected(EngineError):
+    """The engine will not do this request, now or later."""
+
+    code = ErrorCode.REQUEST_REJECTED
+
+
+class PromptTooLong(RequestRejected):
+    """More tokens than the model's context."""
+
+    code = ErrorCode.PROMPT_TOO_LONG
+
+
+class InvalidOutput(EngineError):
+    """The engine answered, but not what was asked for."""
+
+    code = ErrorCode.INVALID_OUTPUT
+    retryable = True
+
+
+class ResultTimeout(PipelineError):
+    """The caller stopped waiting. The job goes on, and its result can be asked for later."""
+
+    code = ErrorCode.RESULT_TIMEOUT
+    retryable = True
+
+
+def explain(error: ValidationError) -> str:
+    """The first complaint of a validation as one clause, `field: reason`, without the value that was given."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    # Discriminated unions put the tag ("intent") in front of the field; a person knows which kind they sent.
+    parts = [str(part) for part in first["loc"]]
+    if len(parts) > 1 and parts[0] in {"intent", "sentiment", "chat"}:
+        parts = parts[1:]
+    reason = first["msg"].removeprefix("Value error, ")
+    field = ".".join(parts)
+    return f"{field}: {reason}" if field else reason
+
+
+__all__ = [
+    "BrokerError",
+    "BrokerUnavailable",
+    "ConfigurationError",
+    "DuplicateJob",
+    "EngineError",
+    "EngineFailed",
+    "EngineOverloaded",
+    "EngineTimeout",
+    "EngineUnavailable",
+    "ErrorCode",
+    "InvalidCall",
+    "InvalidJob",
+    "InvalidOutput",
+    "InvalidSetting",
+    "JobNotFound",
+    "PipelineError",
+    "PromptTooLong",
+    "RequestRejected",
+    "ResultTimeout",
+    "StoreError",
+    "StoreUnavailable",
+    "SubmissionError",
+    "UndecodableMessage",
+    "UnknownModel",
+    "explain",
+]

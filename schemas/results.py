@@ -1,0 +1,122 @@
+"""What a job came to: a result type for every kind, and the outcome around it."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import ErrorCode
+from schemas.ids import JobId
+from schemas.timings import Timings, Usage
+
+
+class JobState(StrEnum):
+    """Where a job is. The last four never change again."""
+
+    QUEUED = "queued"  # stored, waiting for a worker or for its next try
+    RUNNING = "running"  # a worker holds its chunk
+    SUCCEEDED = "succeeded"  # has a result
+    FAILED = "failed"  # a dead letter: has a code, needs a person
+    CANCELLED = "cancelled"  # somebody cancelled it
+    EXPIRED = "expired"  # its deadline came first
+
+
+class SentimentLabel(StrEnum):
+    """The three sentiments."""
+
+    POSITIVE = "positive"
+    NEUTRAL = "neutral"
+    NEGATIVE = "negative"
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    truncated: bool = Field(default=False, description="the dialogue was longer than the model reads, its middle was left out")
+
+
+class IntentResult(_Result):
+    """The caller's label that fits best.
+
+    `confidence` is its probability among the labels and `probabilities` the whole distribution; both are null where the
+    engine gave no token probabilities.
+    """
+
+    kind: Literal["intent"] = "intent"
+    label: str
+    confidence: float | None = None
+    probabilities: dict[str, float] | None = None
+
+
+class SentimentResult(_Result):
+    """Positive, neutral or negative; `score` in [-1, 1] is P(positive) - P(negative), or -1, 0, 1 without probabilities."""
+
+    kind: Literal["sentiment"] = "sentiment"
+    label: SentimentLabel
+    score: float
+    confidence: float | None = None
+    probabilities: dict[str, float] | None = None
+
+
+class ChatResult(_Result):
+    """The reply. `finish_reason` is `stop`, or `length` where `max_tokens` cut it."""
+
+    kind: Literal["chat"] = "chat"
+    text: str
+    finish_reason: Literal["stop", "length"]
+
+
+Result = Annotated[IntentResult | SentimentResult | ChatResult, Field(discriminator="kind")]
+
+
+class JobError(BaseModel):
+    """Why a job has no result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: ErrorCode
+    message: str
+
+
+class Outcome(BaseModel):
+    """Everything known about a job. Until it is settled only `state` says something.
+
+    Attributes:
+        tries: engine attempts that failed and counted.
+        engine_version: what the endpoint's /version said.
+        template_hash: which prompt template asked; the same hash means the same words around the caller's.
+        simulated: true where a simulator answered, for ever.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: JobId
+    kind: str
+    state: JobState
+    result: Result | None = None
+    error: JobError | None = None
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+    tries: int = 0
+    model: str | None = None
+    endpoint: str | None = None
+    engine_version: str | None = None
+    template_hash: str | None = None
+    simulated: bool = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether this will never change again."""
+        return self.state not in {JobState.QUEUED, JobState.RUNNING}
+
+
+__all__ = [
+    "ChatResult",
+    "IntentResult",
+    "JobError",
+    "JobState",
+    "Outcome",
+    "Result",
+    "SentimentLabel",
+    "SentimentResult",
+]
