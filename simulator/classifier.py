@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from math import exp
+from operator import add
+from random import Random
 from zlib import crc32
 
 from simulator.lexicon import BY_NAME, concept_called, concept_mentioned
@@ -20,6 +22,8 @@ _AGENTS = frozenset(("agent", "assistant", "坐席", "客服"))
 _AGENT_WEIGHT = 0.25
 _SHARPNESS = 1.7
 _FALLBACK_SCORE = 1.5
+_ENOUGH = 6.0
+_NOISES = 251
 _NOISE = 0.5
 _STRONG = 2.5
 _OWN_WORD = 0.7
@@ -85,14 +89,16 @@ Hit = tuple[str | None, int, float]
 class OptionScorer:
     """All that is known about one set of options, in one index.
 
-    The index maps an English word, or the first two characters of a Chinese one, to (whole phrase or None, option, weight).
-    A text is scored with one look-up per word, whatever the number of options.
+    The index maps an English word, or the first two characters of a Chinese one, to (whole phrase or None, option,
+    weight). A text is scored with one look-up per word, whatever the number of options.
     """
 
     def __init__(self, options: Sequence[str], descriptions: Sequence[str]) -> None:
         self._size = len(options)
         self._index: dict[str, list[Hit]] = {}
         self._fallback: int | None = None
+        random = Random(0)
+        self._noise = [[exp(random.uniform(0, _NOISE)) for _ in options] for _ in range(_NOISES)]
         concepts = [_concept_of(option, text) for option, text in zip(options, descriptions, strict=True)]
         for wanted in ("information", "neutral", "other"):
             if wanted in concepts:
@@ -104,41 +110,46 @@ class OptionScorer:
     def probabilities(self, text: str, seed: int) -> list[float]:
         """How likely each option is, adding up to 1; the same text and seed always give the same numbers."""
         scores = self._scores(text)
-        if self._fallback is not None and max(scores) < 1.0:
+        highest = max(scores)
+        if highest < 1.0 and self._fallback is not None:
             scores[self._fallback] += _FALLBACK_SCORE
-        noise = crc32(text.encode("utf-8", "surrogatepass"), seed & 0xFFFFFFFF)
-        weights = []
-        for score in scores:
-            noise = (noise * 1103515245 + 12345) & 0xFFFFFFFF
-            weights.append(math.exp(min(score, 6.0) * _SHARPNESS + _NOISE * noise / 0x100000000))
-        total = sum(weights)
-        return [weight / total for weight in weights]
+        elif highest > _ENOUGH:
+            scores = [min(score, _ENOUGH) for score in scores]
+        noise = self._noise[crc32(text.encode("utf-8", "surrogatepass"), seed & 0xFFFFFFFF) % _NOISES]
+        weights = [exp(score * _SHARPNESS) * factor for score, factor in zip(scores, noise, strict=True)]
+        share = 1.0 / sum(weights)
+        return [weight * share for weight in weights]
 
     def _scores(self, text: str) -> list[float]:
         scores = [0.0] * self._size
+        text = text.lower()
         turns = list(_TURN.finditer(text)) if ":" in text or "：" in text else []
         if not turns:
-            self._count(text.lower(), 1.0, scores)
+            self._count(text, 1.0, scores)
             return scores
-        self._count(text[: turns[0].start()].lower(), 1.0, scores)
         ends = [turn.start() for turn in turns[1:]] + [len(text)]
+        said: tuple[list[str], list[str]] = ([text[: turns[0].start()]], [])
         for turn, end in zip(turns, ends, strict=True):
-            weight = _AGENT_WEIGHT if turn.group(1).lower() in _AGENTS else 1.0
-            self._count(text[turn.end() : end].lower(), weight, scores)
+            said[turn.group(1) in _AGENTS].append(text[turn.end() : end])
+        self._count("\n".join(said[0]), 1.0, scores)
+        if said[1]:
+            self._count("\n".join(said[1]), _AGENT_WEIGHT, scores)
         return scores
 
     def _count(self, text: str, weight: float, scores: list[float]) -> None:
+        """Add the points of every known word that occurs; a word said twice counts once."""
         index = self._index
-        for word in _WORD.findall(text):
-            if word[0] < "\x80":
-                hits = index.get(word)
-                if hits:
-                    _award(hits, text, weight, scores)
-                continue
-            for place in range(len(word) - 1):
-                hits = index.get(word[place : place + 2])
-                if hits:
-                    _award(hits, word[place:], weight, scores)
+        words = _WORD.findall(text)
+        found = index.keys() & words
+        if not text.isascii():
+            for word in words:
+                if word[0] > "\x7f":
+                    found |= index.keys() & map(add, word, word[1:])
+        # Sorted: sums of floats depend on their order, and a set's changes from run to run.
+        for key in sorted(found) if len(found) > 1 else found:
+            for phrase, option, points in index[key]:
+                if phrase is None or phrase in text:
+                    scores[option] += points * weight
 
     def _add_concept(self, number: int, name: str | None) -> None:
         if name is None:
@@ -148,7 +159,7 @@ class OptionScorer:
         for phrase, weight in weights.items():
             self._add(phrase, number, weight)
         if name == "positive":
-            # "不满意" contains "满意": what is negative takes back what it seems to praise.
+            # "不满意" contains "满意": what is negative takes back the praise it seems to hold.
             for phrase in BY_NAME["negative"].strong:
                 self._add(phrase, number, -1.5)
 
@@ -174,12 +185,6 @@ class OptionScorer:
             hits = self._index.setdefault(phrase + ending, [])
             if not any(hit[0] is None and hit[1] == number for hit in hits):
                 hits.append((None, number, weight))
-
-
-def _award(hits: list[Hit], text: str, weight: float, scores: list[float]) -> None:
-    for phrase, option, points in hits:
-        if phrase is None or (phrase in text if phrase[0] < "\x80" else text.startswith(phrase)):
-            scores[option] += points * weight
 
 
 def _concept_of(option: str, description: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 from simulator.engine import Delivery, Engine, Generation
 
@@ -14,8 +15,8 @@ _CATCH_UP_SECONDS = 0.05
 class Clockwork:
     """Steps the engine while there is work, no faster than the cost model says.
 
-    It keeps a virtual clock: steps far shorter than a timer's resolution (`--speed 1000`) run back to back until they are
-    more than a millisecond ahead of real time, and a late wake-up is made good by the next steps.
+    It keeps a virtual clock: steps far shorter than a timer's resolution (`--speed 1000`) run back to back until they
+    are more than a millisecond ahead of real time, and a late wake-up is made good by the next steps.
     """
 
     def __init__(self, engine: Engine, on_delivery: Callable[[Delivery, float], None]) -> None:
@@ -38,20 +39,20 @@ class Clockwork:
 
     def submit(self, generation: Generation) -> None:
         """Queue a generation and wake the engine; raises what `Engine.submit` raises."""
-        self._engine.submit(generation, asyncio.get_running_loop().time())
+        self._engine.submit(generation, monotonic())
         self._work.set()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+        # Not loop.time(): uvloop's moves in whole milliseconds.
         engine = self._engine
-        clock = loop.time()
+        clock = monotonic()
         while True:
             if engine.idle:
                 self._work.clear()
                 await self._work.wait()
-                clock = max(clock, loop.time())
-            clock = max(clock, loop.time() - _CATCH_UP_SECONDS) + engine.plan_step()
-            ahead = clock - loop.time()
+                clock = max(clock, monotonic())
+            clock = max(clock, monotonic() - _CATCH_UP_SECONDS) + engine.plan_step()
+            ahead = clock - monotonic()
             await asyncio.sleep(ahead if ahead > _SLEEP_FROM_SECONDS else 0)
-            now = loop.time()
+            now = monotonic()
             self._on_delivery(engine.finish_step(now), now)

@@ -93,8 +93,8 @@ def prompt_of_messages(messages: Any, place: str, takes_images: str | None, salt
 def _opening(instructions: str | None, salt: str | None) -> tuple[list[str], list[int], list[str]]:
     """The begin token and the system message: tokens of full blocks, their keys, and the tokens left over.
 
-    Callers send the same system message with every row, so this is most of a prompt and is worked out once. The lists are
-    shared: read only.
+    Callers send the same system message with every row, so this is most of a prompt and is worked out once. The lists
+    are shared: read only.
     """
     tokens = [BEGIN]
     if instructions is not None:

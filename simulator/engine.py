@@ -1,8 +1,8 @@
 """Continuous batching: seats, a waiting queue, chunked prefill, and what one step costs.
 
-No clock and no event loop in here: `plan_step` says how long the next step takes, the caller waits, `finish_step` delivers.
-Decoding costs nothing per token: how many tokens an answer has is known when it starts, so the engine only keeps the step in
-which each generation ends.
+No clock and no event loop in here: `plan_step` says how long the next step takes, the caller waits, `finish_step`
+delivers. Decoding costs nothing per token: how many tokens an answer has is known when it starts, so the engine only
+keeps the step in which each generation ends.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Phase(Enum):
 class EngineLimits:
     """Size and speed of the engine that is simulated.
 
-    The defaults come from the memory bandwidth and the FLOP/s of an L40 for a model of 6B parameters in 16 bit: reading the
-    weights once takes about 15 ms, a prefilled token about 0.1 ms, and a running sequence adds its share of the KV cache.
+    The defaults come from the memory bandwidth and the FLOP/s of an L40 for a model of 6B parameters in 16 bit: reading
+    the weights once takes about 15 ms, a prefilled token about 0.1 ms, and a running sequence adds its part of the KV
+    cache.
     """
 
     seats: int = 256
@@ -54,8 +55,8 @@ class EngineLimits:
 class Generation:
     """One sequence: a prompt and the number of tokens to write after it.
 
-    `on_done` is called once, when it is finished or was cut off by a shutdown; never after `abort`. `on_token` is called
-    after every step in which it wrote a token, with the count so far.
+    `on_done` is called once, when it is finished or was cut off by a shutdown; never after `abort`. `on_token` is
+    called after every step in which it wrote a token, with the count so far.
     """
 
     prompt_tokens: int
@@ -73,7 +74,7 @@ class Generation:
     first_step: int = 0
 
 
-class QueueFull(Exception):
+class QueueFull(Exception):  # noqa: N818 - a condition, not a defect
     """More unfinished generations than `max_unfinished` allows."""
 
 

@@ -13,7 +13,7 @@ class SimulatorError(Exception):
     """A sentence for the person who started the simulator; it names the thing and the way out."""
 
 
-class RequestRejected(Exception):
+class RequestRejected(Exception):  # noqa: N818 - says what happened to the request
     """A request that gets an error body instead of an answer.
 
     Attributes:

@@ -68,7 +68,7 @@ class ValueWriter:
         self._sentence = sentence
 
     def value(self) -> Any:
-        """A value the root schema accepts; raises RequestRejected where the schema asks for more than the simulator can."""
+        """A value the root schema accepts; raises RequestRejected where that is more than the simulator can."""
         return self._any(self._root, "", 0)
 
     def _any(self, schema: Schema, name: str, depth: int) -> Any:

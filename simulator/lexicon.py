@@ -47,8 +47,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "billing",
         _cut("billing|bill|invoice|payment|payments|charge|fee|账单|计费|费用|扣费|付款|支付|缴费|话费|发票"),
         _cut(
-            "bill|invoice|charge|payment|fee|price|paid|pay|cost|overcharge|credit card|账单|扣费|扣款|费用|发票|话费|"
-            "缴费|付款|支付|收费|欠费|充值|多少钱|扣了|信用卡"
+            "bill|invoice|charge|payment|fee|price|paid|pay|cost|overcharge|credit card|账单|扣费|扣款|费用|"
+            "发票|话费|缴费|付款|支付|收费|欠费|充值|多少钱|扣了|信用卡"
         ),
         _cut("charged twice|double charge|billed twice|overcharged|invoice|多扣|乱扣费|重复扣|扣费|账单|发票"),
     ),
@@ -56,8 +56,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "delivery",
         _cut("delivery|logistics|shipping|shipment|物流|快递|配送|发货|送货"),
         _cut(
-            "deliver|delivery|ship|shipping|parcel|package|courier|tracking|arrive|arrived|warehouse|快递|物流|配送|发货|"
-            "送货|包裹|送到|签收|没收到|还没到|单号|运费|派送"
+            "deliver|delivery|ship|shipping|parcel|package|courier|tracking|arrive|arrived|warehouse|快递|物流|"
+            "配送|发货|送货|包裹|送到|签收|没收到|还没到|单号|运费|派送"
         ),
         _cut("where is my order|where is my package|not arrived|tracking number|物流|快递|发货|包裹|派送"),
     ),
@@ -67,31 +67,33 @@ CONCEPTS: tuple[Concept, ...] = (
             "fault|technical|technical support|bug|malfunction|repair|troubleshooting|故障|技术|报修|维修|技术支持|网络"
         ),
         _cut(
-            "broken|error|crash|crashes|fail|failed|bug|slow|internet|router|wifi|screen|freeze|frozen|update|offline|"
-            "connection|signal|device|app|坏了|故障|报错|打不开|死机|卡顿|断网|信号|维修|闪退|网络|连不上|黑屏|没反应|网速|上不了网|"
-            "不能用|用不了|宽带|路由器"
+            "broken|error|crash|crashes|fail|failed|bug|slow|internet|router|wifi|screen|freeze|frozen|update|"
+            "offline|connection|signal|device|app|坏了|故障|报错|打不开|死机|卡顿|断网|信号|维修|闪退|网络|"
+            "连不上|黑屏|没反应|网速|上不了网|不能用|用不了|宽带|路由器"
         ),
         _cut(
-            "not working|does not work|doesn't work|stopped working|won't turn on|故障|坏了|闪退|断网|死机|连不上|打不开|报修"
+            "not working|does not work|doesn't work|stopped working|won't turn on|故障|坏了|闪退|断网|死机|"
+            "连不上|打不开|报修"
         ),
     ),
     Concept(
         "account",
         _cut("account|login|password|profile|账户|账号|帐号|登录|密码|实名"),
         _cut(
-            "account|password|login|log in|sign in|username|verification code|locked|profile|email address|phone number|"
-            "账户|账号|帐号|密码|登录|登陆|验证码|实名|绑定|解锁|手机号|用户名"
+            "account|password|login|log in|sign in|username|verification code|locked|profile|email address|"
+            "phone number|账户|账号|帐号|密码|登录|登陆|验证码|实名|绑定|解锁|手机号|用户名"
         ),
         _cut(
-            "reset my password|forgot my password|cannot log in|can't log in|locked out|忘记密码|登录不|密码|账号被|改密码"
+            "reset my password|forgot my password|cannot log in|can't log in|locked out|忘记密码|登录不|密码|"
+            "账号被|改密码"
         ),
     ),
     Concept(
         "complaint",
         _cut("complaint|complain|grievance|投诉|抱怨|申诉"),
         _cut(
-            "complain|complaint|unacceptable|rude|attitude|terrible|worst|disappointed|manager|sue|lawyer|投诉|态度|差评|"
-            "举报|太差|恶劣|不像话|骗子|欺骗|消费者协会|12315|工信部|欺诈|敷衍"
+            "complain|complaint|unacceptable|rude|attitude|terrible|worst|disappointed|manager|sue|lawyer|投诉|"
+            "态度|差评|举报|太差|恶劣|不像话|骗子|欺骗|消费者协会|12315|工信部|欺诈|敷衍"
         ),
         _cut("file a complaint|make a complaint|complain|complaint|投诉|举报|申诉|12315"),
     ),
@@ -100,15 +102,16 @@ CONCEPTS: tuple[Concept, ...] = (
         _cut("human|human agent|agent|operator|transfer|escalation|人工|转人工|人工客服|坐席"),
         _cut("operator|representative|supervisor|real person|human|transfer me|人工|转接|真人|主管|坐席"),
         _cut(
-            "real person|human agent|speak to someone|talk to a human|talk to someone|a human|转人工|人工客服|人工服务|真人"
+            "real person|human agent|speak to someone|talk to a human|talk to someone|a human|转人工|人工客服|"
+            "人工服务|真人"
         ),
     ),
     Concept(
         "booking",
         _cut("booking|appointment|schedule|scheduling|reservation|预约|预订|预定|改期|安排"),
         _cut(
-            "book|booking|appointment|schedule|reschedule|reserve|reservation|tomorrow|calendar|slot|预约|预订|预定|改期|"
-            "改约|订位|订房|上门|挂号|时间段|档期"
+            "book|booking|appointment|schedule|reschedule|reserve|reservation|tomorrow|calendar|slot|预约|预订|"
+            "预定|改期|改约|订位|订房|上门|挂号|时间段|档期"
         ),
         _cut("make an appointment|book a|reschedule|reservation|预约|预订|改期|改约"),
     ),
@@ -116,8 +119,8 @@ CONCEPTS: tuple[Concept, ...] = (
         "information",
         _cut("information|inquiry|enquiry|question|info|consultation|咨询|询问|查询|问询|了解"),
         _cut(
-            "how do|how can|what is|what are|which|opening hours|do you|tell me|information|wondering|plan|plans|请问|咨询|"
-            "想了解|想问|怎么办理|如何|有没有|查询|营业时间|套餐|介绍|哪些|多少"
+            "how do|how can|what is|what are|which|opening hours|do you|tell me|information|wondering|plan|"
+            "plans|请问|咨询|想了解|想问|怎么办理|如何|有没有|查询|营业时间|套餐|介绍|哪些|多少"
         ),
         _cut("opening hours|more information|i would like to know|想咨询|营业时间|想了解"),
     ),
@@ -125,8 +128,9 @@ CONCEPTS: tuple[Concept, ...] = (
         "positive",
         _cut("positive|good|praise|satisfied|happy|正面|积极|满意|好评|正向|表扬"),
         _cut(
-            "thank|thanks|great|good|excellent|perfect|love|happy|helpful|awesome|wonderful|amazing|satisfied|appreciate|"
-            "friendly|fast|nice|谢谢|感谢|满意|很好|不错|太好了|太棒|喜欢|开心|高兴|专业|耐心|贴心|顺利|解决了|好评|点赞|给力|真棒|很快"
+            "thank|thanks|great|good|excellent|perfect|love|happy|helpful|awesome|wonderful|amazing|satisfied|"
+            "appreciate|friendly|fast|nice|谢谢|感谢|满意|很好|不错|太好了|太棒|喜欢|开心|高兴|专业|耐心|贴心|"
+            "顺利|解决了|好评|点赞|给力|真棒|很快"
         ),
         _cut("thank you so much|very happy|very satisfied|well done|excellent|非常满意|太感谢|非常感谢|五星好评|太棒"),
     ),
@@ -134,13 +138,13 @@ CONCEPTS: tuple[Concept, ...] = (
         "negative",
         _cut("negative|bad|dissatisfied|unhappy|angry|负面|消极|不满|差评|负向|不满意"),
         _cut(
-            "bad|terrible|awful|angry|worst|disappointed|useless|horrible|hate|rude|unacceptable|frustrated|annoyed|annoying|"
-            "broken|ridiculous|waste|slow|never|again|unhappy|poor|差劲|太差|很差|生气|失望|糟糕|垃圾|投诉|愤怒|骗|难用|恶劣|烦|坑人|"
-            "没人管|拖了|气死|不行|不好|无语|敷衍|受不了|坏了"
+            "bad|terrible|awful|angry|worst|disappointed|useless|horrible|hate|rude|unacceptable|frustrated|"
+            "annoyed|annoying|broken|ridiculous|waste|slow|never|again|unhappy|poor|差劲|太差|很差|生气|失望|"
+            "糟糕|垃圾|投诉|愤怒|骗|难用|恶劣|烦|坑人|没人管|拖了|气死|不行|不好|无语|敷衍|受不了|坏了"
         ),
         _cut(
-            "not happy|not satisfied|not good|not helpful|never again|fed up|terrible|worst|不满意|不高兴|不开心|不喜欢|不专业|"
-            "非常不满|太差|失望|气死|忍无可忍|不耐烦"
+            "not happy|not satisfied|not good|not helpful|never again|fed up|terrible|worst|不满意|不高兴|"
+            "不开心|不喜欢|不专业|非常不满|太差|失望|气死|忍无可忍|不耐烦"
         ),
     ),
     Concept("neutral", _cut("neutral|ok|average|mixed|中性|一般|中立|客观")),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
+from math import log
+from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
-from simulator.answers import Plan
+from simulator.answers import Paths, Plan
 from simulator.tokens import END, Tokenizer
 
 Ranked = list[tuple[str, float]]
 
+_value = itemgetter(1)
+
 _MASKED = -9999.0
+_TINY = 1e-300
 _LABEL_MASS = 0.9
 _FILLERS = (
     "The",
@@ -43,13 +47,16 @@ def positions(
 ) -> list[tuple[float, Ranked]]:
     """For each token at these places: its logprob, and `top` tokens with theirs.
 
-    The written token comes first, whether or not it is among the likeliest; with `logprob_token_ids` exactly those tokens
-    follow it.
+    The written token comes first, whether or not it is among the likeliest; with `logprob_token_ids` exactly those
+    tokens follow it.
     """
     found = []
     for place in places:
         token = plan.tokens[place]
         ranked = _at(plan, place, max(top, 1))
+        if ranked[0][0] == token and wanted_ids is None:
+            found.append((ranked[0][1], ranked[:top]))
+            continue
         own = next((value for name, value in ranked if name == token), _MASKED)
         if wanted_ids is not None:
             values = dict(ranked)
@@ -96,15 +103,18 @@ def _at(plan: Plan, place: int, top: int) -> Ranked:
     shares = _shares(plan, place)
     if not plan.masked:
         return _raw(shares)
-    ranked = [(token, math.log(share) if share > 0 else _MASKED) for token, share in shares.items()]
-    ranked.sort(key=_by_value)
+    ranked = [(token, log(share or _TINY)) for token, share in shares.items()]
+    ranked.sort(key=_value, reverse=True)
     if len(ranked) < top:
         ranked += [pair for pair in _PADDING if pair[0] not in shares][: top - len(ranked)]
     return ranked
 
 
-def _by_value(pair: tuple[str, float]) -> float:
-    return -pair[1]
+@lru_cache(maxsize=512)
+def _first_tokens(paths: Paths) -> tuple[str, ...] | None:
+    """The first token of each option; None where two options share one."""
+    firsts = tuple(path[0] for path in paths)
+    return firsts if len(set(firsts)) == len(firsts) else None
 
 
 def _shares(plan: Plan, place: int) -> dict[str, float]:
@@ -112,6 +122,9 @@ def _shares(plan: Plan, place: int) -> dict[str, float]:
     paths = plan.paths or ()
     shares: dict[str, float] = {}
     if place == 0 or not plan.masked:
+        firsts = _first_tokens(paths)
+        if firsts is not None:
+            return dict(zip(firsts, plan.weights, strict=True))
         for path, weight in zip(paths, plan.weights, strict=True):
             shares[path[0]] = shares.get(path[0], 0.0) + weight
         return shares
@@ -125,23 +138,23 @@ def _shares(plan: Plan, place: int) -> dict[str, float]:
 
 def _raw(shares: dict[str, float]) -> Ranked:
     """Labels share nine tenths of the mass, what a model says instead of a label has the rest."""
-    ranked = [(token, math.log(_LABEL_MASS * share + 1e-9)) for token, share in shares.items()]
+    ranked = [(token, log(_LABEL_MASS * share + 1e-9)) for token, share in shares.items()]
     rest = 1.0 - _LABEL_MASS
     for filler in _FILLERS:
         rest *= 0.5
         if filler not in shares:
-            ranked.append((filler, math.log(rest)))
-    ranked.sort(key=_by_value)
+            ranked.append((filler, log(rest)))
+    ranked.sort(key=_value, reverse=True)
     return ranked
 
 
 def _free(token: str, place: int) -> Ranked:
     own = 0.35 + 0.6 * (crc32(token.encode("utf-8", "surrogatepass"), place) % 1000) / 1000
-    ranked = [(token, math.log(own))]
+    ranked = [(token, log(own))]
     rest = 1.0 - own
     for filler in _FILLERS:
         rest *= 0.5
         if filler != token:
-            ranked.append((filler, math.log(rest)))
-    ranked.sort(key=_by_value)
+            ranked.append((filler, log(rest)))
+    ranked.sort(key=_value, reverse=True)
     return ranked

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from simulator.engine import Delivery, Engine
 
 _FIRST_TOKEN_BOUNDS = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
-    640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
 )  # fmt: skip
 _LATENCY_BOUNDS = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
-    7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
 )  # fmt: skip
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 
@@ -34,14 +34,15 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def lines(self, labels: str) -> Iterator[str]:
-        """The text of this histogram; `labels` without braces."""
+    def lines(self, model: str) -> Iterator[str]:
+        """The text of this histogram, labels in vLLM's order."""
+        labels = f'engine="0",model_name="{model}"'
         yield f"# HELP {self._name} {self._description}"
         yield f"# TYPE {self._name} histogram"
         running = 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             running += count
-            yield f'{self._name}_bucket{{{labels},le="{bound}"}} {float(running)}'
+            yield f'{self._name}_bucket{{engine="0",le="{bound}",model_name="{model}"}} {float(running)}'
         yield f"{self._name}_count{{{labels}}} {float(running)}"
         yield f"{self._name}_sum{{{labels}}} {self._sum}"
 
@@ -50,7 +51,8 @@ class Metrics:
     """What /metrics shows beside the engine's own counters."""
 
     def __init__(self, model: str) -> None:
-        self._labels = f'engine="0",model_name="{_escaped(model)}"'
+        self._model = _escaped(model)
+        self._labels = f'engine="0",model_name="{self._model}"'
         self.finished: Counter[str] = Counter()
         self.prompt_tokens_cached = 0
         self._first_token = Histogram(
@@ -88,10 +90,10 @@ class Metrics:
             "# TYPE vllm:request_success_total counter",
         ]
         for reason in FINISH_REASONS:
-            count = float(self.finished[reason])
-            lines.append(f'vllm:request_success_total{{{self._labels},finished_reason="{reason}"}} {count}')
-        lines.extend(self._first_token.lines(self._labels))
-        lines.extend(self._latency.lines(self._labels))
+            labels = f'engine="0",finished_reason="{reason}",model_name="{self._model}"'
+            lines.append(f"vllm:request_success_total{{{labels}}} {float(self.finished[reason])}")
+        lines.extend(self._first_token.lines(self._model))
+        lines.extend(self._latency.lines(self._model))
         return "\n".join(lines) + "\n"
 
     def _gauge(self, name: str, description: str, value: float) -> tuple[str, str, str]:

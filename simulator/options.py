@@ -24,8 +24,8 @@ class SimulatorOptions:
         seed: decides answers, noise and faults.
         faults: what goes wrong, see `parse_fault`.
         answers: file of scripted answers, see `read_script`.
-        vllm_version: shown by /version; below 0.12 `guided_*` is obeyed instead of `structured_outputs`, and there is no
-            batch route.
+        vllm_version: shown by /version; below 0.12 `guided_*` is obeyed instead of `structured_outputs`, and there is
+            no batch route.
         max_model_len: context in tokens.
         max_num_seqs: seats.
         max_prefill_tokens: prompt tokens read in one step.

@@ -23,8 +23,8 @@ _GOODBYE_SECONDS = 1.0
 async def serve(options: SimulatorOptions, ready: Callable[[str], None] | None = None) -> None:
     """Run a simulator until this call is cancelled.
 
-    Cancelled, it stops listening, answers what is in flight with the text written so far and `finish_reason` "abort", as
-    vLLM does, and returns by raising CancelledError.
+    Cancelled, it stops listening, answers what is in flight with the text written so far and `finish_reason` "abort",
+    as vLLM does, and returns by raising CancelledError.
 
     Args:
         options: how it behaves.

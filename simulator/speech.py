@@ -52,7 +52,10 @@ _FILLERS = {
 }
 _CODE_WORDS = ("python", "function", "code", "script", "代码", "函数", "编程", "写一个程序", "sql", "bug in my")
 _CODE = {
-    "zh": "（模拟回答）下面是一个示例：\n```python\ndef add(first: int, second: int) -> int:\n    return first + second\n```\n",
+    "zh": (
+        "（模拟回答）下面是一个示例：\n```python\n"
+        "def add(first: int, second: int) -> int:\n    return first + second\n```\n"
+    ),
     "en": (
         "[simulated answer] Here is an example:\n```python\n"
         "def add(first: int, second: int) -> int:\n    return first + second\n```\n"

@@ -1,7 +1,7 @@
 """A made-up tokenizer whose answers never change.
 
-A CJK character is one token, an ASCII word with the space before it is one token, up to three digits are one token, and so
-is every punctuation mark. Ids are hashes, so two processes agree on them without a vocabulary file.
+A CJK character is one token, an ASCII word with the space before it is one token, up to three digits are one token, and
+so is every punctuation mark. Ids are hashes, so two processes agree on them without a vocabulary file.
 """
 
 from __future__ import annotations
