@@ -53,6 +53,11 @@ class Settings(BaseSettings):
         """How long a worker may be silent before its chunks are given to others."""
         return timedelta(seconds=self.lease_seconds)
 
+    @property
+    def drain(self) -> timedelta:
+        """How long a worker that is told to stop may finish what is in flight."""
+        return timedelta(seconds=self.drain_seconds)
+
 
 def load_settings() -> Settings:
     """Read the environment.

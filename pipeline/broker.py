@@ -1,0 +1,169 @@
+"""Celery and Redis: doorbells ring through one, settled jobs are whispered through the other. Neither carries words."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from redis import asyncio as aioredis
+from redis.exceptions import RedisError
+
+from schemas.errors import BrokerUnavailable
+from schemas.ids import JobId
+from schemas.messages import Doorbell, queue_name
+
+TASK_NAME = "yyc3.chunk"
+WINDOW = 8
+"""Permits that may wait in one queue: enough that no worker idles, few enough that they are never stale."""
+
+_PERMIT_LIFETIME_SECONDS = 3_600
+
+
+def make_app(redis_url: str) -> Celery:
+    """The Celery application: JSON only, early acknowledgement, no results in Redis.
+
+    A message is acknowledged when its task starts: leases in Postgres recover what a lost worker held, and a second
+    recovery in the broker would run it twice.
+    """
+    app = Celery("yyc3", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        event_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_default_queue="yyc3.unused",
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_timeout=5,
+        broker_transport_options={"visibility_timeout": 3_600, "socket_connect_timeout": 5, "socket_timeout": 30},
+        event_queue_expires=60,
+        control_queue_expires=60,
+        timezone="UTC",
+    )
+    return app
+
+
+@contextmanager
+def _mapped() -> Any:
+    try:
+        yield
+    except (OperationalError, RedisError, ConnectionError, TimeoutError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BrokerUnavailable(f"Redis cannot be reached: {reason}") from error
+
+
+class Bells:
+    """Rings doorbells from asyncio. Celery publishes with blocking calls, so they run in one thread of their own."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.app = make_app(redis_url)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bells")
+        self._connection: Connection | None = None
+        self._producer: Any = None
+
+    async def ring(self, doorbells: Sequence[Doorbell]) -> None:
+        """Publish.
+
+        Raises:
+            BrokerUnavailable: nothing is known to be published. No job is lost by it: recovery rings again.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, doorbells)
+
+    async def depths(self, queues: Iterable[str]) -> dict[str, int]:
+        """Messages waiting in each queue."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._count, list(queues))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        self._thread.shutdown()
+        self.app.close()
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self.app.connection_for_write()
+            self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.release()
+            self._connection = self._producer = None
+
+    def _publish(self, doorbells: Sequence[Doorbell]) -> None:
+        with _mapped():
+            try:
+                self._send(doorbells)
+            except (OperationalError, RedisError, ConnectionError, TimeoutError):
+                # An idle connection may have been closed by the server meanwhile: one more try on a new one.
+                self._disconnect()
+                self._send(doorbells)
+
+    def _send(self, doorbells: Sequence[Doorbell]) -> None:
+        self._connected()
+        for doorbell in doorbells:
+            self.app.send_task(
+                TASK_NAME,
+                args=(doorbell.model_dump(mode="json", exclude_none=True),),
+                queue=queue_name(doorbell.model, doorbell.lane),
+                expires=_PERMIT_LIFETIME_SECONDS,
+                producer=self._producer,
+                retry=False,
+            )
+
+    def _count(self, queues: list[str]) -> dict[str, int]:
+        with _mapped():
+            try:
+                return self._lengths(queues)
+            except (OperationalError, RedisError, ConnectionError, TimeoutError):
+                self._disconnect()
+                return self._lengths(queues)
+
+    def _lengths(self, queues: list[str]) -> dict[str, int]:
+        channel = self._connected().default_channel
+        return {queue: int(channel._size(queue)) for queue in queues}
+
+
+class Whispers:
+    """Says which jobs of a producer are settled, by id. Losing one costs a waiter at most its next look."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=5, health_check_interval=30)
+
+    async def settled(self, channel: str, job_ids: Sequence[JobId]) -> None:
+        """Tell the producer behind a channel."""
+        with _mapped():
+            await self._redis.publish(channel, orjson.dumps(job_ids))
+
+    async def listen(self, channel: str, ready: asyncio.Event) -> AsyncIterator[list[JobId]]:
+        """Ids as they are settled; `ready` is set when nothing said from now on is missed."""
+        with _mapped():
+            async with self._redis.pubsub() as subscription:
+                await subscription.subscribe(channel)
+                async for message in subscription.listen():
+                    if message["type"] == "subscribe":
+                        ready.set()
+                    elif message["type"] == "message":
+                        yield [JobId(i) for i in orjson.loads(message["data"])]
+
+    async def ping(self) -> None:
+        """Raises BrokerUnavailable where Redis does not answer."""
+        with _mapped():
+            await self._redis.ping()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+__all__ = ["TASK_NAME", "WINDOW", "Bells", "Whispers", "make_app"]

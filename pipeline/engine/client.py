@@ -1,0 +1,165 @@
+"""One HTTP client for all endpoints of a process: hundreds of requests in flight, connections reused."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import orjson
+from httpx_aiohttp import HttpxAiohttpClient
+
+from pipeline.engine.errors import from_status, mapped
+from pipeline.engine.reading import check_finish, loaded, read_batch, read_single
+from pipeline.kinds.asking import Answer, Ask
+from schemas.errors import EngineError, EngineFailed, InvalidOutput
+
+_CONNECT_SECONDS = 5.0
+_MAX_CONNECTIONS = 1_024
+# Below uvicorn's 5 s: a connection that the server closes under a request looks like an engine failure.
+_KEEP_SECONDS = 4.0
+_JSON = {"content-type": "application/json"}
+
+
+class BatchRouteMissing(Exception):
+    """This server has no /v1/chat/completions/batch: send rows singly."""
+
+
+class EngineClient:
+    """Requests to endpoints. The aiohttp transport costs a tenth of httpx's own at 64 connections.
+
+    Args:
+        timeout: of a whole request, the engine's work included.
+        api_key: sent as a bearer token where given.
+    """
+
+    def __init__(self, timeout: timedelta, api_key: str | None = None) -> None:
+        self._seconds = timeout.total_seconds()
+        self._http = HttpxAiohttpClient(
+            timeout=httpx.Timeout(self._seconds, connect=_CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEP_SECONDS),
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close every connection; what is in flight is given up."""
+        await self._http.aclose()
+
+    async def get(self, endpoint: str, path: str) -> httpx.Response:
+        """A GET, whatever its status.
+
+        Raises:
+            EngineError: nobody answered.
+        """
+        with mapped(endpoint):
+            async with asyncio.timeout(self._seconds):
+                return await self._http.get(endpoint + path)
+
+    async def post(self, endpoint: str, path: str, body: Any) -> httpx.Response:
+        """A POST of JSON, whatever its status.
+
+        Raises:
+            EngineError: nobody answered.
+        """
+        with mapped(endpoint):
+            async with asyncio.timeout(self._seconds):
+                return await self._http.post(endpoint + path, content=orjson.dumps(body), headers=_JSON)
+
+    async def ask(self, endpoint: str, model: str, ask: Ask, priority: int = 0) -> Answer:
+        """One row in a request of its own; streamed if its kind wants the time to the first token.
+
+        Raises:
+            EngineError: the try failed.
+        """
+        body = _body(model, orjson.Fragment(ask.conversation_json()), ask, priority)
+        if ask.shape.streamed:
+            return await self._stream(endpoint, body)
+        started = time.perf_counter()
+        response = await self.post(endpoint, "/v1/chat/completions", body)
+        if response.status_code != 200:
+            raise from_status(response.status_code, response.content, endpoint)
+        return read_single(response.content, time.perf_counter() - started)
+
+    async def ask_many(
+        self, endpoint: str, model: str, asks: Sequence[Ask], priority: int = 0
+    ) -> list[Answer | EngineError]:
+        """Rows of one shape in one request; one answer or failed try a row.
+
+        Raises:
+            EngineError: the whole request failed, perhaps because of one row.
+            BatchRouteMissing: this server wants single requests.
+        """
+        conversations = [orjson.Fragment(ask.conversation_json()) for ask in asks]
+        body = _body(model, conversations, asks[0], priority)
+        started = time.perf_counter()
+        response = await self.post(endpoint, "/v1/chat/completions/batch", body)
+        if response.status_code == 405 or (response.status_code == 404 and b'"error"' not in response.content):
+            raise BatchRouteMissing
+        if response.status_code != 200:
+            raise from_status(response.status_code, response.content, endpoint)
+        return read_batch(response.content, asks, time.perf_counter() - started)
+
+    async def _stream(self, endpoint: str, body: dict[str, Any]) -> Answer:
+        started = time.perf_counter()
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        pieces: list[str] = []
+        first: float | None = None
+        finish: str | None = None
+        usage: dict[str, Any] = {}
+        done = False
+        with mapped(endpoint):
+            async with (
+                asyncio.timeout(self._seconds),
+                self._http.stream(
+                    "POST", endpoint + "/v1/chat/completions", content=orjson.dumps(body), headers=_JSON
+                ) as response,
+            ):
+                if response.status_code != 200:
+                    raise from_status(response.status_code, await response.aread(), endpoint)
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: "):
+                        continue
+                    if line == "data: [DONE]":
+                        done = True
+                        break
+                    event = loaded(line[6:].encode())
+                    if "error" in event:
+                        raise EngineFailed(f"{endpoint} broke while it worked", endpoint=endpoint)
+                    usage = event.get("usage") or usage
+                    text, finish = _delta(event, finish)
+                    if text:
+                        first = time.perf_counter() - started if first is None else first
+                        pieces.append(text)
+        if not done:
+            raise EngineFailed(f"{endpoint} cut the stream", endpoint=endpoint)
+        return Answer(
+            text="".join(pieces),
+            finish_reason=check_finish(finish),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            engine_seconds=time.perf_counter() - started,
+            first_token_seconds=first,
+        )
+
+
+def _delta(event: dict[str, Any], finish: str | None) -> tuple[str, str | None]:
+    try:
+        choices = event["choices"]
+        if not choices:
+            return "", finish
+        return choices[0]["delta"].get("content") or "", choices[0].get("finish_reason") or finish
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InvalidOutput("the engine's stream is not a chat completion") from error
+
+
+def _body(model: str, messages: Any, ask: Ask, priority: int) -> dict[str, Any]:
+    body = {"model": model, "messages": messages, **ask.shape.parameters}
+    if priority:
+        # Servers without priority scheduling ignore it (recorded).
+        body["priority"] = priority
+    return body
+
+
+__all__ = ["BatchRouteMissing", "EngineClient"]

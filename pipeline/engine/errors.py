@@ -1,0 +1,79 @@
+"""What went wrong at an engine, in our words. The engine's own sentence is not kept: it may repeat the prompt."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import aiohttp
+import httpx
+import orjson
+
+from schemas.errors import (
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineTimeout,
+    EngineUnavailable,
+    PromptTooLong,
+    RequestRejected,
+)
+
+_TOO_LONG_PARAMETERS = {"input_tokens", "input_text"}
+# vLLM before 0.1x says it only in words.
+_TOO_LONG_WORDS = "maximum context length"
+
+
+def from_status(status: int, body: bytes, endpoint: str) -> EngineError:
+    """The error behind a status other than 200 (protocol: facts of vLLM 0.32 and 0.33)."""
+    if status == 503 or status == 429:
+        return EngineOverloaded(f"{endpoint} refuses more work for now (HTTP {status})", endpoint=endpoint)
+    if status == 408:
+        return EngineTimeout(f"{endpoint} gave up waiting (HTTP 408)", endpoint=endpoint)
+    if status == 501 or status < 500:
+        detail = _error_body(body)
+        if detail.get("param") in _TOO_LONG_PARAMETERS or _TOO_LONG_WORDS in str(detail.get("message", "")):
+            return PromptTooLong("the prompt is longer than the model's context; shorten it or choose another model")
+        kind = str(detail.get("type") or "refused")[:60]
+        parameter = f", parameter {str(detail['param'])[:60]}" if detail.get("param") else ""
+        return RequestRejected(f"{endpoint} refused the request: HTTP {status} {kind}{parameter}", endpoint=endpoint)
+    return EngineFailed(f"{endpoint} broke while it worked (HTTP {status})", endpoint=endpoint)
+
+
+def _error_body(body: bytes) -> dict[str, Any]:
+    try:
+        detail = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    found = detail.get("error") if isinstance(detail, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def mapped(endpoint: str) -> Iterator[None]:
+    """Turn HTTP client exceptions into ours.
+
+    The aiohttp transport reports every broken connection as a connect timeout; the cause tells whether one was ever made.
+    """
+    try:
+        yield
+    except TimeoutError as error:
+        raise EngineTimeout(f"{endpoint} did not answer in time", endpoint=endpoint) from error
+    except httpx.ConnectTimeout as error:
+        if _was_connected(error.__cause__):
+            raise EngineFailed(f"{endpoint} cut the connection", endpoint=endpoint) from error
+        raise EngineUnavailable(f"nobody answers at {endpoint}", endpoint=endpoint) from error
+    except httpx.ConnectError as error:
+        raise EngineUnavailable(f"nobody answers at {endpoint}", endpoint=endpoint) from error
+    except httpx.TimeoutException as error:
+        raise EngineTimeout(f"{endpoint} did not answer in time", endpoint=endpoint) from error
+    except (httpx.TransportError, httpx.InvalidURL, aiohttp.ClientError, ConnectionError) as error:
+        raise EngineFailed(f"{endpoint} cut the connection", endpoint=endpoint) from error
+
+
+def _was_connected(cause: BaseException | None) -> bool:
+    return isinstance(cause, aiohttp.ClientConnectionError) and not isinstance(
+        cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError
+    )
+
+
+__all__ = ["from_status", "mapped"]

@@ -1,0 +1,90 @@
+"""What an endpoint is and can do, asked once: version, simulated or not, its form of constraint, its tokens."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.engine.client import EngineClient
+from pipeline.engine.reading import loaded
+from pipeline.kinds.classification import Constraint
+from schemas.errors import EngineError, EngineUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFacts:
+    """One endpoint.
+
+    Attributes:
+        version: of the engine; None where it has no /version.
+        simulated: it says itself that it is a simulator.
+        context_tokens: of the served model; None where it does not say.
+    """
+
+    version: str | None
+    simulated: bool
+    constraint: Constraint
+    context_tokens: int | None
+
+
+async def ask_facts(client: EngineClient, endpoint: str, model: str) -> EndpointFacts:
+    """Ask an endpoint what it is.
+
+    Raises:
+        EngineUnavailable: nobody answers, it wants a key, or it serves other models.
+    """
+    listing = await client.get(endpoint, "/v1/models")
+    if listing.status_code in {401, 403}:
+        raise EngineUnavailable(f"{endpoint} wants an API key; set AI_API_KEY", endpoint=endpoint)
+    if listing.status_code != 200:
+        raise EngineUnavailable(f"{endpoint}/v1/models says HTTP {listing.status_code}; is it vLLM?", endpoint=endpoint)
+    served = {entry["id"]: entry for entry in loaded(listing.content).get("data", ()) if isinstance(entry, dict) and "id" in entry}
+    if model not in served:
+        names = ", ".join(served) or "no model"
+        raise EngineUnavailable(f"{endpoint} serves {names}, not {model}; start it with --served-model-name {model}", endpoint=endpoint)
+    version = await client.get(endpoint, "/version")
+    said = loaded(version.content) if version.status_code == 200 else {}
+    number = said.get("version")
+    return EndpointFacts(
+        version=str(number) if number else None,
+        simulated=bool(said.get("simulator")) or served[model].get("owned_by") == "simulator",
+        constraint=_constraint(number),
+        context_tokens=served[model].get("max_model_len"),
+    )
+
+
+def _constraint(version: object) -> Constraint:
+    """0.12 removed guided_choice and ignores it silently; before, it is what works."""
+    numbers = re.match(r"(\d+)\.(\d+)", str(version or ""))
+    if numbers and (int(numbers[1]), int(numbers[2])) < (0, 12):
+        return Constraint.GUIDED_CHOICE
+    return Constraint.STRUCTURED_OUTPUTS
+
+
+async def first_tokens(client: EngineClient, endpoint: str, model: str, words: Sequence[str]) -> list[str | None] | None:
+    """The text of each word's first token; None in all where the endpoint cannot tell.
+
+    Token strings are spelled differently by every tokenizer, so the id is turned back into text.
+    """
+    found: list[str | None] = []
+    for word in words:
+        try:
+            there = await client.post(endpoint, "/tokenize", {"model": model, "prompt": word, "add_special_tokens": False})
+            if there.status_code != 200:
+                return None
+            tokens = loaded(there.content).get("tokens") or []
+            text = ""
+            # SentencePiece may put a lone word mark first: it is not what the model answers with.
+            for token in tokens[:2]:
+                back = await client.post(endpoint, "/detokenize", {"model": model, "tokens": [token]})
+                if back.status_code != 200:
+                    return None
+                text = str(loaded(back.content).get("prompt", "")).strip()
+                if text:
+                    break
+        except EngineError:
+            return None
+        found.append(text or None)
+    return found
+
+
+__all__ = ["EndpointFacts", "ask_facts", "first_tokens"]

@@ -1,0 +1,68 @@
+"""Recovery: lost leases go back, and every queued chunk has a doorbell. The only place where something is repeated."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from pipeline.broker import WINDOW, Bells
+from pipeline.models import Models
+from pipeline.store import Database, recovery
+from schemas.errors import BrokerUnavailable, StoreUnavailable
+from schemas.messages import Doorbell, queue_name
+
+_log = structlog.get_logger(__name__)
+SWEEP_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What one sweep did."""
+
+    returned_chunks: int
+    poison_jobs: int
+    permits: int
+
+
+async def sweep(database: Database, bells: Bells, models: Models) -> Sweep:
+    """Return lost leases, then top permits up to the queued chunks or the window, less what is in the queue.
+
+    Safe to run anywhere, any number of times.
+
+    Raises:
+        StoreUnavailable, BrokerUnavailable: nothing is lost; call again.
+    """
+    returned, poison = await recovery.return_lost(database)
+    known = {entry.name for entry in models}
+    waiting = [found for found in await recovery.waiting(database) if found.model in known]
+    depths = await bells.depths(queue_name(found.model, found.lane) for found in waiting) if waiting else {}
+    permits = [
+        Doorbell(model=found.model, lane=found.lane)
+        for found in waiting
+        for _ in range(min(found.chunks, WINDOW) - depths[queue_name(found.model, found.lane)])
+    ]
+    if permits:
+        await bells.ring(permits)
+    return Sweep(returned, poison, len(permits))
+
+
+async def sweep_forever(database: Database, bells: Bells, models: Models) -> None:
+    """Sweep once a second until cancelled; an outage of a server is waited out."""
+    away = False
+    while True:
+        try:
+            done = await sweep(database, bells, models)
+        except (StoreUnavailable, BrokerUnavailable) as error:
+            if not away:
+                _log.warning("recovery waits", reason=error.message)
+            away = True
+        else:
+            if away:
+                _log.info("recovery goes on")
+            away = False
+            if done.returned_chunks or done.poison_jobs:
+                _log.warning("chunks of lost workers went back", chunks=done.returned_chunks, poison_jobs=done.poison_jobs)
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+__all__ = ["SWEEP_SECONDS", "Sweep", "sweep", "sweep_forever"]

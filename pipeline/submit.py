@@ -1,0 +1,176 @@
+"""Jobs are checked, routed, stored, and a doorbell rings: the first half of a job's life."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import orjson
+import structlog
+
+from pipeline.batching import INTERACTIVE_CHUNK_ROWS, Coalescer, chunk_rows
+from pipeline.broker import WINDOW, Bells
+from pipeline.fingerprint import payload_hash
+from pipeline.models import Models
+from pipeline.routing import route
+from pipeline.store import Database, reading, submission
+from pipeline.store.ids import JobIds
+from pipeline.store.submission import NewChunk, NewJob, Stored
+from schemas.errors import BrokerUnavailable, DuplicateJob, InvalidJob, UnknownModel
+from schemas.ids import BatchId, JobId
+from schemas.jobs import Job, parse_job
+from schemas.messages import Doorbell, Lane
+
+_log = structlog.get_logger(__name__)
+MAX_BATCH_JOBS = 1_000_000
+_LARGEST_GROUP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs that were submitted together, in their order."""
+
+    batch_id: BatchId
+    job_ids: Sequence[JobId]
+
+
+class Submitter:
+    """Stores jobs and rings for them.
+
+    Args:
+        reply_to: the channel on which this producer hears of its settled jobs.
+    """
+
+    def __init__(self, models: Models, database: Database, bells: Bells, reply_to: str | None) -> None:
+        self._models = models
+        self._database = database
+        self._bells = bells
+        self._reply_to = reply_to
+        self._ids = JobIds(database)
+        self._one: Coalescer[NewJob, JobId] = Coalescer(self._flush, largest=_LARGEST_GROUP)
+
+    async def submit(self, job: Job | dict[str, Any]) -> JobId:
+        """Store a job that somebody waits for.
+
+        Jobs that are submitted while another submission of this process is under way share the next chunk and message.
+        With an idempotency key it is safe to call again; without, a call again makes another job.
+
+        Raises:
+            InvalidJob, UnknownModel, DuplicateJob: refused, nothing stored.
+            StoreUnavailable: nothing is known to be stored.
+        """
+        return await self._one(self._checked(job))
+
+    async def submit_many(
+        self,
+        jobs: Iterable[Job | dict[str, Any]],
+        *,
+        name: str = "batch",
+        tenant: str = "default",
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        """Store jobs for the bulk lane, all or none, in their order.
+
+        Raises:
+            InvalidJob, UnknownModel: naming the position of the job; nothing stored.
+            DuplicateJob: the key was used for other jobs.
+            StoreUnavailable: nothing is known to be stored.
+        """
+        new: list[NewJob] = []
+        digest = sha256()
+        for position, job in enumerate(jobs):
+            if position >= MAX_BATCH_JOBS:
+                raise InvalidJob(f"a batch holds at most {MAX_BATCH_JOBS:,} jobs; submit the rest as another")
+            try:
+                checked = self._checked(job)
+            except (InvalidJob, UnknownModel) as error:
+                raise type(error)(f"job {position}: {error.message}", position=position) from error
+            if checked.idempotency_key is not None:
+                raise InvalidJob(f"job {position}: idempotency_key: in a batch the batch carries the key", position=position)
+            digest.update(checked.payload_hash)
+            new.append(checked)
+        if not new:
+            raise InvalidJob("a batch holds at least one job")
+        rates = {model: await reading.rows_per_second(self._database, model) for model in {job.model for job in new}}
+        slowest = min((rate for rate in rates.values() if rate is not None), default=None)
+        stored = await submission.insert_batch(
+            self._database,
+            self._ids,
+            new,
+            name=name,
+            tenant=tenant,
+            idempotency_key=idempotency_key,
+            payload_hash=digest.digest()[:16],
+            chunk_rows=chunk_rows(len(new), slowest),
+        )
+        await self._ring(_permits(stored.chunks))
+        return Batch(stored.batch_id, stored.job_ids)
+
+    def _checked(self, job: Job | dict[str, Any]) -> NewJob:
+        checked = parse_job(job)
+        entry = route(checked, self._models)
+        return NewJob(
+            kind=checked.kind,
+            tenant=checked.tenant,
+            request=_request(checked),
+            model=entry.name,
+            priority=checked.priority,
+            deadline=checked.deadline,
+            idempotency_key=checked.idempotency_key,
+            payload_hash=payload_hash(checked),
+        )
+
+    async def _flush(self, new: list[NewJob]) -> Sequence[JobId | BaseException]:
+        twice = _repeated_keys(new)
+        first = [job for i, job in enumerate(new) if i not in twice]
+        stored = dict(zip([i for i in range(len(new)) if i not in twice], await self._store(first), strict=True))
+        if twice:
+            # The same key twice at once: the second is looked up after the first is stored.
+            again = await self._store([new[i] for i in twice])
+            stored |= dict(zip(twice, again, strict=True))
+        return [stored[i] for i in range(len(new))]
+
+    async def _store(self, new: Sequence[NewJob]) -> list[JobId | BaseException]:
+        entries = await submission.insert_interactive(
+            self._database, self._ids, new, reply_to=self._reply_to, chunk_rows=INTERACTIVE_CHUNK_ROWS
+        )
+        chunks = [chunk for entry in entries if isinstance(entry, Stored) for chunk in entry.chunks]
+        await self._ring([Doorbell(model=chunk.model, lane=Lane.INTERACTIVE, chunk=chunk.first_job_id) for chunk in chunks])
+        return [entry if isinstance(entry, DuplicateJob) else entry.job_ids[0] for entry in entries]
+
+    async def _ring(self, doorbells: Sequence[Doorbell]) -> None:
+        if not doorbells:
+            return
+        try:
+            await self._bells.ring(doorbells)
+        except BrokerUnavailable as error:
+            # The jobs are rows: recovery rings for them as soon as the broker is back.
+            _log.warning("jobs are stored, their doorbell was not rung", reason=error.message)
+
+
+def _request(job: Job) -> bytes:
+    """The job as it is stored: what the caller said, defaults and the key left out."""
+    said = job.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
+    return orjson.dumps({"kind": job.kind, **said})
+
+
+def _repeated_keys(new: Sequence[NewJob]) -> list[int]:
+    seen: set[tuple[str, str]] = set()
+    repeated = []
+    for i, job in enumerate(new):
+        if job.idempotency_key is not None:
+            if (job.tenant, job.idempotency_key) in seen:
+                repeated.append(i)
+            seen.add((job.tenant, job.idempotency_key))
+    return repeated
+
+
+def _permits(chunks: Sequence[NewChunk]) -> list[Doorbell]:
+    """One permit a chunk and model, at most a window of them."""
+    counts: dict[str, int] = {}
+    for chunk in chunks:
+        counts[chunk.model] = min(counts.get(chunk.model, 0) + 1, WINDOW)
+    return [Doorbell(model=model, lane=Lane.BULK) for model, count in counts.items() for _ in range(count)]
+
+
+__all__ = ["MAX_BATCH_JOBS", "Batch", "Submitter"]

@@ -1,0 +1,118 @@
+"""Adapters from settings: the one place where addresses become connections."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+from celery import Celery
+
+from pipeline.broker import Bells, Whispers, make_app
+from pipeline.embedded.running import Running, find_running
+from pipeline.engine import EngineClient, EnginePool
+from pipeline.models import Models, load_models
+from pipeline.settings import Settings
+from pipeline.store import Database
+from schemas.errors import InvalidSetting
+from schemas.messages import Lane
+
+_BULK_SHARE_OF_SEATS = 7 / 8
+"""Bulk leaves an eighth of the seats to chat."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Open connections of one asyncio loop."""
+
+    models: Models
+    database: Database
+    bells: Bells
+    whispers: Whispers
+    engine: EngineClient
+
+    def pool(self, model: str, lane: Lane) -> EnginePool:
+        """A model's endpoints with the room this lane may use."""
+        entry = self.models[model]
+        share = _BULK_SHARE_OF_SEATS if lane is Lane.BULK else 1.0
+        return EnginePool(entry, self.engine, max(1, int(entry.seats * share)))
+
+
+class Wiring:
+    """Where everything is: what the environment says, else what a running `yyc3 up` wrote down."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def running(self) -> Running | None:
+        """The `yyc3 up` of this home, if there is one."""
+        return find_running(self.settings.home_folder)
+
+    @cached_property
+    def models(self) -> Models:
+        """models.toml with the endpoints of the environment, and of simulators that stand in."""
+        settings = self.settings
+        models = load_models(settings.models_file, base_url=settings.ai_base_url, model=settings.ai_model)
+        simulated = self.running.simulated if self.running else {}
+        return models.with_endpoints({entry.name: simulated[entry.name] for entry in models if entry.name in simulated})
+
+    @property
+    def database_url(self) -> str:
+        """Postgres.
+
+        Raises:
+            InvalidSetting: neither DATABASE_URL nor a running `yyc3 up`.
+        """
+        if self.settings.database_url is not None:
+            return self.settings.database_url.get_secret_value()
+        if self.running is not None:
+            return self.running.database_url
+        raise InvalidSetting(self._nowhere("DATABASE_URL"))
+
+    @property
+    def redis_url(self) -> str:
+        """Redis.
+
+        Raises:
+            InvalidSetting: neither REDIS_URL nor a running `yyc3 up`.
+        """
+        if self.settings.redis_url is not None:
+            return self.settings.redis_url.get_secret_value()
+        if self.running is not None:
+            return self.running.redis_url
+        raise InvalidSetting(self._nowhere("REDIS_URL"))
+
+    def _nowhere(self, variable: str) -> str:
+        return f"no yyc3 up is running in {self.settings.home_folder} and {variable} is not set; start one, or set it"
+
+    def celery_app(self) -> Celery:
+        """The Celery application."""
+        return make_app(self.redis_url)
+
+    def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        """uvloop where it runs."""
+        if sys.platform == "win32":
+            return None
+        import uvloop  # not there on Windows
+
+        return uvloop.new_event_loop
+
+    @asynccontextmanager
+    async def adapters(self) -> AsyncIterator[Adapters]:
+        """Open connections for the running loop, closed at the end."""
+        key = self.settings.ai_api_key
+        database = await Database(self.database_url).open()
+        bells, whispers = Bells(self.redis_url), Whispers(self.redis_url)
+        engine = EngineClient(self.settings.request_timeout, key.get_secret_value() if key else None)
+        try:
+            yield Adapters(self.models, database, bells, whispers, engine)
+        finally:
+            await engine.close()
+            await whispers.close()
+            await bells.close()
+            await database.close()
+
+
+__all__ = ["Adapters", "Wiring"]

@@ -1,0 +1,55 @@
+"""What this process holds, kept alive on the database clock. A run that is no longer ours stops at once."""
+
+import asyncio
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from pipeline.store import Database, claims
+from schemas.errors import StoreUnavailable
+from workers.run import Run
+
+_log = structlog.get_logger(__name__)
+
+
+class Leases:
+    """Held runs by id, renewed three times a lease in one statement."""
+
+    def __init__(self, database: Database, lease: timedelta) -> None:
+        self._database = database
+        self._lease = lease
+        self._held: dict[UUID, tuple[Run, asyncio.Task[None]]] = {}
+
+    def hold(self, run: Run, work: "asyncio.Task[None]") -> None:
+        """Renew this run until it is released; `work` is cancelled when it is lost."""
+        self._held[run.claim.run_id] = (run, work)
+
+    def release(self, run: Run) -> None:
+        """Renew it no more."""
+        self._held.pop(run.claim.run_id, None)
+
+    async def keep(self) -> None:
+        """Renew for as long as the process lives."""
+        while True:
+            await asyncio.sleep(self._lease.total_seconds() / 3)
+            if self._held:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        asked = list(self._held)
+        try:
+            still = await claims.renew(self._database, asked, self._lease)
+        except StoreUnavailable as error:
+            # Nothing can be settled now either; settling finds out whether the lease outlived the outage.
+            _log.warning("leases were not renewed", reason=error.message, held=len(asked))
+            return
+        for run_id in asked:
+            if run_id not in still and run_id in self._held:
+                run, work = self._held.pop(run_id)
+                run.lost = True
+                work.cancel()
+                _log.warning("run is no longer ours", chunk=run.claim.first_job_id, model=run.claim.model)
+
+
+__all__ = ["Leases"]

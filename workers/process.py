@@ -1,0 +1,249 @@
+"""Take a chunk, run it, settle it: what happens between a doorbell and an outcome. One asyncio loop a process."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+
+from pipeline import kinds, retries
+from pipeline.batching import Coalescer
+from pipeline.broker import Bells, Whispers
+from pipeline.engine import EnginePool
+from pipeline.models import LabelForm
+from pipeline.store import Database, claims, settlement
+from pipeline.store.claims import Claim, ClaimedJob
+from pipeline.store.settlement import NextState, RunReport
+from schemas.errors import BrokerUnavailable, EngineError, ErrorCode, InvalidJob, StoreUnavailable
+from schemas.ids import JobId
+from schemas.jobs import Job, parse_job
+from schemas.messages import Doorbell, Lane
+from schemas.results import JobState
+from workers.leases import Leases
+from workers.run import Row, Run
+from workers.scheduler import Scheduler
+
+_log = structlog.get_logger(__name__)
+_BULK_CHUNKS_PER_MODEL = 4
+_BULK_WRITE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How this process behaves in time."""
+
+    lease: timedelta
+    drain: timedelta
+
+
+class Process:
+    """Everything a worker process does with doorbells.
+
+    Args:
+        pools: engine pools by model.
+        worker: the Celery node name, for those who look at chunks.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        bells: Bells,
+        whispers: Whispers,
+        pools: Mapping[str, EnginePool],
+        limits: Limits,
+        worker: str,
+    ) -> None:
+        self._database = database
+        self._bells = bells
+        self._whispers = whispers
+        self._pools = pools
+        self._schedulers = {name: Scheduler(pool) for name, pool in pools.items()}
+        self._limits = limits
+        self._worker = worker
+        self._leases = Leases(database, limits.lease)
+        self._stop = asyncio.Event()
+        self._work: set[asyncio.Task[None]] = set()
+        self._busy: dict[str, int] = {}
+        self._claim_named: Coalescer[tuple[JobId, UUID], Claim | None] = Coalescer(self._claim_many)
+        self._settle: Coalescer[RunReport, bool] = Coalescer(self._settle_many, largest=256)
+
+    async def serve(self) -> None:
+        """Keep leases until cancelled."""
+        await self._leases.keep()
+
+    async def answer(self, doorbell: Doorbell, started: Callable[[Run], None]) -> dict[str, Any]:
+        """Take what the doorbell is for, run and settle it.
+
+        Returns a few numbers for Flower; `rows` is 0 where somebody else was first, which is normal. `started` is called
+        with the run once there is one, so that its progress can be shown.
+        """
+        if self._stop.is_set() or doorbell.model not in self._pools:
+            return {"rows": 0, "note": "draining" if self._stop.is_set() else "model not served here"}
+        if doorbell.lane is Lane.BULK and self._busy.get(doorbell.model, 0) >= _BULK_CHUNKS_PER_MODEL:
+            return {"rows": 0, "note": "enough chunks of this model here"}
+        self._busy[doorbell.model] = self._busy.get(doorbell.model, 0) + 1
+        try:
+            claim = await self._claim(doorbell)
+            if claim is None:
+                return {"rows": 0, "note": "nothing to take"}
+            run = Run(claim)
+            started(run)
+            work = asyncio.create_task(self._execute(run))
+            self._work.add(work)
+            self._leases.hold(run, work)
+            try:
+                await asyncio.wait({work})
+                if not work.cancelled():
+                    work.result()
+            finally:
+                self._leases.release(run)
+                self._work.discard(work)
+        finally:
+            self._busy[doorbell.model] -= 1
+        if doorbell.chunk is None:
+            await self._ring_again(doorbell)
+        return {"chunk": claim.first_job_id, "rows": claim.rows, "succeeded": run.succeeded, "failed": run.failed}
+
+    async def drain(self) -> None:
+        """Send nothing more, let what is in flight end within the limit, hand the rest back."""
+        self._stop.set()
+        _log.info("draining", runs=len(self._work))
+        if self._work:
+            _, late = await asyncio.wait(self._work, timeout=self._limits.drain.total_seconds())
+            for work in late:
+                work.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def _claim(self, doorbell: Doorbell) -> Claim | None:
+        run_id = uuid4()  # made before it is sent: a claim whose reply was lost is repeated and finds its chunk
+        while True:
+            try:
+                if doorbell.chunk is not None:
+                    return await self._claim_named((doorbell.chunk, run_id))
+                return await claims.claim_best(
+                    self._database, doorbell.model, doorbell.lane, run_id, worker=self._worker, lease=self._limits.lease
+                )
+            except StoreUnavailable as error:
+                if self._stop.is_set():
+                    return None
+                _log.warning("claim waits for the database", reason=error.message)
+                await asyncio.sleep(retries.delay(1).total_seconds())
+
+    async def _claim_many(self, wanted: list[tuple[JobId, UUID]]) -> Sequence[Claim | None]:
+        found = await claims.claim_named(self._database, wanted, worker=self._worker, lease=self._limits.lease)
+        return [found.get(run_id) for _, run_id in wanted]
+
+    async def _ring_again(self, doorbell: Doorbell) -> None:
+        """A permit lives on while there is work: the chunk that just ended makes room for another."""
+        try:
+            await self._bells.ring([doorbell])
+        except BrokerUnavailable as error:
+            _log.warning("permit not renewed, recovery will", reason=error.message)
+
+    async def _execute(self, run: Run) -> None:
+        """Run a claim to its end; however it ends, what is known is settled and the rest goes back."""
+        writer = asyncio.create_task(self._write_while_running(run))
+        try:
+            rows = await self._prepare(run)
+            await self._schedulers[run.claim.model].send(run, rows, self._stop)
+        except EngineError as error:
+            run.last_code = error.code
+            _log.warning("no endpoint", model=run.claim.model, reason=error.message, rows=len(run.left))
+        except asyncio.CancelledError:
+            if not run.lost and not self._stop.is_set():
+                raise
+        finally:
+            run.end()
+            await writer  # two reports of one chunk never travel in one write
+        if not run.lost:
+            await self._write(run, last=True)
+
+    async def _prepare(self, run: Run) -> list[Row]:
+        """Rows to be sent; those past their deadline, or unreadable, are settled here."""
+        jobs: list[tuple[ClaimedJob, Job]] = []
+        for claimed in run.claim.jobs:
+            if claimed.expired:
+                message = "its deadline had passed before an engine was asked"
+                run.refuse(claimed.job_id, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, message)
+                continue
+            try:
+                jobs.append((claimed, parse_job(claimed.request)))
+            except InvalidJob as error:  # stored by another version of this program
+                run.refuse(claimed.job_id, JobState.FAILED, error.code, error.message)
+        if not jobs:
+            return []
+        pool = self._pools[run.claim.model]
+        facts = await pool.facts()
+        context = min(facts.context_tokens or pool.entry.context_tokens, pool.entry.context_tokens)
+        rows = []
+        for claimed, job in jobs:
+            words = kinds.label_words(job)
+            form = await pool.form_for(words) if words else LabelForm.WHOLE_WORD
+            if claimed.failed_tries and form is LabelForm.WORD:
+                form = LabelForm.CODE  # a word may have begun with an ambiguous token; a letter cannot
+            rows.append(Row(claimed, job, kinds.build(job, form, facts.constraint, context)))
+        return rows
+
+    async def _write_while_running(self, run: Run) -> None:
+        """Settle what is ready while the rest is under way: at once for somebody who waits, in bulk twice a second."""
+        ended = asyncio.create_task(run.ended.wait())
+        while not run.ended.is_set():
+            await run.changed.wait()
+            run.changed.clear()
+            if run.claim.lane is Lane.BULK:
+                await asyncio.wait({ended}, timeout=_BULK_WRITE_SECONDS)
+            if run.left and not run.ended.is_set() and (run.ready or run.failures):
+                await self._write(run, last=False)
+        await ended
+
+    async def _write(self, run: Run, *, last: bool) -> None:
+        rows, failures = tuple(run.ready), tuple(run.failures)
+        run.ready.clear()
+        run.failures.clear()
+        report = RunReport(run.claim.first_job_id, run.claim.fence, rows, failures)
+        if last:
+            report = self._last_report(run, report)
+        held = await self._settle(report)
+        if not held:
+            run.lost = True
+            _log.warning("chunk was taken by others meanwhile", chunk=run.claim.first_job_id, rows=len(rows))
+            return
+        await self._whisper(run.claim.reply_to, [row.job_id for row in rows])
+
+    def _last_report(self, run: Run, report: RunReport) -> RunReport:
+        if not run.left:
+            return RunReport(report.first_job_id, report.fence, report.rows, report.failures, NextState.DONE)
+        if self._stop.is_set() and run.last_code is None:
+            return RunReport(report.first_job_id, report.fence, report.rows, report.failures, NextState.QUEUED)
+        delay = retries.delay(run.claim.rounds + 1)
+        _log.info("chunk goes back for another try", chunk=report.first_job_id, rows=len(run.left), code=run.last_code)
+        return RunReport(
+            report.first_job_id, report.fence, report.rows, report.failures, NextState.QUEUED, delay, True, run.last_code
+        )
+
+    async def _settle_many(self, reports: list[RunReport]) -> Sequence[bool]:
+        """One statement for all that is ready in the process; while the database is away, results are kept and tried again."""
+        attempt = 0
+        while True:
+            try:
+                held = await settlement.settle(self._database, reports)
+                return [report.first_job_id in held for report in reports]
+            except StoreUnavailable as error:
+                attempt += 1
+                _log.warning("results wait for the database", reason=error.message, chunks=len(reports))
+                await asyncio.sleep(retries.delay(attempt).total_seconds())
+
+    async def _whisper(self, channel: str | None, job_ids: Sequence[JobId]) -> None:
+        if channel is None or not job_ids:
+            return
+        try:
+            await self._whispers.settled(channel, job_ids)
+        except BrokerUnavailable as error:
+            _log.warning("waiting callers will find their results a moment later", reason=error.message)
+
+
+__all__ = ["Limits", "Process"]

@@ -1,0 +1,138 @@
+"""One worker's hold on a chunk: what is settled so far, what failed, and what is left."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from pipeline.engine.pool import Endpoint
+from pipeline.kinds import Answer, Ask
+from pipeline.retries import tried_enough
+from pipeline.store.claims import Claim, ClaimedJob
+from pipeline.store.settlement import FailedTry, SettledRow
+from schemas.errors import EngineError, ErrorCode
+from schemas.ids import JobId
+from schemas.jobs import Job
+from schemas.results import JobState, Result
+from schemas.timings import Timings, Usage
+
+
+@dataclass(slots=True)
+class Row:
+    """A row on its way through an engine."""
+
+    claimed: ClaimedJob
+    job: Job
+    ask: Ask
+    sent_at: float = 0.0
+
+    @property
+    def failed_tries(self) -> int:
+        """Engine attempts that failed in earlier runs."""
+        return self.claimed.failed_tries
+
+
+@dataclass(slots=True)
+class Run:
+    """A claim and what came of it.
+
+    `ready` and `failures` wait for the next write; `left` are rows without an outcome. `changed` is set when something is
+    ready, and when the run has `ended`. Everything happens on one asyncio loop, so plain fields do.
+    """
+
+    claim: Claim
+    started: float = field(default_factory=time.perf_counter)
+    ready: list[SettledRow] = field(default_factory=list)
+    failures: list[FailedTry] = field(default_factory=list)
+    left: set[JobId] = field(default_factory=set)
+    tries: dict[JobId, int] = field(default_factory=dict)
+    last_code: ErrorCode | None = None
+    lost: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    succeeded: int = 0
+    failed: int = 0
+
+    def __post_init__(self) -> None:
+        self.left = {job.job_id for job in self.claim.jobs}
+        self.tries = {job.job_id: job.failed_tries for job in self.claim.jobs}
+
+    @property
+    def done_rows(self) -> int:
+        """Rows of the chunk that have an outcome, from this run or a former one."""
+        return self.claim.rows - len(self.left)
+
+    def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> None:
+        """An answer was understood."""
+        facts = endpoint.facts
+        self._settle(
+            SettledRow(
+                job_id=row.claimed.job_id,
+                state=JobState.SUCCEEDED,
+                answer=result.model_dump_json().encode(),
+                usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
+                timings=self._timings(row, answer),
+                tries=self.tries[row.claimed.job_id],
+                model=self.claim.model,
+                endpoint=endpoint.url,
+                engine_version=facts.version if facts else None,
+                template_hash=row.ask.shape.template_hash,
+                simulated=bool(facts and facts.simulated),
+            )
+        )
+        self.succeeded += 1
+
+    def fail_try(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
+        """A try failed: the job's last one makes a dead letter, otherwise it stays for another run."""
+        job_id = row.claimed.job_id
+        self.last_code = error.code
+        url = endpoint.url if endpoint else None
+        if error.counts:
+            self.tries[job_id] += 1
+            self.failures.append(FailedTry(job_id, self.tries[job_id], error.code, url))
+        if tried_enough(error, self.tries[job_id]):
+            facts = endpoint.facts if endpoint else None
+            self._settle(
+                SettledRow(
+                    job_id=job_id,
+                    state=JobState.FAILED,
+                    code=error.code,
+                    message=error.message,
+                    timings=self._timings(row, None),
+                    tries=self.tries[job_id],
+                    model=self.claim.model,
+                    endpoint=url,
+                    engine_version=facts.version if facts else None,
+                    template_hash=row.ask.shape.template_hash,
+                    simulated=bool(facts and facts.simulated),
+                )
+            )
+            self.failed += 1
+
+    def refuse(self, job_id: JobId, state: JobState, code: ErrorCode, message: str) -> None:
+        """Settle a row that no engine is asked about."""
+        self._settle(SettledRow(job_id=job_id, state=state, code=code, message=message, model=self.claim.model))
+        self.failed += state is JobState.FAILED
+
+    def _settle(self, row: SettledRow) -> None:
+        self.left.discard(row.job_id)
+        self.ready.append(row)
+        self.changed.set()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self.ended.set()
+        self.changed.set()
+
+    def _timings(self, row: Row, answer: Answer | None) -> Timings:
+        waited = row.claimed.queue_wait_seconds
+        sent = row.sent_at or time.perf_counter()
+        return Timings(
+            queue_wait_seconds=waited,
+            batch_wait_seconds=sent - self.started,
+            first_token_seconds=answer.first_token_seconds if answer else None,
+            engine_seconds=answer.engine_seconds if answer else None,
+            total_seconds=waited + time.perf_counter() - self.started,
+        )
+
+
+__all__ = ["Row", "Run"]

@@ -1,0 +1,63 @@
+"""The one Celery task: a doorbell comes in, a chunk of jobs is done, Flower sees how far it is."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+from celery import Celery, Task
+from pydantic import ValidationError
+
+from pipeline.broker import TASK_NAME
+from schemas.messages import Doorbell
+from workers.process import Process
+from workers.run import Run
+
+_log = structlog.get_logger(__name__)
+_PROGRESS_SECONDS = 1.0
+
+
+def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractEventLoop]]) -> None:
+    """Add the task to an application; `process` gives the running process and its loop."""
+
+    @app.task(name=TASK_NAME, bind=True, ignore_result=True, shared=False)
+    def run_chunk(self: Task, message: Any = None) -> dict[str, Any]:
+        """Celery waits here in a thread while the loop works."""
+        try:
+            doorbell = Doorbell.model_validate(message)
+        except ValidationError:
+            _log.warning("a message in our queue is not a doorbell; dropped", message_id=self.request.id)
+            return {"rows": 0, "note": "not a doorbell"}
+        worker, loop = process()
+        seen: list[Run] = []
+        answer = asyncio.run_coroutine_threadsafe(worker.answer(doorbell, seen.append), loop)
+        return _wait(self, doorbell, answer, seen)
+
+
+def _wait(task: Task, doorbell: Doorbell, answer: "Future[dict[str, Any]]", seen: list[Run]) -> dict[str, Any]:
+    """Wait for the answer; say how far the chunk is, at most once a second and only when it moved."""
+    last = -1
+    while True:
+        try:
+            return answer.result(timeout=_PROGRESS_SECONDS)
+        except TimeoutError:
+            if answer.done():
+                raise
+        if seen and seen[0].done_rows != last:
+            run = seen[0]
+            last = run.done_rows
+            task.send_event(
+                "task-progress",
+                retry=False,
+                model=doorbell.model,
+                lane=doorbell.lane,
+                chunk=run.claim.first_job_id,
+                batch=run.claim.batch_id,
+                rows=run.claim.rows,
+                rows_done=last,
+                rows_failed=run.failed,
+            )
+
+
+__all__ = ["register"]
