@@ -114,6 +114,8 @@ class Engine:
         self._followed: dict[Generation, None] = {}
         self._started: list[Generation] = []
         self._writing = 0
+        # A planned step is not delivered yet: who leaves in between has not written its token.
+        self._delivered_step = 0
 
     @property
     def running(self) -> int:
@@ -187,7 +189,7 @@ class Engine:
 
     def finish_step(self, now: float) -> Delivery:
         """Deliver the tokens of the planned step."""
-        step = self.totals.steps
+        step = self._delivered_step = self.totals.steps
         delivery = Delivery()
         for generation in self._started:
             if generation.phase is Phase.DECODE:
@@ -239,8 +241,7 @@ class Engine:
             if generation.phase is Phase.DECODE:
                 self._writing -= 1
                 self._followed.pop(generation, None)
-                written = self.totals.steps - generation.first_step + (phase is Phase.DONE)
-                generation.produced = min(generation.output_tokens, written)
+                generation.produced = self._delivered_step - generation.first_step + 1
         generation.phase = phase
 
     def _drop_aborted_heads(self) -> None:

@@ -328,7 +328,10 @@ def test_a_caller_that_goes_away_frees_its_seat(server: ModelServer) -> None:
         f"{server.url}/v1/chat/completions",
         json={"messages": [{"role": "user", "content": "x"}], "max_tokens": 490, "ignore_eos": True, "stream": True},
     ) as response:
-        next(response.iter_lines())
+        # A variable: closed generators close the response.
+        lines = response.iter_lines()
+        next(lines)
+        assert server.client.get("/load").json() == {"server_load": 1}
     eventually(lambda: server.client.get("/load").json() == {"server_load": 0}, 1.0)
 
 

@@ -249,7 +249,9 @@ def test_a_caller_that_goes_away_frees_its_seat_within_half_a_second() -> None:
     with simulator_process() as url, httpx.Client(base_url=url) as client:
         body = {"messages": messages_of("x"), "max_tokens": 4000, "ignore_eos": True, "stream": True}
         with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            next(response.iter_lines())
+            # A variable: closed generators close the response.
+            lines = response.iter_lines()
+            next(lines)
             assert state(client)["running"] == 1
         eventually(lambda: state(client)["running"] == 0, 0.5)
         assert state(client)["aborted"] == 1
