@@ -105,7 +105,13 @@ class Process:
             self._busy[doorbell.model] -= 1
         if doorbell.chunk is None:
             await self._ring_again(doorbell)
-        return {"chunk": claim.first_job_id, "rows": claim.rows, "succeeded": run.succeeded, "failed": run.failed}
+        return {
+            "chunk": claim.first_job_id,
+            "batch": claim.batch_id,
+            "rows": claim.rows,
+            "rows_done": run.done_rows,
+            "rows_failed": run.failed,
+        }
 
     async def drain(self) -> None:
         """Send nothing more, let what is in flight end within the limit, hand the rest back."""

@@ -1,0 +1,44 @@
+"""The `yyc3` command. Exit codes: 0 done, 1 some jobs failed, 2 bad usage or input, 3 a service could not be reached."""
+
+import sys
+
+import structlog
+import typer
+
+from pipeline.cli import services
+from pipeline.cli.calls import calls
+from pipeline.cli.demo import demo
+from pipeline.cli.health import health
+from pipeline.cli.jobs import jobs, queues
+from pipeline.cli.submit import submit
+from pipeline.cli.up import up
+
+app = typer.Typer(
+    name="yyc3",
+    help="The YYC3 AI-Call pipeline: call-centre jobs to vLLM and back, each exactly once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(up)
+app.command()(demo)
+app.add_typer(submit, name="submit")
+app.add_typer(jobs, name="jobs")
+app.add_typer(calls, name="calls")
+app.command()(queues)
+app.command()(health)
+app.command()(services.worker)
+app.command()(services.recover)
+app.command()(services.flower)
+app.command()(services.simulator)
+app.add_typer(services.db, name="db")
+
+
+def main() -> None:
+    """Entry point."""
+    # Results go to stdout, so what is logged goes to stderr.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    app()
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,85 @@
+"""`yyc3 demo`: the whole pipeline on this machine, on calls written for this project or your own."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.calls import OutputFile, Summary, run_analysis
+from pipeline.cli.console import command, err, out, print_json, table
+from pipeline.cli.stack import Stack
+from pipeline.settings import load_settings
+from pipeline.wiring import Wiring
+from schemas.calls import CallReport
+
+DEMO_CALLS = Path(__file__).with_name("demo_calls.jsonl")
+_SHOWN_CALLS = 12
+
+
+@command
+def demo(
+    files: Annotated[list[Path] | None, typer.Argument(help="Your own calls, JSON Lines.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Where the reports go, a line a call.")] = None,
+    speed: Annotated[float, typer.Option(help="Speed of the simulators; 1 is life-like.", min=0.01)] = 1.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Stay up afterwards, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+) -> None:
+    """Start everything, with simulators for models that have no endpoint, and analyse calls.
+
+    Beside a running `yyc3 up` it uses that one.
+    """
+    settings = load_settings()
+
+    def say(text: str) -> None:
+        err.print(text, style="dim", highlight=False)
+
+    here = Wiring(settings)
+    stack = None if here.running else Stack(settings, simulate=True, speed=speed, say=say)
+    with stack or nullcontext():
+        here = Wiring(settings)
+        with OutputFile(to) if to else nullcontext() as target:
+            summary = run_analysis(here, files or [DEMO_CALLS], target, model=None, quiet=as_json, keep=_SHOWN_CALLS)
+        flower_url = here.running.flower_url if here.running else None
+        if as_json:
+            print_json(summary.as_json() | {"flower_url": flower_url})
+        else:
+            _show(summary, flower_url)
+        if keep and stack is not None:
+            err.print(f"Flower shows every chunk: {flower_url}   Ctrl-C stops everything", highlight=False)
+            stack.home.next_exit()
+    raise typer.Exit(summary.exit_code)
+
+
+def _show(summary: Summary, flower_url: str | None) -> None:
+    table("calls", ["call", "intent", "sure", "sentiment", "score", "customer turns"], [_line(report) for report in summary.reports])
+    done = summary.tally
+    if done.calls > len(summary.reports):
+        out.print(f"… and {done.calls - len(summary.reports)} more calls; --out FILE keeps them all", highlight=False)
+    for title, counts in (("intents", summary.intents), ("sentiments", summary.sentiments)):
+        out.print(f"{title}: " + ", ".join(f"{label} {count}" for label, count in counts.most_common()), highlight=False)
+    out.print(
+        f"{done.calls} calls, {done.jobs} jobs, {done.failed} failed, {summary.seconds:.1f} s, "
+        f"{done.jobs / summary.seconds:.0f} jobs/s",
+        highlight=False,
+    )
+    if any(report.simulated for report in summary.reports):
+        out.print("simulated engines answered, from word lists: good enough to see the pipeline, no good as insight", style="yellow")
+
+
+def _line(report: CallReport) -> list[object]:
+    intent = report.intents[0] if report.intents else None
+    sure = f"{intent.confidence:.0%}" if intent and intent.confidence is not None else ""
+    mood = report.sentiment
+    turns = " ".join({"positive": "+", "neutral": "·", "negative": "−"}[turn.sentiment.label] for turn in report.turns)
+    return [
+        report.call_id,
+        intent.label if intent else "(failed)",
+        sure,
+        mood.label if mood else "(failed)",
+        f"{mood.score:+.2f}" if mood else "",
+        turns,
+    ]
+
+
+__all__ = ["demo"]

@@ -1,0 +1,107 @@
+"""Commands that run one part each: worker, recover, flower, simulator, db."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import Exit, command, err, out, print_json, wiring
+from pipeline.flower.main import run_flower
+from pipeline.recover import sweep, sweep_forever
+from pipeline.store import schema
+from schemas.messages import Lane
+from simulator import SimulatorError, SimulatorOptions, parse_fault
+from simulator import run as run_simulator
+
+db = typer.Typer(help="The database's tables.", no_args_is_help=True)
+
+
+@command
+def worker(
+    lane: Annotated[Lane, typer.Option(help="Which queues: those where somebody waits, or bulk.")],
+    model: Annotated[list[str] | None, typer.Option(help="Models to serve; all of models.toml if left out.")] = None,
+) -> None:
+    """Run a worker process for one lane. SIGTERM drains it: what is in flight ends, the rest goes back."""
+    # The worker replaces this process, so that signals reach it and nothing else.
+    arguments = [sys.executable, "-m", "workers.main", lane, *(model or ())]
+    os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
+
+
+@command
+def recover(
+    once: Annotated[bool, typer.Option("--once", help="One sweep, then stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: print what was done as JSON.")] = False,
+) -> None:
+    """Give back chunks of lost workers and ring for what is queued, once a second. Any number may run."""
+
+    async def run() -> None:
+        async with wiring().adapters() as adapters:
+            if not once:
+                await sweep_forever(adapters.database, adapters.bells, adapters.models)
+            done = await sweep(adapters.database, adapters.bells, adapters.models)
+            if as_json:
+                print_json({"returned_chunks": done.returned_chunks, "poison_jobs": done.poison_jobs, "permits": done.permits})
+            else:
+                out.print(f"{done.returned_chunks} chunks returned, {done.poison_jobs} jobs given up, {done.permits} permits rung")
+
+    asyncio.run(run())
+
+
+@command
+def flower(
+    port: Annotated[int | None, typer.Option(help="Port; YYC3_FLOWER_PORT or 5555 if left out.")] = None,
+    address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Run Flower. It only shows unless YYC3_FLOWER_BASIC_AUTH=user:password is set."""
+    here = wiring()
+    run_flower(here, port=port or here.settings.flower_port, address=address)
+
+
+@command
+def simulator(
+    model: Annotated[str, typer.Option(help="Name of the model to stand in for.")],
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    speed: Annotated[float, typer.Option(help="Divides every duration; 1 is life-like.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Decides answers, noise and faults.")] = 0,
+    fail: Annotated[list[str] | None, typer.Option(help="Fault KIND:PROBABILITY[:SECONDS], e.g. 503:0.1; repeatable.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="File of scripted answers.")] = None,
+    seats: Annotated[int, typer.Option(help="Sequences that run at once (vLLM's --max-num-seqs).")] = 256,
+    context_tokens: Annotated[int, typer.Option(help="vLLM's --max-model-len.")] = 8192,
+    max_num_queued_reqs: Annotated[int | None, typer.Option(help="Refuse more with 503, like vLLM's option.")] = None,
+    vllm_version: Annotated[str, typer.Option(help="Which vLLM to be; below 0.12 it wants guided_choice.")] = "0.32.0",
+) -> None:
+    """Stand in for a vLLM: its HTTP, its batching, its errors; answers come from word lists, and it says so."""
+    try:
+        run_simulator(
+            SimulatorOptions(
+                model=model,
+                host=host,
+                port=port,
+                speed=speed,
+                seed=seed,
+                faults=tuple(parse_fault(text) for text in fail or ()),
+                answers=answers,
+                vllm_version=vllm_version,
+                max_model_len=context_tokens,
+                max_num_seqs=seats,
+                max_num_queued_reqs=max_num_queued_reqs,
+            )
+        )
+    except SimulatorError as problem:
+        err.print(f"[red]error[/red] {problem}", highlight=False)
+        raise typer.Exit(Exit.BAD_INPUT) from None
+
+
+@db.command("upgrade")
+@command
+def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the revision as JSON.")] = False) -> None:
+    """Bring the tables to the newest form; does nothing where they are."""
+    revision = schema.upgrade(wiring().database_url)
+    print_json({"revision": revision}) if as_json else out.print(f"database is at revision {revision}")
+
+
+__all__ = ["db", "flower", "recover", "simulator", "worker"]

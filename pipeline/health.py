@@ -1,0 +1,102 @@
+"""Is everything there? Each finding says in words what is wrong and what to do."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.broker import Bells, Whispers
+from pipeline.engine import EngineClient
+from pipeline.engine.facts import ask_facts
+from pipeline.kinds.asking import Ask, Shape
+from pipeline.models import ModelEntry, Models
+from pipeline.store import Database, reading
+from schemas.errors import EngineError, PipelineError
+from schemas.messages import Lane, queue_name
+
+_PING_SECONDS = 1.0
+_PROBE = Ask(Shape("health", (), {"max_tokens": 1, "temperature": 0.0}, ""), ({"role": "user", "content": "ping"},))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One part: whether it works, what was seen, and what to do where it does not."""
+
+    part: str
+    ok: bool
+    seen: str
+    advice: str = ""
+    latency_ms: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+async def check(
+    database: Database, bells: Bells, whispers: Whispers, engine: EngineClient, models: Models
+) -> list[Finding]:
+    """Look at Redis, Postgres, every endpoint and the workers, all at once."""
+    endpoints = [_endpoint(engine, entry, url) for entry in models for url in entry.addresses]
+    parts = [_postgres(database), _redis(whispers), *endpoints]
+    found = list(await asyncio.gather(*parts))
+    redis_works = found[1].ok
+    return [*found, *(await _workers(bells, models) if redis_works else [])]
+
+
+async def _timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    await work()
+    return (time.perf_counter() - started) * 1000
+
+
+async def _postgres(database: Database) -> Finding:
+    try:
+        latency = await _timed(lambda: reading.queue_states(database))
+    except PipelineError as error:
+        advice = "start yyc3 up, or set DATABASE_URL to a Postgres that runs"
+        return Finding("postgres", False, error.message, "run: yyc3 db upgrade" if "tables" in error.message else advice)
+    return Finding("postgres", True, "answers, tables are there", latency_ms=latency)
+
+
+async def _redis(whispers: Whispers) -> Finding:
+    try:
+        latency = await _timed(whispers.ping)
+    except PipelineError as error:
+        return Finding("redis", False, error.message, "start yyc3 up, or set REDIS_URL to a Redis that runs; no job is lost meanwhile")
+    return Finding("redis", True, "answers", latency_ms=latency)
+
+
+async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Finding:
+    part = f"{entry.name} at {url}"
+    try:
+        facts = await ask_facts(engine, url, entry.name)
+        latency = await _timed(lambda: engine.ask(url, entry.name, _PROBE))
+    except EngineError as error:
+        advice = f"start vLLM there, set endpoints in models.toml, or run: yyc3 up --simulate ({error.code})"
+        return Finding(part, False, error.message, advice)
+    kind = f"simulator, as vLLM {facts.version}" if facts.simulated else f"vLLM {facts.version}"
+    return Finding(part, True, f"{kind}, serves the model, one token asked", latency_ms=latency)
+
+
+async def _workers(bells: Bells, models: Models) -> list[Finding]:
+    loop = asyncio.get_running_loop()
+    inspect = bells.app.control.inspect(timeout=_PING_SECONDS)
+    queues: dict[str, list[dict[str, Any]]] = await loop.run_in_executor(None, inspect.active_queues) or {}
+    served: dict[str, list[str]] = {}
+    for node, consumed in queues.items():
+        for queue in consumed:
+            served.setdefault(queue["name"], []).append(node)
+    findings = []
+    for entry in models:
+        for lane in Lane:
+            queue = queue_name(entry.name, lane)
+            nodes = served.get(queue, [])
+            advice = "" if nodes else f"run: yyc3 worker --lane {lane} --model {entry.name}"
+            seen = ", ".join(sorted(nodes)) if nodes else "no worker takes from this queue"
+            findings.append(Finding(f"workers of {queue}", bool(nodes), seen, advice))
+    return findings
+
+
+__all__ = ["Finding", "check"]
