@@ -181,11 +181,12 @@ class Routes:
         try:
             with service.rows_of(work) as rows:
                 rows.submit(priority, follow=sampling.stream)
-                await _delay(request, work)
                 if sampling.stream:
+                    await _delay(request, work)
                     writer = ChunkWriter(envelope, rows.rows, work.per_prompt, chat)
                     return await _Stream(request, work, rows, writer, chat).send()
                 await rows.finished()
+                await _delay(request, work)
                 return await _finish_plain(request, work, answer(envelope, rows))
         finally:
             service.load -= 1
@@ -210,6 +211,7 @@ async def _delay(request: web.Request, work: Work) -> None:
             await asyncio.get_running_loop().create_future()
         await asyncio.sleep(fault.seconds or 0)
         _close(request)
+        raise ConnectionResetError("fault hang")
 
 
 def _close(request: web.Request) -> None:

@@ -83,9 +83,9 @@ def read_sampling(
     """Read and check the sampling fields of a body.
 
     Args:
-        body: the request; read, not changed.
+        body: the request.
         legacy: see `constraint_of`.
-        max_model_len: context in tokens; asking for more output is refused.
+        max_model_len: context in tokens; more output than that is refused.
         ignores_stream: the batch route drops `stream` without a word.
         completion: `logprobs` is a number there, not a flag.
 
@@ -98,34 +98,29 @@ def read_sampling(
     _check_stream_options(body, stream)
     top = _logprobs_of_completion(body) if completion else _logprobs_of_chat(body, fields)
     constraint = constraint_of(body, legacy)
-    max_tokens = fields.get("max_completion_tokens")
-    max_tokens = fields.get("max_tokens") if max_tokens is None else max_tokens
+    max_tokens = fields.get("max_completion_tokens", fields.get("max_tokens"))
     _check_ranges(fields, max_tokens, max_model_len)
     options = body.get("stream_options") or {}
     return Sampling(
         constraint=constraint,
         max_tokens=max_tokens,
-        min_tokens=fields.get("min_tokens") or 0,
-        n=_or(fields.get("n"), 1),
-        temperature=_or(fields.get("temperature"), 1.0),
+        min_tokens=fields.get("min_tokens", 0),
+        n=fields.get("n", 1),
+        temperature=fields.get("temperature", 1.0),
         seed=fields.get("seed"),
-        priority=fields.get("priority") or 0,
+        priority=fields.get("priority", 0),
         top_logprobs=top,
         allowed_token_ids=_token_ids(body, "allowed_token_ids"),
         logprob_token_ids=_token_ids(body, "logprob_token_ids"),
         stop=_stops(body.get("stop")),
-        ignore_eos=bool(fields.get("ignore_eos")),
+        ignore_eos=fields.get("ignore_eos", False),
         stream=stream,
         include_usage=bool(options.get("include_usage")),
         continuous_usage=bool(options.get("continuous_usage_stats")),
-        return_token_ids=bool(fields.get("return_token_ids")),
+        return_token_ids=fields.get("return_token_ids", False),
         truncate_prompt_tokens=fields.get("truncate_prompt_tokens"),
         cache_salt=body.get("cache_salt"),
     )
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _typed(body: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from simulator.service import Service
 
 _LOG = logging.getLogger("simulator")
 _LARGEST_BODY_BYTES = 512 * 1024 * 1024
-_GOODBYE_SECONDS = 1.0
+_GOODBYE_SECONDS = 0.5
 
 
 async def serve(options: SimulatorOptions, ready: Callable[[str], None] | None = None) -> None:
@@ -81,8 +81,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
             response.headers["Allow"] = problem.headers["Allow"]
         return response
     except ConnectionError:
-        # The caller went away while its answer was written; there is nobody to tell.
-        raise
+        # The caller went away, or a fault hung up on it. aiohttp logs a traceback for the error, but says nothing of an
+        # answer that it cannot write.
+        return web.Response()
     except Exception as problem:  # noqa: BLE001 - the outermost edge: one request fails, the server stays
         _LOG.exception("A request failed inside the simulator.")
         return json_response(by_status(500, f"{type(problem).__name__}: {problem}").body(), 500)

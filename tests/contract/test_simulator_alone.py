@@ -178,6 +178,13 @@ def test_a_hanging_request_frees_its_seat_when_the_caller_gives_up(client: httpx
     assert after["rows"] == before["rows"] + 1
 
 
+def test_a_hanging_request_with_seconds_is_hung_up_on(client: httpx.Client) -> None:
+    set_fault(client, "hang", seconds=0.1)
+    for stream in (False, True):
+        with pytest.raises(httpx.RemoteProtocolError):
+            classify(client, "x", stream=stream)
+
+
 def test_a_bad_row_fails_its_batch_and_is_bad_again_alone(client: httpx.Client) -> None:
     set_fault(client, "badrow", 0.3)
     texts = [f"row {number}" for number in range(20)]
