@@ -14,6 +14,7 @@ from simulator.lexicon import BY_NAME, concept_called, concept_mentioned
 
 _WORD = re.compile(r"[a-z0-9']+|[^\x00-\x7f]+")
 _OPTION_LINE = re.compile(r"^[ \t]*(?:[-*•][ \t]*|\d+[.)][ \t]+)?(.{1,80}?)[ \t]*[:：][ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_NO_PUNCTUATION = {code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "'")}
 _HEAD = re.compile(r"[—–,，。.;；(（/、]| - ")
 _TURN = re.compile(
     r"^[ \t]*(customer|caller|user|client|客户|用户|agent|assistant|坐席|客服)[ \t]*[:：]", re.I | re.MULTILINE
@@ -94,7 +95,6 @@ class OptionScorer:
     """
 
     def __init__(self, options: Sequence[str], descriptions: Sequence[str]) -> None:
-        self._size = len(options)
         self._index: dict[str, list[Hit]] = {}
         self._fallback: int | None = None
         random = Random(0)
@@ -110,18 +110,17 @@ class OptionScorer:
     def probabilities(self, text: str, seed: int) -> list[float]:
         """How likely each option is, adding up to 1; the same text and seed always give the same numbers."""
         scores = self._scores(text)
-        highest = max(scores)
-        if highest < 1.0 and self._fallback is not None:
-            scores[self._fallback] += _FALLBACK_SCORE
-        elif highest > _ENOUGH:
-            scores = [min(score, _ENOUGH) for score in scores]
-        noise = self._noise[crc32(text.encode("utf-8", "surrogatepass"), seed & 0xFFFFFFFF) % _NOISES]
-        weights = [exp(score * _SHARPNESS) * factor for score, factor in zip(scores, noise, strict=True)]
+        if self._fallback is not None and max(scores.values(), default=0.0) < 1.0:
+            scores[self._fallback] = scores.get(self._fallback, 0.0) + _FALLBACK_SCORE
+        # Most options score nothing, so each text starts from noise that is worked out beforehand.
+        weights = self._noise[crc32(text.encode("utf-8", "surrogatepass"), seed & 0xFFFFFFFF) % _NOISES].copy()
+        for option, score in scores.items():
+            weights[option] *= exp(min(score, _ENOUGH) * _SHARPNESS)
         share = 1.0 / sum(weights)
         return [weight * share for weight in weights]
 
-    def _scores(self, text: str) -> list[float]:
-        scores = [0.0] * self._size
+    def _scores(self, text: str) -> dict[int, float]:
+        scores: dict[int, float] = {}
         text = text.lower()
         turns = list(_TURN.finditer(text)) if ":" in text or "：" in text else []
         if not turns:
@@ -136,12 +135,14 @@ class OptionScorer:
             self._count("\n".join(said[1]), _AGENT_WEIGHT, scores)
         return scores
 
-    def _count(self, text: str, weight: float, scores: list[float]) -> None:
+    def _count(self, text: str, weight: float, scores: dict[int, float]) -> None:
         """Add the points of every known word that occurs; a word said twice counts once."""
         index = self._index
-        words = _WORD.findall(text)
-        found = index.keys() & words
-        if not text.isascii():
+        if text.isascii():
+            found = index.keys() & text.translate(_NO_PUNCTUATION).split()
+        else:
+            words = _WORD.findall(text)
+            found = index.keys() & words
             for word in words:
                 if word[0] > "\x7f":
                     found |= index.keys() & map(add, word, word[1:])
@@ -149,7 +150,7 @@ class OptionScorer:
         for key in sorted(found) if len(found) > 1 else found:
             for phrase, option, points in index[key]:
                 if phrase is None or phrase in text:
-                    scores[option] += points * weight
+                    scores[option] = scores.get(option, 0.0) + points * weight
 
     def _add_concept(self, number: int, name: str | None) -> None:
         if name is None:

@@ -17,7 +17,6 @@ Ranked = list[tuple[str, float]]
 _value = itemgetter(1)
 
 _MASKED = -9999.0
-_TINY = 1e-300
 _LABEL_MASS = 0.9
 _FILLERS = (
     "The",
@@ -103,7 +102,7 @@ def _at(plan: Plan, place: int, top: int) -> Ranked:
     shares = _shares(plan, place)
     if not plan.masked:
         return _raw(shares)
-    ranked = [(token, log(share or _TINY)) for token, share in shares.items()]
+    ranked = list(zip(shares, map(log, shares.values()), strict=True))
     ranked.sort(key=_value, reverse=True)
     if len(ranked) < top:
         ranked += [pair for pair in _PADDING if pair[0] not in shares][: top - len(ranked)]
