@@ -143,9 +143,8 @@ class OptionScorer:
         else:
             words = _WORD.findall(text)
             found = index.keys() & words
-            for word in words:
-                if word[0] > "\x7f":
-                    found |= index.keys() & map(add, word, word[1:])
+            chinese = " ".join([word for word in words if word[0] > "\x7f"])
+            found |= index.keys() & map(add, chinese, chinese[1:])
         # Sorted: sums of floats depend on their order, and a set's changes from run to run.
         for key in sorted(found) if len(found) > 1 else found:
             for phrase, option, points in index[key]:
