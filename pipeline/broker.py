@@ -130,7 +130,7 @@ class Bells:
                 return self._lengths(queues)
 
     def _lengths(self, queues: list[str]) -> dict[str, int]:
-        channel = self._connected().default_channel
+        channel: Any = self._connected().default_channel
         return {queue: int(channel._size(queue)) for queue in queues}
 
 

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from pipeline.settings import Settings, load_settings
 from pipeline.store import reading, settlement
 from pipeline.store.reading import Progress
 from pipeline.submit import Batch, Submitter
@@ -31,11 +30,11 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
 class AsyncClient:
     """Submits jobs and waits for them, from asyncio. Use it as `async with AsyncClient() as client`.
 
-    Without settings it takes the environment's, or finds the `yyc3 up` of this home.
+    Without URLs it takes DATABASE_URL and REDIS_URL, or finds the `yyc3 up` of this home.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._wiring = Wiring(settings or load_settings())
+    def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
+        self._wiring = Wiring.from_environment(database_url=database_url, redis_url=redis_url)
         self._stack = AsyncExitStack()
         self._adapters: Adapters | None = None
 
@@ -78,7 +77,7 @@ class AsyncClient:
         _ = self._open
         return await self._submitter.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key)
 
-    async def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:
+    async def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:  # noqa: ASYNC109 - part of the promise
         """Wait until a job is settled, whoever submitted it; without `timeout` for as long as it takes.
 
         Raises:
@@ -91,7 +90,8 @@ class AsyncClient:
                 return await self._waiter.outcome(job_id)
         except TimeoutError as error:
             raise ResultTimeout(
-                f"job {job_id} is not finished after {_seconds(timeout):g} s; it goes on, ask for it again later", job_id=job_id
+                f"job {job_id} is not finished after {_seconds(timeout):g} s; it goes on, ask for it again later",
+                job_id=job_id,
             ) from error
 
     async def look(self, job_id: JobId) -> Outcome:
@@ -144,8 +144,8 @@ class Client:
     Every method runs AsyncClient's on a loop in a thread of its own, so jobs submitted by many threads share messages too.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._async = AsyncClient(settings)
+    def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
+        self._async = AsyncClient(database_url=database_url, redis_url=redis_url)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 

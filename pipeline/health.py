@@ -56,7 +56,9 @@ async def _postgres(database: Database) -> Finding:
         latency = await _timed(lambda: reading.queue_states(database))
     except PipelineError as error:
         advice = "start yyc3 up, or set DATABASE_URL to a Postgres that runs"
-        return Finding("postgres", False, error.message, "run: yyc3 db upgrade" if "tables" in error.message else advice)
+        return Finding(
+            "postgres", False, error.message, "run: yyc3 db upgrade" if "tables" in error.message else advice
+        )
     return Finding("postgres", True, "answers, tables are there", latency_ms=latency)
 
 
@@ -64,7 +66,12 @@ async def _redis(whispers: Whispers) -> Finding:
     try:
         latency = await _timed(whispers.ping)
     except PipelineError as error:
-        return Finding("redis", False, error.message, "start yyc3 up, or set REDIS_URL to a Redis that runs; no job is lost meanwhile")
+        return Finding(
+            "redis",
+            False,
+            error.message,
+            "start yyc3 up, or set REDIS_URL to a Redis that runs; no job is lost meanwhile",
+        )
     return Finding("redis", True, "answers", latency_ms=latency)
 
 
@@ -83,11 +90,11 @@ async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Findin
 async def _workers(bells: Bells, models: Models) -> list[Finding]:
     loop = asyncio.get_running_loop()
     inspect = bells.app.control.inspect(timeout=_PING_SECONDS)
-    queues: dict[str, list[dict[str, Any]]] = await loop.run_in_executor(None, inspect.active_queues) or {}
+    queues = await loop.run_in_executor(None, inspect.active_queues) or {}
     served: dict[str, list[str]] = {}
     for node, consumed in queues.items():
-        for queue in consumed:
-            served.setdefault(queue["name"], []).append(node)
+        for taken in consumed:
+            served.setdefault(taken["name"], []).append(node)
     findings = []
     for entry in models:
         for lane in Lane:

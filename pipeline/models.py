@@ -71,12 +71,16 @@ class Models:
         try:
             return self._entries[name]
         except KeyError:
-            raise UnknownModel(f"model: {name!r} is not in models.toml; known are {', '.join(self._entries)}", model=name) from None
+            raise UnknownModel(
+                f"model: {name!r} is not in models.toml; known are {', '.join(self._entries)}", model=name
+            ) from None
 
     def with_endpoints(self, endpoints: Mapping[str, str]) -> "Models":
         """The same models, some of them at other addresses (simulators that are running)."""
         changed = {
-            name: entry.model_copy(update={"endpoints": (normal_endpoint(endpoints[name]),)}) if name in endpoints else entry
+            name: entry.model_copy(update={"endpoints": (normal_endpoint(endpoints[name]),)})
+            if name in endpoints
+            else entry
             for name, entry in self._entries.items()
         }
         return Models(changed)

@@ -61,7 +61,9 @@ async def sweep_forever(database: Database, bells: Bells, models: Models) -> Non
                 _log.info("recovery goes on")
             away = False
             if done.returned_chunks or done.poison_jobs:
-                _log.warning("chunks of lost workers went back", chunks=done.returned_chunks, poison_jobs=done.poison_jobs)
+                _log.warning(
+                    "chunks of lost workers went back", chunks=done.returned_chunks, poison_jobs=done.poison_jobs
+                )
         await asyncio.sleep(SWEEP_SECONDS)
 
 

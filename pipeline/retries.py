@@ -25,8 +25,10 @@ def delay(round_number: int) -> timedelta:
 
     Jitter keeps a fleet from knocking at a restarted engine all at once.
     """
-    full = min(_FIRST_DELAY * 2 ** min(max(round_number, 1) - 1, 10), _LONGEST_DELAY)
-    return full * random.uniform(0.5, 1.0)
+    doublings: int = min(max(round_number, 1) - 1, 10)
+    full = min(_FIRST_DELAY * (1 << doublings), _LONGEST_DELAY)
+    jitter: float = random.uniform(0.5, 1.0)
+    return full * jitter
 
 
 __all__ = ["MAX_CRASHES", "MAX_TRIES", "delay", "tried_enough"]

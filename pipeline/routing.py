@@ -14,7 +14,9 @@ def route(job: Job, models: Models) -> ModelEntry:
     if job.model is not None:
         entry = models[job.model]
         if job.kind not in entry.kinds:
-            raise UnknownModel(f"model: {entry.name!r} cannot do {job.kind}; its kinds are {', '.join(entry.kinds)}", model=entry.name)
+            raise UnknownModel(
+                f"model: {entry.name!r} cannot do {job.kind}; its kinds are {', '.join(entry.kinds)}", model=entry.name
+            )
         return entry
     for entry in models:
         if job.kind in entry.kinds:

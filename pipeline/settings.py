@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,7 +17,9 @@ class Settings(BaseSettings):
     set already; the rest begins with `YYC3_`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="YYC3_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="YYC3_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
 
     home: Path = Path("~/.local/share/yyc3")
     models_file: Path | None = None
@@ -35,7 +37,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _endpoint_names_its_model(self) -> Self:
         if (self.ai_base_url is None) != (self.ai_model is None):
-            raise ValueError("AI_BASE_URL and AI_MODEL go together: one says where, the other which model answers there")
+            raise ValueError(
+                "AI_BASE_URL and AI_MODEL go together: one says where, the other which model answers there"
+            )
         return self
 
     @property
@@ -59,14 +63,14 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.drain_seconds)
 
 
-def load_settings() -> Settings:
-    """Read the environment.
+def load_settings(**given: Any) -> Settings:
+    """Read the environment; what is given and not None comes first.
 
     Raises:
         InvalidSetting: one sentence naming the variable.
     """
     try:
-        return Settings()
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidSetting(f"setting refused: {explain(error)}; see .env.template") from error
 

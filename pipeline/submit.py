@@ -86,7 +86,9 @@ class Submitter:
             except (InvalidJob, UnknownModel) as error:
                 raise type(error)(f"job {position}: {error.message}", position=position) from error
             if checked.idempotency_key is not None:
-                raise InvalidJob(f"job {position}: idempotency_key: in a batch the batch carries the key", position=position)
+                raise InvalidJob(
+                    f"job {position}: idempotency_key: in a batch the batch carries the key", position=position
+                )
             digest.update(checked.payload_hash)
             new.append(checked)
         if not new:
@@ -135,7 +137,9 @@ class Submitter:
             self._database, self._ids, new, reply_to=self._reply_to, chunk_rows=INTERACTIVE_CHUNK_ROWS
         )
         chunks = [chunk for entry in entries if isinstance(entry, Stored) for chunk in entry.chunks]
-        await self._ring([Doorbell(model=chunk.model, lane=Lane.INTERACTIVE, chunk=chunk.first_job_id) for chunk in chunks])
+        await self._ring(
+            [Doorbell(model=chunk.model, lane=Lane.INTERACTIVE, chunk=chunk.first_job_id) for chunk in chunks]
+        )
         return [entry if isinstance(entry, DuplicateJob) else entry.job_ids[0] for entry in entries]
 
     async def _ring(self, doorbells: Sequence[Doorbell]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Self
 
 from celery import Celery
 
@@ -13,7 +14,7 @@ from pipeline.broker import Bells, Whispers, make_app
 from pipeline.embedded.running import Running, find_running
 from pipeline.engine import EngineClient, EnginePool
 from pipeline.models import Models, load_models
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings
 from pipeline.store import Database
 from schemas.errors import InvalidSetting
 from schemas.messages import Lane
@@ -44,6 +45,15 @@ class Wiring:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+
+    @classmethod
+    def from_environment(cls, **given: Any) -> Self:
+        """What the environment says, but for what is given; see Settings for the names.
+
+        Raises:
+            InvalidSetting: naming the variable.
+        """
+        return cls(load_settings(**given))
 
     @cached_property
     def running(self) -> Running | None:
@@ -92,7 +102,7 @@ class Wiring:
         return make_app(self.redis_url)
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """uvloop where it runs."""
+        """Uvloop where it runs."""
         if sys.platform == "win32":
             return None
         import uvloop  # not there on Windows

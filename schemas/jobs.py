@@ -75,7 +75,9 @@ class Label(BaseModel):
 
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\n]*$")]
     description: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\n]*$")] | None = None
-    examples: tuple[Annotated[str, StringConstraints(min_length=1, max_length=300)], ...] = Field(default=(), max_length=8)
+    examples: tuple[Annotated[str, StringConstraints(min_length=1, max_length=300)], ...] = Field(
+        default=(), max_length=8
+    )
     word: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)] | None = None
 
 

@@ -32,7 +32,9 @@ class SentimentLabel(StrEnum):
 class _Result(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    truncated: bool = Field(default=False, description="the dialogue was longer than the model reads, its middle was left out")
+    truncated: bool = Field(
+        default=False, description="the dialogue was longer than the model reads, its middle was left out"
+    )
 
 
 class IntentResult(_Result):

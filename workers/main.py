@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 import structlog
 from celery.signals import worker_shutting_down
@@ -85,13 +86,13 @@ class WorkerProcess:
             leases.cancel()
 
 
-def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None, name: str | None = None) -> int:
-    """Run until SIGTERM or Ctrl-C; returns the exit code."""
+def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None) -> NoReturn:
+    """Run until SIGTERM or Ctrl-C; Celery then exits the process."""
     wiring = Wiring(load_settings())
     chosen = list(models) or [entry.name for entry in wiring.models]
     for model in chosen:
-        wiring.models[model]  # noqa: B018 - an unknown name is refused here, before anything starts
-    node = f"{name or lane}.{os.getpid()}@{socket.gethostname()}"
+        wiring.models[model]
+    node = f"{lane}.{os.getpid()}@{socket.gethostname()}"
     worker = WorkerProcess(wiring, lane, chosen, node)
     worker.start()
     app = wiring.celery_app()
@@ -104,13 +105,12 @@ def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None,
         app.worker_main([*arguments, "--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--task-events"])
     finally:
         worker.close()
-    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m workers.main LANE [MODEL ...]`; the CLI's `yyc3 worker` starts this."""
     try:
-        return run_worker(Lane(arguments[0]), arguments[1:])
+        run_worker(Lane(arguments[0]), arguments[1:])
     except PipelineError as error:
         print(f"yyc3 worker: {error.message}", file=sys.stderr)  # noqa: T201
         return 2

@@ -228,7 +228,14 @@ class Process:
         delay = retries.delay(run.claim.rounds + 1)
         _log.info("chunk goes back for another try", chunk=report.first_job_id, rows=len(run.left), code=run.last_code)
         return RunReport(
-            report.first_job_id, report.fence, report.rows, report.failures, NextState.QUEUED, delay, True, run.last_code
+            report.first_job_id,
+            report.fence,
+            report.rows,
+            report.failures,
+            NextState.QUEUED,
+            delay,
+            True,
+            run.last_code,
         )
 
     async def _settle_many(self, reports: list[RunReport]) -> Sequence[bool]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, Task
+from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from pipeline.broker import TASK_NAME
@@ -22,7 +23,7 @@ def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractE
     """Add the task to an application; `process` gives the running process and its loop."""
 
     @app.task(name=TASK_NAME, bind=True, ignore_result=True, shared=False)
-    def run_chunk(self: Task, message: Any = None) -> dict[str, Any]:
+    def run_chunk(self: "Task[Any, Any]", message: Any = None) -> dict[str, Any]:
         """Celery waits here in a thread while the loop works."""
         try:
             doorbell = Doorbell.model_validate(message)
@@ -35,7 +36,9 @@ def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractE
         return _wait(self, doorbell, answer, seen)
 
 
-def _wait(task: Task, doorbell: Doorbell, answer: "Future[dict[str, Any]]", seen: list[Run]) -> dict[str, Any]:
+def _wait(
+    task: "Task[Any, Any]", doorbell: Doorbell, answer: "Future[dict[str, Any]]", seen: list[Run]
+) -> dict[str, Any]:
     """Wait for the answer; say how far the chunk is, at most once a second and only when it moved."""
     last = -1
     while True:
@@ -45,19 +48,25 @@ def _wait(task: Task, doorbell: Doorbell, answer: "Future[dict[str, Any]]", seen
             if answer.done():
                 raise
         if seen and seen[0].done_rows != last:
-            run = seen[0]
-            last = run.done_rows
-            task.send_event(
-                "task-progress",
-                retry=False,
-                model=doorbell.model,
-                lane=doorbell.lane,
-                chunk=run.claim.first_job_id,
-                batch=run.claim.batch_id,
-                rows=run.claim.rows,
-                rows_done=last,
-                rows_failed=run.failed,
-            )
+            last = seen[0].done_rows
+            _show(task, doorbell, seen[0])
+
+
+def _show(task: "Task[Any, Any]", doorbell: Doorbell, run: Run) -> None:
+    try:
+        task.send_event(
+            "task-progress",
+            retry=False,
+            model=doorbell.model,
+            lane=doorbell.lane,
+            chunk=run.claim.first_job_id,
+            batch=run.claim.batch_id,
+            rows=run.claim.rows,
+            rows_done=run.done_rows,
+            rows_failed=run.failed,
+        )
+    except (OperationalError, ConnectionError, TimeoutError) as error:
+        _log.warning("progress not shown", reason=type(error).__name__)
 
 
 __all__ = ["register"]

@@ -61,7 +61,9 @@ class Summary:
             self.reports.append(report)
 
 
-def run_analysis(here: Wiring, files: list[Path], target: TextIO | None, *, model: str | None, quiet: bool, keep: int = 0) -> Summary:
+def run_analysis(
+    here: Wiring, files: list[Path], target: TextIO | None, *, model: str | None, quiet: bool, keep: int = 0
+) -> Summary:
     """Analyse files with a progress bar on stderr; reports go to `target`, a line each."""
     summary = Summary()
 
@@ -95,7 +97,9 @@ def run_analysis(here: Wiring, files: list[Path], target: TextIO | None, *, mode
 
             name = ", ".join(file.name for file in files)[:200]
             stream = good(read_calls(files))
-            async for report in analyze_calls(submitter, adapters.database, stream, name=name, model=model, progress=show):
+            async for report in analyze_calls(
+                submitter, adapters.database, stream, name=name, model=model, progress=show
+            ):
                 summary.add(report, keep=keep)
                 if target is not None:
                     target.write(report.model_dump_json() + "\n")
@@ -136,7 +140,9 @@ class OutputFile:
 def analyze(
     files: Annotated[list[Path], typer.Argument(help="JSON Lines, one call a line.")],
     to: Annotated[Path, typer.Option("--out", help="Where the reports go, a line a call; - is stdout.")],
-    model: Annotated[str | None, typer.Option(help="A model of models.toml; the first that can do it if left out.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model of models.toml; the first that can do it if left out.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the closing counts as one JSON object.")] = False,
 ) -> None:
     """Find intents and sentiments of recorded calls, in bulk, in order."""

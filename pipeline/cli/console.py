@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.settings import load_settings
 from pipeline.wiring import Wiring
 from schemas.errors import BrokerError, ConfigurationError, PipelineError, StoreError, SubmissionError
 
@@ -70,7 +69,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 
 def wiring() -> Wiring:
     """Adapters as the environment says."""
-    return Wiring(load_settings())
+    return Wiring.from_environment()
 
 
 def print_json(value: Any) -> None:
@@ -89,7 +88,12 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        shown.add_row(*[_plain(f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)) for cell in row])
+        shown.add_row(
+            *[
+                _plain(f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell))
+                for cell in row
+            ]
+        )
     out.print(shown)
 
 

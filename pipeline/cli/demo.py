@@ -44,27 +44,36 @@ def demo(
         if as_json:
             print_json(summary.as_json() | {"flower_url": flower_url})
         else:
-            _show(summary, flower_url)
+            _show(summary)
         if keep and stack is not None:
             err.print(f"Flower shows every chunk: {flower_url}   Ctrl-C stops everything", highlight=False)
             stack.home.next_exit()
     raise typer.Exit(summary.exit_code)
 
 
-def _show(summary: Summary, flower_url: str | None) -> None:
-    table("calls", ["call", "intent", "sure", "sentiment", "score", "customer turns"], [_line(report) for report in summary.reports])
+def _show(summary: Summary) -> None:
+    table(
+        "calls",
+        ["call", "intent", "sure", "sentiment", "score", "customer turns"],
+        [_line(report) for report in summary.reports],
+    )
     done = summary.tally
     if done.calls > len(summary.reports):
         out.print(f"… and {done.calls - len(summary.reports)} more calls; --out FILE keeps them all", highlight=False)
     for title, counts in (("intents", summary.intents), ("sentiments", summary.sentiments)):
-        out.print(f"{title}: " + ", ".join(f"{label} {count}" for label, count in counts.most_common()), highlight=False)
+        out.print(
+            f"{title}: " + ", ".join(f"{label} {count}" for label, count in counts.most_common()), highlight=False
+        )
     out.print(
         f"{done.calls} calls, {done.jobs} jobs, {done.failed} failed, {summary.seconds:.1f} s, "
         f"{done.jobs / summary.seconds:.0f} jobs/s",
         highlight=False,
     )
     if any(report.simulated for report in summary.reports):
-        out.print("simulated engines answered, from word lists: good enough to see the pipeline, no good as insight", style="yellow")
+        out.print(
+            "simulated engines answered, from word lists: good enough to see the pipeline, no good as insight",
+            style="yellow",
+        )
 
 
 def _line(report: CallReport) -> list[object]:

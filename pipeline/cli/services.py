@@ -43,9 +43,13 @@ def recover(
                 await sweep_forever(adapters.database, adapters.bells, adapters.models)
             done = await sweep(adapters.database, adapters.bells, adapters.models)
             if as_json:
-                print_json({"returned_chunks": done.returned_chunks, "poison_jobs": done.poison_jobs, "permits": done.permits})
+                print_json(
+                    {"returned_chunks": done.returned_chunks, "poison_jobs": done.poison_jobs, "permits": done.permits}
+                )
             else:
-                out.print(f"{done.returned_chunks} chunks returned, {done.poison_jobs} jobs given up, {done.permits} permits rung")
+                out.print(
+                    f"{done.returned_chunks} chunks returned, {done.poison_jobs} jobs given up, {done.permits} permits rung"
+                )
 
     asyncio.run(run())
 
@@ -67,7 +71,9 @@ def simulator(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     speed: Annotated[float, typer.Option(help="Divides every duration; 1 is life-like.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Decides answers, noise and faults.")] = 0,
-    fail: Annotated[list[str] | None, typer.Option(help="Fault KIND:PROBABILITY[:SECONDS], e.g. 503:0.1; repeatable.")] = None,
+    fail: Annotated[
+        list[str] | None, typer.Option(help="Fault KIND:PROBABILITY[:SECONDS], e.g. 503:0.1; repeatable.")
+    ] = None,
     answers: Annotated[Path | None, typer.Option(help="File of scripted answers.")] = None,
     seats: Annotated[int, typer.Option(help="Sequences that run at once (vLLM's --max-num-seqs).")] = 256,
     context_tokens: Annotated[int, typer.Option(help="vLLM's --max-model-len.")] = 8192,

@@ -130,7 +130,7 @@ class Stack:
 
 
 def _nodes(app: Celery) -> int:
-    return len(app.control.ping(timeout=0.3))
+    return len(app.control.ping(timeout=0.3) or ())
 
 
 def _answers(url: str) -> bool:

@@ -16,7 +16,9 @@ submit = typer.Typer(help="Submit one job.", no_args_is_help=True)
 
 Text = Annotated[str, typer.Option("--text", help="What was said; @FILE reads a file.")]
 Model = Annotated[str | None, typer.Option(help="A model of models.toml; the first that can do it if left out.")]
-Key = Annotated[str | None, typer.Option("--key", help="Idempotency key: the same key with the same job is the same job.")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="Idempotency key: the same key with the same job is the same job.")
+]
 Tenant = Annotated[str, typer.Option(help="A label to count by.")]
 Priority = Annotated[int, typer.Option(help="Lower goes first.")]
 Deadline = Annotated[datetime | None, typer.Option(help="Expire the job after this moment (local time).")]
@@ -42,12 +44,16 @@ def _go(job: dict[str, Any], common: dict[str, Any], wait: bool, timeout: float 
     with Client() as client:
         job_id = client.submit(job | given)
         if not wait:
-            print_json({"job_id": job_id}) if as_json else out.print(f"job {job_id} is stored; see: yyc3 jobs show {job_id}")
+            print_json({"job_id": job_id}) if as_json else out.print(
+                f"job {job_id} is stored; see: yyc3 jobs show {job_id}"
+            )
             return
         try:
             outcome = client.result(job_id, timeout)
         except ResultTimeout as error:
-            print_json({"job_id": job_id, "error": error.code}) if as_json else err.print(error.message, highlight=False)
+            print_json({"job_id": job_id, "error": error.code}) if as_json else err.print(
+                error.message, highlight=False
+            )
             raise typer.Exit(Exit.SOME_FAILED) from None
     print_outcome(job_id, outcome, as_json)
     if outcome.state is not JobState.SUCCEEDED:
@@ -89,7 +95,9 @@ def _percent(confidence: float | None) -> str:
 @command
 def intent(
     text: Text,
-    label: Annotated[list[str] | None, typer.Option(help="A label of your own, NAME or NAME=DESCRIPTION; repeatable.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label of your own, NAME or NAME=DESCRIPTION; repeatable.")
+    ] = None,
     model: Model = None,
     key: Key = None,
     tenant: Tenant = "default",

@@ -17,7 +17,9 @@ _CALM_SECONDS = 30.0
 
 @command
 def up(
-    simulate: Annotated[bool, typer.Option("--simulate", help="Simulate each model without a configured endpoint.")] = False,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulate each model without a configured endpoint.")
+    ] = False,
     speed: Annotated[float, typer.Option(help="Speed of the simulators; 1 is life-like.", min=0.01)] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the URLs as one JSON line.")] = False,
 ) -> None:
@@ -27,13 +29,26 @@ def up(
     signal.set_wakeup_fd(woken)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    with Stack(load_settings(), simulate=simulate, speed=speed, say=lambda text: err.print(text, highlight=False)) as stack:
+    with Stack(
+        load_settings(), simulate=simulate, speed=speed, say=lambda text: err.print(text, highlight=False)
+    ) as stack:
         if as_json:
-            print_json({"flower_url": stack.running.flower_url, "simulated": stack.running.simulated, "home": str(stack.folder)})
+            print_json(
+                {
+                    "flower_url": stack.running.flower_url,
+                    "simulated": stack.running.simulated,
+                    "home": str(stack.folder),
+                }
+            )
         else:
             out.print(f"Flower   {stack.running.flower_url}", highlight=False)
-            out.print(f"home     {stack.folder} (logs and data; other yyc3 commands find this by themselves)", highlight=False)
-            out.print("ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything", highlight=False)
+            out.print(
+                f"home     {stack.folder} (logs and data; other yyc3 commands find this by themselves)", highlight=False
+            )
+            out.print(
+                "ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything",
+                highlight=False,
+            )
         _watch(stack, wake)
 
 
@@ -50,7 +65,9 @@ def _watch(stack: Stack, wake: int) -> None:
             raise typer.Exit(Exit.UNREACHABLE)
         name, code = found
         if time.monotonic() - ended.get(name, 0) < _CALM_SECONDS and name in ended:
-            err.print(f"{name} ended again with code {code}; it stays down, see {stack.folder / name}.log", highlight=False)
+            err.print(
+                f"{name} ended again with code {code}; it stays down, see {stack.folder / name}.log", highlight=False
+            )
             continue
         ended[name] = time.monotonic()
         if name in {"postgres", "valkey"}:

@@ -42,10 +42,9 @@ class Server:
 def free_port(preferred: int) -> int:
     """A free loopback port at or above this one, below Linux's range for outgoing connections."""
     for port in range(preferred, preferred + 500):
-        with socket.socket() as probe:
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
     raise ServerError(f"no free port between {preferred} and {preferred + 500}")
 
 
@@ -124,7 +123,9 @@ def _account() -> str:
     return "nobody"
 
 
-def _spawn(arguments: Sequence[str | Path], log: Path, account: str, stop_signal: signal.Signals) -> subprocess.Popen[bytes]:
+def _spawn(
+    arguments: Sequence[object], log: Path, account: str, stop_signal: signal.Signals
+) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
     prepare = dies_with_parent(stop_signal, new_user=account == "namespace")
     as_nobody = account == "nobody"
@@ -143,7 +144,7 @@ def _spawn(arguments: Sequence[str | Path], log: Path, account: str, stop_signal
 
 
 def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
-    """initdb into a folder beside, then rename: a crash leaves no half cluster."""
+    """Run initdb in a folder beside, then rename: a crash leaves no half cluster."""
     half = home / "postgres.new"
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(mode=0o700)
@@ -152,8 +153,10 @@ def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
         shutil.chown(half, "nobody", "nogroup")
         shutil.chown(password_file, "nobody", "nogroup")
     initdb = _spawn(
-        [_postgres_binary("initdb"), "-D", half, "-U", "yyc3", "-A", "scram-sha-256", f"--pwfile={password_file}"]
-        + ["--encoding=UTF8", "--locale=C", "--no-sync"],
+        [
+            *[_postgres_binary("initdb"), "-D", half, "-U", "yyc3", "-A", "scram-sha-256"],
+            *[f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C", "--no-sync"],
+        ],
         log,
         account,
         signal.SIGTERM,
@@ -171,14 +174,18 @@ def start_postgres(home: Path) -> Server:
         _make_cluster(home, data, account, log)
     major = (data / "PG_VERSION").read_text().strip()
     if major != _POSTGRES_MAJOR:
-        raise ServerError(f"{data} holds a Postgres {major} cluster, this program brings {_POSTGRES_MAJOR}; dump and load it")
+        raise ServerError(
+            f"{data} holds a Postgres {major} cluster, this program brings {_POSTGRES_MAJOR}; dump and load it"
+        )
     # After kill -9 the old postmaster may still be a zombie that holds postmaster.pid: try for a while.
     for attempt in range(15):
         port = free_port(15_432)
         process = _spawn(
-            [_postgres_binary("postgres"), "-D", data, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1"]
-            + ["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"]
-            + ["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic"],
+            [
+                *[_postgres_binary("postgres"), "-D", data, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1"],
+                *["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"],
+                *["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic"],
+            ],
             log,
             account,
             signal.SIGINT,

@@ -22,7 +22,7 @@ _KEEP_SECONDS = 4.0
 _JSON = {"content-type": "application/json"}
 
 
-class BatchRouteMissing(Exception):
+class BatchRouteMissing(Exception):  # noqa: N818 - it tells of a server, nothing failed
     """This server has no /v1/chat/completions/batch: send rows singly."""
 
 

@@ -37,10 +37,16 @@ async def ask_facts(client: EngineClient, endpoint: str, model: str) -> Endpoint
         raise EngineUnavailable(f"{endpoint} wants an API key; set AI_API_KEY", endpoint=endpoint)
     if listing.status_code != 200:
         raise EngineUnavailable(f"{endpoint}/v1/models says HTTP {listing.status_code}; is it vLLM?", endpoint=endpoint)
-    served = {entry["id"]: entry for entry in loaded(listing.content).get("data", ()) if isinstance(entry, dict) and "id" in entry}
+    served = {
+        entry["id"]: entry
+        for entry in loaded(listing.content).get("data", ())
+        if isinstance(entry, dict) and "id" in entry
+    }
     if model not in served:
         names = ", ".join(served) or "no model"
-        raise EngineUnavailable(f"{endpoint} serves {names}, not {model}; start it with --served-model-name {model}", endpoint=endpoint)
+        raise EngineUnavailable(
+            f"{endpoint} serves {names}, not {model}; start it with --served-model-name {model}", endpoint=endpoint
+        )
     version = await client.get(endpoint, "/version")
     said = loaded(version.content) if version.status_code == 200 else {}
     number = said.get("version")
@@ -60,7 +66,9 @@ def _constraint(version: object) -> Constraint:
     return Constraint.STRUCTURED_OUTPUTS
 
 
-async def first_tokens(client: EngineClient, endpoint: str, model: str, words: Sequence[str]) -> list[str | None] | None:
+async def first_tokens(
+    client: EngineClient, endpoint: str, model: str, words: Sequence[str]
+) -> list[str | None] | None:
     """The text of each word's first token; None in all where the endpoint cannot tell.
 
     Token strings are spelled differently by every tokenizer, so the id is turned back into text.
@@ -68,7 +76,9 @@ async def first_tokens(client: EngineClient, endpoint: str, model: str, words: S
     found: list[str | None] = []
     for word in words:
         try:
-            there = await client.post(endpoint, "/tokenize", {"model": model, "prompt": word, "add_special_tokens": False})
+            there = await client.post(
+                endpoint, "/tokenize", {"model": model, "prompt": word, "add_special_tokens": False}
+            )
             if there.status_code != 200:
                 return None
             tokens = loaded(there.content).get("tokens") or []

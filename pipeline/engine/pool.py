@@ -95,7 +95,9 @@ class EnginePool:
         A request larger than the limit gets in alone.
         """
         while True:
-            endpoint = next((e for e in self._ranked(avoid) if e.in_flight == 0 or e.in_flight + rows <= self._limit), None)
+            endpoint = next(
+                (e for e in self._ranked(avoid) if e.in_flight == 0 or e.in_flight + rows <= self._limit), None
+            )
             if endpoint is not None:
                 break
             await self._freed.wait()

@@ -1,5 +1,5 @@
 """Flower, with our chunks readable in it: model, lane, batch and how many rows are done.
 
-    chunks  what Flower remembers of a task, ours added
-    main    starts it
+chunks  what Flower remembers of a task, ours added
+main    starts it
 """

@@ -29,18 +29,27 @@ def _said(text: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-class ChunkTask(Task):  # type: ignore[misc]
+class ChunkTask(Task):
     """A task with its chunk's fields, on its page, in the list and in the API.
 
     Celery would make `task-progress` a state of its own, which outranks STARTED and so hides what comes after it. Here it
     only brings numbers.
     """
 
-    progress = model = lane = batch = chunk = rows = rows_done = rows_failed = None
-    _fields = (*Task._fields, *_FIELDS)
-    _info_fields = (*Task._info_fields, *_FIELDS)
+    progress: Any = None
+    model: Any = None
+    lane: Any = None
+    batch: Any = None
+    chunk: Any = None
+    rows: Any = None
+    rows_done: Any = None
+    rows_failed: Any = None
+    _fields = (*Task._fields, *_FIELDS)  # type: ignore[attr-defined]
+    _info_fields = (*Task._info_fields, *_FIELDS)  # type: ignore[attr-defined]
 
-    def event(self, type_: str, timestamp: Any = None, local_received: Any = None, fields: Any = None, **rest: Any) -> None:
+    def event(  # type: ignore[override]
+        self, type_: str, timestamp: Any = None, local_received: Any = None, fields: Any = None, **rest: Any
+    ) -> None:
         """Take in an event."""
         fields = dict(fields or {})
         if type_ == "progress":

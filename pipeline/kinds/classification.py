@@ -66,7 +66,10 @@ def words_tell_apart(words: Sequence[str], first_tokens: Sequence[str | None]) -
     A constraint to whole words lets the engine begin with any token that starts one of them, so not only the usual first
     tokens but the first characters must differ; and a token must hold a whole character.
     """
-    if any(token is None or not word.startswith(token) or not token for word, token in zip(words, first_tokens, strict=True)):
+    if any(
+        token is None or not word.startswith(token) or not token
+        for word, token in zip(words, first_tokens, strict=True)
+    ):
         return False
     return len({word[0].casefold() for word in words}) == len(words)
 

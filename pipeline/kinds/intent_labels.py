@@ -24,11 +24,20 @@ DEFAULT_OPTIONS: dict[Language, tuple[Option, ...]] = {
         Option(OTHER, "其他", "以上都不是"),
     ),
     Language.ENGLISH: (
-        Option("billing", "billing", "a question about a bill, a charge, a price or an invoice", ("Why was I charged twice?",)),
+        Option(
+            "billing",
+            "billing",
+            "a question about a bill, a charge, a price or an invoice",
+            ("Why was I charged twice?",),
+        ),
         Option("refund", "refund", "wants money back", ("I sent it back, when do I get my money?",)),
         Option("cancellation", "cancellation", "wants to end an order, a plan or a service", ("Please stop my plan.",)),
-        Option("complaint", "grievance", "is unhappy with the service or a person and says so", ("Your staff was rude.",)),
-        Option("fault", "fault", "a device, a network or an app does not work", ("My internet has been down all day.",)),
+        Option(
+            "complaint", "grievance", "is unhappy with the service or a person and says so", ("Your staff was rude.",)
+        ),
+        Option(
+            "fault", "fault", "a device, a network or an app does not work", ("My internet has been down all day.",)
+        ),
         Option("delivery", "delivery", "asks where an order is or when it comes", ("Where is my parcel?",)),
         Option("account", "account", "login, password, identity or personal details", ("I forgot my password.",)),
         Option("information", "information", "wants to know about products, places or times", ("When do you open?",)),

@@ -46,7 +46,9 @@ class JobIds:
 
     async def _fetch(self, blocks: int) -> list[int]:
         async with self._database.connection() as connection:
-            cursor = await connection.execute("SELECT nextval('job_blocks') AS block FROM generate_series(1, %s)", (blocks,))
+            cursor = await connection.execute(
+                "SELECT nextval('job_blocks') AS block FROM generate_series(1, %s)", (blocks,)
+            )
             found = sorted([row["block"] for row in await cursor.fetchall()])
         for partition in sorted({block * BLOCK_JOBS // PARTITION_JOBS for block in found} - self._partitions):
             async with self._database.transaction() as connection:

@@ -31,12 +31,16 @@ LEFT JOIN LATERAL (
 
 
 def _outcome(row: DictRow) -> Outcome:
-    state = JobState.RUNNING if row["state"] == "done" else JobState(row["state"])  # a chunk's last commit is on its way
+    state = (
+        JobState.RUNNING if row["state"] == "done" else JobState(row["state"])
+    )  # a chunk's last commit is on its way
     error = None
     if state in {JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED}:
         error = JobError(code=ErrorCode(row["code"]), message=row["message"] or "")
     elif row["code"] is not None and not row["settled"]:
-        error = JobError(code=ErrorCode(row["code"]), message="its last try failed with this; it is tried again by itself")
+        error = JobError(
+            code=ErrorCode(row["code"]), message="its last try failed with this; it is tried again by itself"
+        )
     fields: dict[str, Any] = {key: row[key] for key in ("model", "endpoint", "engine_version", "template_hash")}
     outcome = Outcome(
         job_id=JobId(row["job_id"]),

@@ -59,7 +59,9 @@ async def return_lost(database: Database) -> tuple[int, int]:
         Chunks returned and rows failed; (0, 0) where another process is sweeping right now.
     """
     async with database.transaction() as connection:
-        row = await (await connection.execute("SELECT pg_try_advisory_xact_lock(%s) AS mine", (_SWEEP_LOCK,))).fetchone()
+        row = await (
+            await connection.execute("SELECT pg_try_advisory_xact_lock(%s) AS mine", (_SWEEP_LOCK,))
+        ).fetchone()
         if row is None or not row["mine"]:
             return 0, 0
         returned = await (await connection.execute(_RETURN_LOST)).fetchall()

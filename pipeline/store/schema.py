@@ -23,7 +23,11 @@ def alembic_config(connection: sa.Connection | None = None) -> Config:
 
 def sqlalchemy_url(database_url: str) -> str:
     """The same URL for SQLAlchemy with psycopg 3."""
-    return plain_url(database_url).replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1)
+    return (
+        plain_url(database_url)
+        .replace("postgresql://", "postgresql+psycopg://", 1)
+        .replace("postgres://", "postgresql+psycopg://", 1)
+    )
 
 
 def upgrade(database_url: str) -> str:

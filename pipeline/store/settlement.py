@@ -98,7 +98,8 @@ WITH report AS (
         AS f(chunk bigint, job_id bigint, try_number smallint, code text, endpoint text)
     JOIN held h ON h.first_job_id = f.chunk ON CONFLICT DO NOTHING
 ), counted AS (
-    SELECT g.chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded, count(*) FILTER (WHERE s.state = 'failed') AS failed,
+    SELECT g.chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded,
+        count(*) FILTER (WHERE s.state = 'failed') AS failed,
         count(*) FILTER (WHERE s.state = 'expired') AS expired, sum(s.prompt_tokens) AS prompt_tokens,
         sum(s.completion_tokens) AS completion_tokens
     FROM stored s JOIN given g USING (job_id) GROUP BY g.chunk

@@ -87,7 +87,11 @@ async def insert_interactive(
             return [entry for entry in known if entry is not None]
         groups = _group([(i, new[i]) for i in fresh], chunk_rows)
         firsts = await ids.take([len(group) for group in groups])
-        placed = {index: JobId(first + k) for first, group in zip(firsts, groups, strict=True) for k, index in enumerate(group)}
+        placed = {
+            index: JobId(first + k)
+            for first, group in zip(firsts, groups, strict=True)
+            for k, index in enumerate(group)
+        }
         chunks = [
             NewChunk(JobId(first), len(group), new[group[0]].model, Lane.INTERACTIVE, new[group[0]].priority)
             for first, group in zip(firsts, groups, strict=True)
@@ -171,7 +175,11 @@ async def _insert(
         }
         for chunk, group in zip(chunks, groups, strict=True)
     ]
-    arguments = {"jobs": orjson.dumps(job_rows).decode(), "chunks": orjson.dumps(chunk_rows).decode(), "reply_to": reply_to}
+    arguments = {
+        "jobs": orjson.dumps(job_rows).decode(),
+        "chunks": orjson.dumps(chunk_rows).decode(),
+        "reply_to": reply_to,
+    }
     keyed = [(new[i], job_id) for i, job_id in placed.items() if new[i].idempotency_key is not None]
     if not keyed:
         async with database.connection() as connection:
@@ -222,7 +230,9 @@ async def insert_batch(
         if row is not None:
             batch_id = BatchId(row["batch_id"])
             firsts = await ids.take([end - start for start, end in slices])
-            job_ids = [JobId(first + k) for first, (start, end) in zip(firsts, slices, strict=True) for k in range(end - start)]
+            job_ids = [
+                JobId(first + k) for first, (start, end) in zip(firsts, slices, strict=True) for k in range(end - start)
+            ]
             async with connection.cursor().copy(
                 "COPY jobs (job_id, batch_id, line, kind, tenant, deadline, request) FROM STDIN"
             ) as copy:
@@ -261,7 +271,8 @@ async def _known_batch(
 ) -> StoredBatch:
     async with database.connection() as connection:
         cursor = await connection.execute(
-            "SELECT batch_id, payload_hash FROM batches WHERE tenant = %s AND idempotency_key = %s", (tenant, idempotency_key)
+            "SELECT batch_id, payload_hash FROM batches WHERE tenant = %s AND idempotency_key = %s",
+            (tenant, idempotency_key),
         )
         row = await cursor.fetchone()
         assert row is not None, "a batch that conflicts is there, and batches are never deleted"

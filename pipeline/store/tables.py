@@ -8,7 +8,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP, UUID
 
 metadata = sa.MetaData(
-    naming_convention={"pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s"}
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s",
+    }
 )
 _INSTANT = TIMESTAMP(timezone=True)
 
