@@ -91,7 +91,8 @@ class Bells:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = self.app.connection_for_write()
+            # kombu would knock for seconds; a caller waits here, and recovery rings later anyway.
+            self._connection = self.app.connection_for_write(transport_options={"max_retries": 0, "interval_start": 0})
             self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
         return self._connection
 

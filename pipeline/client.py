@@ -12,7 +12,7 @@ from uuid import uuid4
 from pipeline.store import reading, settlement
 from pipeline.store.reading import Progress
 from pipeline.submit import Batch, Submitter
-from pipeline.waiting import Waiter
+from pipeline.waiting import Waiter, patiently
 from pipeline.wiring import Adapters, Wiring
 from schemas.errors import JobNotFound, ResultTimeout
 from schemas.ids import BatchId, JobId
@@ -127,7 +127,7 @@ class AsyncClient:
     async def watch(self, batch_id: BatchId) -> AsyncIterator[Progress]:
         """Progress four times a second until every job of a batch is settled; the last one says so."""
         while True:
-            progress = await self.progress(batch_id)
+            progress = await patiently(lambda: self.progress(batch_id))
             yield progress
             if progress.finished:
                 return

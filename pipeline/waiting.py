@@ -2,6 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
@@ -9,13 +11,26 @@ from pipeline import retries
 from pipeline.batching import Coalescer
 from pipeline.broker import Whispers
 from pipeline.store import Database, reading
-from schemas.errors import BrokerUnavailable, JobNotFound
+from schemas.errors import BrokerUnavailable, JobNotFound, StoreUnavailable
 from schemas.ids import JobId
 from schemas.results import Outcome
 
 _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.5
 _REMEMBERED_JOBS = 100_000
+T = TypeVar("T")
+
+
+async def patiently(look: Callable[[], Awaitable[T]]) -> T:
+    """Look at the store until it answers: somebody who waits for hours anyway waits out a restart of the database too."""
+    attempt = 0
+    while True:
+        try:
+            return await look()
+        except StoreUnavailable as error:
+            attempt += 1
+            _log.warning("waiting for the database", reason=error.message)
+            await asyncio.sleep(retries.delay(attempt).total_seconds())
 
 
 class Waiter:
@@ -57,7 +72,6 @@ class Waiter:
 
         Raises:
             JobNotFound: there is no such job.
-            StoreUnavailable: the database is away.
         """
         said = self._mine.pop(job_id, True)
         event = asyncio.Event()
@@ -82,7 +96,7 @@ class Waiter:
                 del self._waiting[job_id]
 
     async def _fetch_many(self, job_ids: list[JobId]) -> list[Outcome | BaseException]:
-        found = await reading.outcomes_of(self._database, sorted(set(job_ids)))
+        found = await patiently(lambda: reading.outcomes_of(self._database, sorted(set(job_ids))))
         return [found.get(job_id) or JobNotFound(f"there is no job {job_id}", job_id=job_id) for job_id in job_ids]
 
     async def _listen(self, ready: asyncio.Event) -> None:
@@ -103,4 +117,4 @@ class Waiter:
             await asyncio.sleep(retries.delay(attempt).total_seconds())
 
 
-__all__ = ["Waiter"]
+__all__ = ["Waiter", "patiently"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline.engine.pool import Endpoint
 from pipeline.kinds import Answer, Ask
+from pipeline.models import LabelForm
 from pipeline.retries import tried_enough
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.store.settlement import FailedTry, SettledRow
@@ -18,12 +19,15 @@ from schemas.timings import Timings, Usage
 
 @dataclass(slots=True)
 class Row:
-    """A row on its way through an engine."""
+    """A row on its way through an engine. `unread`: it was answered, and the answer could not be understood."""
 
     claimed: ClaimedJob
     job: Job
     ask: Ask
+    form: LabelForm
+    context_tokens: int
     sent_at: float = 0.0
+    unread: bool = False
 
     @property
     def failed_tries(self) -> int:

@@ -9,7 +9,7 @@ from pipeline.batching import micro_batches
 from pipeline.engine.client import BatchRouteMissing
 from pipeline.engine.pool import Endpoint, EnginePool
 from pipeline.kinds import Answer
-from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
+from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidOutput, RequestRejected
 from schemas.messages import Lane
 from workers.run import Row, Run
 
@@ -117,6 +117,7 @@ class Scheduler:
         except EngineError as error:
             if isinstance(error, EngineUnavailable | EngineOverloaded):
                 self._pool.mark_down(endpoint)
+            row.unread = isinstance(error, InvalidOutput)
             run.fail_try(row, error, endpoint)
 
 

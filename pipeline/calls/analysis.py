@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 from pipeline.store import Database, reading
 from pipeline.submit import Batch, Submitter
+from pipeline.waiting import patiently
 from schemas.calls import Call, CallProblem, CallReport, IntentReading, SentimentReading, Speaker, TurnReading
 from schemas.errors import ErrorCode, InvalidJob
 from schemas.jobs import Job, parse_job
@@ -77,9 +79,10 @@ async def analyze(
     tally = Tally()
     under_way: list[tuple[list[_Planned], Batch | None]] = []
     finished_jobs = 0
-    for window in _windows(calls, model):
+    analysis = uuid4().hex
+    for number, window in enumerate(_windows(calls, model)):
         jobs = [job for planned in window for job in planned.jobs]
-        batch = await submitter.submit_many(jobs, name=name) if jobs else None
+        batch = await _submitted(submitter, jobs, name, f"{analysis}.{number}") if jobs else None
         tally.calls += len(window)
         tally.jobs += len(jobs)
         under_way.append((window, batch))
@@ -92,6 +95,16 @@ async def analyze(
         async for report in _reports(database, window, batch, tally, finished_jobs, progress):
             yield report
         finished_jobs = tally.settled
+
+
+async def _submitted(submitter: Submitter, jobs: list[Job], name: str, key: str) -> Batch:
+    """Submit a window; the first one fails at once where there is no database, later ones wait it out.
+
+    The key makes it safe to submit again when a reply was lost.
+    """
+    if key.endswith(".0"):
+        return await submitter.submit_many(jobs, name=name, idempotency_key=key)
+    return await patiently(lambda: submitter.submit_many(jobs, name=name, idempotency_key=key))
 
 
 def _windows(calls: Iterable[Call], model: str | None) -> Iterator[list[_Planned]]:
@@ -119,7 +132,7 @@ async def _reports(
     outcomes: AsyncIterator[Outcome] | None = None
     if batch is not None:
         while True:
-            state = await reading.batch_progress(database, batch.batch_id)
+            state = await patiently(lambda: reading.batch_progress(database, batch.batch_id))
             tally.settled = finished_jobs + state.settled
             progress(tally)
             if state.finished:

@@ -18,8 +18,8 @@ from schemas.errors import BrokerError, ConfigurationError, PipelineError, Store
 
 P = ParamSpec("P")
 T = TypeVar("T")
-out = Console()
-err = Console(stderr=True)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
 
 
 class Exit(IntEnum):
@@ -94,7 +94,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
                 for cell in row
             ]
         )
-    out.print(shown)
+    out.print(shown, soft_wrap=False)
 
 
 __all__ = ["Exit", "command", "err", "out", "print_json", "table", "wiring"]

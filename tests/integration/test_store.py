@@ -1,0 +1,299 @@
+"""What the store promises, on a real Postgres."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from support import Place
+
+from pipeline.store import Database, claims, reading, recovery, schema, settlement, submission
+from pipeline.store.claims import Claim
+from pipeline.store.ids import JobIds
+from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
+from pipeline.store.submission import NewJob, Stored, StoredBatch
+from pipeline.store.tables import BLOCK_JOBS, PARTITION_JOBS, metadata
+from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable
+from schemas.ids import JobId
+from schemas.messages import Lane
+from schemas.results import JobState
+from schemas.timings import Usage
+
+LEASE = timedelta(seconds=30)
+GONE = timedelta(seconds=-1)
+
+
+def new(text: str = "hi", *, key: str | None = None, payload: bytes = b"p", priority: int = 0, **fields: object) -> NewJob:
+    request = f'{{"kind":"intent",  "text":"{text}"}}'.encode()
+    return NewJob("intent", "default", request, "m", priority, idempotency_key=key, payload_hash=payload, **fields)  # type: ignore[arg-type]
+
+
+async def batch(database: Database, jobs: int, chunk_rows: int = 10, **fields: object) -> StoredBatch:
+    given: dict[str, object] = {"name": "b", "tenant": "default", "idempotency_key": None, "payload_hash": b"x"}
+    return await submission.insert_batch(
+        database,
+        JobIds(database),
+        [new(f"row {i}") for i in range(jobs)],
+        chunk_rows=chunk_rows,
+        **(given | fields),  # type: ignore[arg-type]
+    )
+
+
+async def take(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim | None:
+    return await claims.claim_best(database, "m", lane, uuid4(), worker="w", lease=lease)
+
+
+def report(claim: Claim, rows: int | None = None, next_state: NextState = NextState.DONE) -> RunReport:
+    settled = [
+        SettledRow(job.job_id, JobState.SUCCEEDED, b'{"kind":"intent","label":"x"}', usage=Usage(prompt_tokens=3, completion_tokens=1))
+        for job in claim.jobs[:rows]
+    ]
+    return RunReport(claim.first_job_id, claim.fence, settled, next_state=next_state)
+
+
+def test_the_tables_and_the_migrations_agree(place: Place) -> None:
+    ischema_names["xid8"] = type(metadata.tables["outcomes"].c.xid.type)
+    engine = sa.create_engine(schema.sqlalchemy_url(place.database_url), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        differences = compare_metadata(context, metadata)
+    assert differences == []
+
+
+def test_upgrading_twice_changes_nothing(place: Place) -> None:
+    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0001"
+
+
+async def test_a_database_without_tables_says_what_to_run(place: Place) -> None:
+    place.query("DROP TABLE chunks")
+    database = await Database(place.database_url).open()
+    with pytest.raises(StoreUnavailable, match="yyc3 db upgrade"):
+        await reading.queue_states(database)
+    await database.close()
+
+
+async def test_jobs_of_a_batch_keep_their_order_and_their_bytes(database: Database, place: Place) -> None:
+    stored = await batch(database, 25)
+    assert list(stored.job_ids) == sorted(stored.job_ids)
+    rows = place.query("SELECT line, request::text FROM jobs ORDER BY job_id")
+    assert rows == [(i, f'{{"kind":"intent",  "text":"row {i}"}}') for i in range(25)]
+    assert [chunk.rows for chunk in stored.chunks] == [10, 10, 5]
+
+
+async def test_ids_are_taken_in_blocks_and_never_twice(database: Database) -> None:
+    ids, others = JobIds(database), JobIds(database)
+    firsts = await ids.take([700, 700, 700]) + await others.take([5]) + await ids.take([300])
+    taken = [first + k for first, count in zip(firsts, [700, 700, 700, 5, 300], strict=True) for k in range(count)]
+    assert len(set(taken)) == len(taken)
+    assert all(first // BLOCK_JOBS == (first + count - 1) // BLOCK_JOBS for first, count in zip(firsts, [700, 700, 700, 5, 300], strict=True))
+
+
+async def test_a_job_beyond_the_first_partition_finds_its_own(database: Database, place: Place) -> None:
+    place.query("SELECT setval('job_blocks', %s)", PARTITION_JOBS // BLOCK_JOBS + 3)
+    stored = await batch(database, 3)
+    assert stored.job_ids[0] >= PARTITION_JOBS
+    claim = await take(database)
+    assert claim is not None
+    await settlement.settle(database, [report(claim)])
+    assert place.query("SELECT count(*) FROM outcomes_1") == [(3,)]
+
+
+async def test_the_same_key_with_the_same_job_is_that_job_and_with_another_is_refused(database: Database) -> None:
+    ids = JobIds(database)
+    first = (await submission.insert_interactive(database, ids, [new(key="k")], reply_to=None, chunk_rows=64))[0]
+    again, other, free = await submission.insert_interactive(
+        database, ids, [new(key="k"), new(key="k", payload=b"q"), new()], reply_to=None, chunk_rows=64
+    )
+    assert isinstance(first, Stored)
+    assert isinstance(again, Stored)
+    assert isinstance(free, Stored)
+    assert again.job_ids == first.job_ids
+    assert again.chunks == []
+    assert isinstance(other, DuplicateJob)
+    assert str(first.job_ids[0]) in other.message
+    assert free.job_ids != first.job_ids
+
+
+async def test_two_processes_with_the_same_key_at_once_make_one_job(database: Database, place: Place) -> None:
+    async def submit() -> list[JobId]:
+        entry = (await submission.insert_interactive(database, JobIds(database), [new(key="k")], reply_to=None, chunk_rows=64))[0]
+        assert isinstance(entry, Stored)
+        return entry.job_ids
+
+    found = await asyncio.gather(*[submit() for _ in range(8)])
+    assert len({tuple(ids) for ids in found}) == 1
+    assert place.query("SELECT count(*), sum(rows) FROM chunks") == [(1, 1)]
+
+
+async def test_a_batch_key_returns_the_same_jobs_and_refuses_others(database: Database) -> None:
+    first = await batch(database, 12, idempotency_key="k")
+    again = await batch(database, 12, idempotency_key="k")
+    assert again.job_ids == first.job_ids
+    assert again.chunks == []
+    with pytest.raises(DuplicateJob):
+        await batch(database, 12, idempotency_key="k", payload_hash=b"y")
+
+
+async def test_eight_workers_at_once_never_take_the_same_chunk(database: Database) -> None:
+    await batch(database, 200)
+    found = await asyncio.gather(*[take(database) for _ in range(20)])
+    chunks = [claim.first_job_id for claim in found if claim is not None]
+    assert len(chunks) == len(set(chunks)) == 20
+    assert await take(database) is None
+
+
+async def test_a_claim_whose_reply_was_lost_is_repeated_and_returns_the_same_rows(database: Database) -> None:
+    await batch(database, 20)
+    run_id = uuid4()
+    first = await claims.claim_best(database, "m", Lane.BULK, run_id, worker="w", lease=LEASE)
+    again = await claims.claim_best(database, "m", Lane.BULK, run_id, worker="w", lease=LEASE)
+    assert first is not None
+    assert again is not None
+    assert again.first_job_id == first.first_job_id
+    assert [job.job_id for job in again.jobs] == [job.job_id for job in first.jobs]
+    assert again.fence == first.fence + 1
+
+
+async def test_lower_priority_numbers_go_first_then_the_batch_with_less_running(database: Database) -> None:
+    big, small = await batch(database, 40), await batch(database, 10)
+    urgent = await submission.insert_batch(
+        database, JobIds(database), [new(priority=-5)], name="u", tenant="default", idempotency_key=None, payload_hash=b"", chunk_rows=10
+    )
+    order = [claim.batch_id for _ in range(3) if (claim := await take(database))]
+    assert order[0] == urgent.batch_id
+    assert {order[1], order[2]} == {big.batch_id, small.batch_id}
+
+
+async def test_a_second_delivery_of_a_settled_chunk_changes_nothing(database: Database, place: Place) -> None:
+    stored = await batch(database, 10)
+    claim = await take(database)
+    assert claim is not None
+    assert await settlement.settle(database, [report(claim)]) == {claim.first_job_id}
+    before = place.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id")
+    assert await settlement.settle(database, [report(claim)]) == set()
+    assert await claims.claim_named(database, [(stored.chunks[0].first_job_id, uuid4())], worker="w", lease=LEASE) == {}
+    assert place.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id") == before
+    assert place.query("SELECT succeeded, prompt_tokens, completion_tokens, state FROM chunks") == [(10, 30, 10, "done")]
+
+
+async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, place: Place) -> None:
+    await batch(database, 1)
+    slow = await take(database, lease=GONE)
+    assert slow is not None
+    assert await recovery.return_lost(database) == (1, 0)
+    other = await take(database)
+    assert other is not None
+    assert await settlement.settle(database, [report(slow)]) == set()
+    assert place.query("SELECT count(*) FROM outcomes") == [(0,)]
+    assert await settlement.settle(database, [report(other)]) == {other.first_job_id}
+    assert await claims.renew(database, [slow.run_id, other.run_id], LEASE) == set()
+
+
+async def test_rows_that_are_settled_are_not_claimed_again(database: Database) -> None:
+    await batch(database, 10)
+    claim = await take(database)
+    assert claim is not None
+    await settlement.settle(database, [report(claim, rows=4, next_state=NextState.QUEUED)])
+    again = await take(database)
+    assert again is not None
+    assert [job.job_id for job in again.jobs] == [job.job_id for job in claim.jobs[4:]]
+
+
+async def test_a_chunk_that_goes_back_with_a_delay_waits_and_remembers_why(database: Database, place: Place) -> None:
+    await batch(database, 2)
+    claim = await take(database)
+    assert claim is not None
+    failure = FailedTry(claim.jobs[0].job_id, 1, ErrorCode.ENGINE_FAILED, "http://e")
+    later = RunReport(
+        claim.first_job_id, claim.fence, (), (failure,), NextState.QUEUED, timedelta(hours=1), True, ErrorCode.ENGINE_FAILED
+    )
+    await settlement.settle(database, [later])
+    assert await take(database) is None
+    assert await recovery.waiting(database) == []
+    place.query("UPDATE chunks SET due_at = now()")
+    again = await take(database)
+    assert again is not None
+    assert [job.failed_tries for job in again.jobs] == [1, 0]
+    assert again.rounds == 1
+
+
+async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: Database, place: Place) -> None:
+    stored = await batch(database, 2)
+    claim = await take(database)
+    assert claim is not None
+    assert await settlement.cancel(database, stored.job_ids[0]) is True
+    assert await settlement.cancel(database, stored.job_ids[0]) is False
+    assert await settlement.cancel(database, JobId(1)) is None
+    await settlement.settle(database, [report(claim)])
+    found = await reading.outcomes_of(database, list(stored.job_ids))
+    assert [found[job_id].state for job_id in stored.job_ids] == [JobState.CANCELLED, JobState.SUCCEEDED]
+    assert place.query("SELECT succeeded, cancelled, state FROM chunks") == [(1, 1, "done")]
+
+
+async def test_cancelling_the_last_queued_row_closes_the_chunk(database: Database, place: Place) -> None:
+    stored = await batch(database, 2)
+    for job_id in stored.job_ids:
+        await settlement.cancel(database, job_id)
+    assert place.query("SELECT state, cancelled FROM chunks") == [("done", 2)]
+    assert (await reading.batch_progress(database, stored.batch_id)).finished
+
+
+async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(database: Database, place: Place) -> None:
+    stored = await batch(database, 10)
+    claim = await take(database, lease=GONE)
+    assert claim is not None
+    await settlement.settle(database, [report(claim, rows=2, next_state=NextState.RUNNING)])
+    assert await recovery.return_lost(database) == (1, 0)
+    assert place.query("SELECT rows, crashes, state FROM chunks ORDER BY first_job_id") == [(5, 1, "queued"), (5, 1, "queued")]
+    claimed = [await take(database), await take(database)]
+    jobs = [job.job_id for found in claimed if found for job in found.jobs]
+    assert jobs == list(stored.job_ids[2:])
+    await settlement.settle(database, [report(found) for found in claimed if found])
+    progress = await reading.batch_progress(database, stored.batch_id)
+    assert (progress.jobs, progress.succeeded, progress.finished) == (10, 10, True)
+
+
+async def test_only_a_single_row_is_called_poison_after_its_third_lost_worker(database: Database) -> None:
+    stored = await batch(database, 4)
+    poison = stored.job_ids[3]
+    for _ in range(20):
+        claim = await take(database, lease=GONE)
+        if claim is None:
+            break
+        if any(job.job_id == poison for job in claim.jobs):
+            await recovery.return_lost(database)
+        else:
+            await settlement.settle(database, [report(claim)])
+    found = await reading.outcomes_of(database, list(stored.job_ids))
+    assert [found[job_id].state for job_id in stored.job_ids] == [JobState.SUCCEEDED] * 3 + [JobState.FAILED]
+    error = found[poison].error
+    assert error is not None
+    assert error.code is ErrorCode.WORKER_LOST
+
+
+async def test_a_deadline_that_passed_is_seen_at_the_claim(database: Database) -> None:
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    await submission.insert_interactive(database, JobIds(database), [new(deadline=past), new()], reply_to=None, chunk_rows=64)
+    claim = await take(database, Lane.INTERACTIVE)
+    assert claim is not None
+    assert [job.expired for job in claim.jobs] == [True, False]
+
+
+async def test_outcomes_of_a_batch_come_in_the_order_of_its_jobs(database: Database) -> None:
+    stored = await batch(database, 25)
+    while claim := await take(database):
+        await settlement.settle(database, [report(claim)])
+    found = [outcome.job_id async for outcome in reading.batch_outcomes(database, stored.batch_id, page_rows=7)]
+    assert found == list(stored.job_ids)
+
+
+async def test_no_database_is_one_sentence(place: Place) -> None:
+    nowhere = await Database(place.database_url.rsplit("/", 1)[0] + "/absent").open()
+    nowhere._pool.timeout = 0.5
+    with pytest.raises(StoreUnavailable, match="Postgres cannot be reached"):
+        await reading.queue_states(nowhere)
+    await nowhere.close()
