@@ -3,7 +3,23 @@
 The Python door is `Client` (or `AsyncClient`); the rest is reached through the `yyc3` command.
 """
 
-from pipeline.client import AsyncClient, Client
-from pipeline.submit import Batch
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.client import AsyncClient, Client
+    from pipeline.submit import Batch
 
 __all__ = ["AsyncClient", "Batch", "Client"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the door when it is used: the guard and the workers live in this package and need none of it."""
+    if name in {"AsyncClient", "Client"}:
+        from pipeline import client
+
+        return getattr(client, name)
+    if name == "Batch":
+        from pipeline.submit import Batch
+
+        return Batch
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

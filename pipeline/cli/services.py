@@ -1,20 +1,18 @@
-"""Commands that run one part each: worker, recover, flower, simulator, db."""
+"""Commands that run one part each: worker, recover, flower, simulator, db.
+
+Flower, Alembic and the simulator are imported where they run: together they take longer than most commands.
+"""
 
 import asyncio
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import Exit, command, err, out, print_json, wiring
-from pipeline.flower.main import run_flower
+from pipeline.cli.console import command, out, print_json, wiring
 from pipeline.recover import sweep, sweep_forever
-from pipeline.store import schema
 from schemas.messages import Lane
-from simulator import SimulatorError, SimulatorOptions, parse_fault
-from simulator import run as run_simulator
 
 db = typer.Typer(help="The database's tables.", no_args_is_help=True)
 
@@ -60,52 +58,26 @@ def flower(
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Run Flower. It only shows unless YYC3_FLOWER_BASIC_AUTH=user:password is set."""
+    from pipeline.flower.main import run_flower
+
     here = wiring()
     run_flower(here, port=port or here.settings.flower_port, address=address)
 
 
 @command
-def simulator(
-    model: Annotated[str, typer.Option(help="Name of the model to stand in for.")],
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    speed: Annotated[float, typer.Option(help="Divides every duration; 1 is life-like.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Decides answers, noise and faults.")] = 0,
-    fail: Annotated[
-        list[str] | None, typer.Option(help="Fault KIND:PROBABILITY[:SECONDS], e.g. 503:0.1; repeatable.")
-    ] = None,
-    answers: Annotated[Path | None, typer.Option(help="File of scripted answers.")] = None,
-    seats: Annotated[int, typer.Option(help="Sequences that run at once (vLLM's --max-num-seqs).")] = 256,
-    context_tokens: Annotated[int, typer.Option(help="vLLM's --max-model-len.")] = 8192,
-    max_num_queued_reqs: Annotated[int | None, typer.Option(help="Refuse more with 503, like vLLM's option.")] = None,
-    vllm_version: Annotated[str, typer.Option(help="Which vLLM to be; below 0.12 it wants guided_choice.")] = "0.32.0",
-) -> None:
-    """Stand in for a vLLM: its HTTP, its batching, its errors; answers come from word lists, and it says so."""
-    try:
-        run_simulator(
-            SimulatorOptions(
-                model=model,
-                host=host,
-                port=port,
-                speed=speed,
-                seed=seed,
-                faults=tuple(parse_fault(text) for text in fail or ()),
-                answers=answers,
-                vllm_version=vllm_version,
-                max_model_len=context_tokens,
-                max_num_seqs=seats,
-                max_num_queued_reqs=max_num_queued_reqs,
-            )
-        )
-    except SimulatorError as problem:
-        err.print(f"[red]error[/red] {problem}", highlight=False)
-        raise typer.Exit(Exit.BAD_INPUT) from None
+def simulator(context: typer.Context) -> None:
+    """Stand in for a vLLM: its HTTP, its batching, its errors; answers come from word lists, and it says so. See --help."""
+    from simulator import main as run_simulator
+
+    raise typer.Exit(run_simulator(context.args))
 
 
 @db.command("upgrade")
 @command
 def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the revision as JSON.")] = False) -> None:
     """Bring the tables to the newest form; does nothing where they are."""
+    from pipeline.store import schema
+
     revision = schema.upgrade(wiring().database_url)
     print_json({"revision": revision}) if as_json else out.print(f"database is at revision {revision}")
 

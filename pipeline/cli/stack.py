@@ -17,7 +17,6 @@ from pipeline.embedded.running import Running, write_running
 from pipeline.embedded.servers import free_port
 from pipeline.models import ModelEntry
 from pipeline.settings import Settings
-from pipeline.store import schema
 from pipeline.wiring import Wiring
 from schemas.errors import InvalidSetting
 from schemas.messages import Lane
@@ -81,6 +80,8 @@ class Stack:
     def _start(self, simulated: list[ModelEntry]) -> None:
         database_url = self._url(self._settings.database_url, "postgres")
         redis_url = self._url(self._settings.redis_url, "valkey")
+        from pipeline.store import schema  # Alembic is slow to import, and most commands start nothing
+
         self._say(f"database is at revision {schema.upgrade(database_url)}")
         addresses = {entry.name: self._start_simulator(entry) for entry in simulated}
         port = free_port(self._settings.flower_port) if self._flower else None

@@ -6,7 +6,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from pipeline.store.connection import Database
-from pipeline.store.tables import BLOCK_JOBS, PARTITION_JOBS
+
+BLOCK_JOBS = 1_024
+"""Ids in a block: one round trip for a thousand jobs. A chunk lies within one block."""
+
+PARTITION_JOBS = 1 << 22
+"""Ids in a partition of `jobs` and `outcomes`, made when its first block is handed out."""
 
 _KEEP_SECONDS = 600.0
 _PARTITION_LOCK = 0x79796333  # any constant; all our processes use the same
@@ -71,4 +76,4 @@ async def _ensure_partition(connection: AsyncConnection[DictRow], partition: int
         )
 
 
-__all__ = ["JobIds"]
+__all__ = ["BLOCK_JOBS", "PARTITION_JOBS", "JobIds"]

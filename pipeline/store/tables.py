@@ -26,11 +26,8 @@ class _Xid8(sa.types.UserDefinedType[int]):
         return "xid8"
 
 
+# Job ids are handed out in blocks, see ids.py.
 job_blocks = sa.Sequence("job_blocks", metadata=metadata)
-"""Job ids are handed out in blocks of `BLOCK_JOBS`: one round trip for a thousand."""
-
-BLOCK_JOBS = 1_024
-PARTITION_JOBS = 1 << 22
 
 batches = sa.Table(
     "batches",
@@ -156,8 +153,6 @@ failures = sa.Table(
 )
 
 __all__ = [
-    "BLOCK_JOBS",
-    "PARTITION_JOBS",
     "batches",
     "chunks",
     "failures",

@@ -13,10 +13,10 @@ from support import Place
 
 from pipeline.store import Database, claims, reading, recovery, schema, settlement, submission
 from pipeline.store.claims import Claim
-from pipeline.store.ids import JobIds
+from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
 from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
 from pipeline.store.submission import NewJob, Stored, StoredBatch
-from pipeline.store.tables import BLOCK_JOBS, PARTITION_JOBS, metadata
+from pipeline.store.tables import metadata
 from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable
 from schemas.ids import JobId
 from schemas.messages import Lane

@@ -1,0 +1,82 @@
+"""What every benchmark needs: the pipeline on this machine with a fast simulator, CPU of processes, a table, a JSON line."""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.cli.stack import Stack
+from pipeline.settings import Settings
+
+_err = Console(stderr=True)
+
+
+@contextmanager
+def fast_pipeline(*, speed: float = 1_000.0) -> Iterator[Stack]:
+    """Everything in a new home, simulators `speed` times faster than life."""
+    with tempfile.TemporaryDirectory(prefix="yyc3-bench-") as folder:
+        settings = Settings(_env_file=None, home=Path(folder), database_url=None, redis_url=None)  # type: ignore[call-arg]
+        os.environ["YYC3_HOME"] = folder
+        for name in ("DATABASE_URL", "REDIS_URL", "AI_BASE_URL", "AI_MODEL"):
+            os.environ.pop(name, None)
+        with Stack(settings, simulate=True, speed=speed, flower=False, say=lambda text: _err.print(text, style="dim")) as stack:
+            yield stack
+
+
+def processes_of(stack: Stack, part: str) -> list[psutil.Process]:
+    """Our processes of this stack whose arguments hold `part`, with their children."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if part in " ".join(process.cmdline()) and process.environ().get("YYC3_HOME") == str(stack.folder):
+                found += [process, *process.children(recursive=True)]
+        except psutil.Error:
+            continue  # it ended, or is not ours
+    return found
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """User and system time so far."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
+
+
+class Idle:
+    """Share of the machine that was idle meanwhile, 0 to 1."""
+
+    def __init__(self) -> None:
+        psutil.cpu_times_percent(interval=None)
+
+    def share(self) -> float:
+        """Since the start."""
+        return round(float(psutil.cpu_times_percent(interval=None).idle) / 100, 3)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which this share of all lies."""
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(len(ranked) * share))]
+
+
+def show(title: str, numbers: dict[str, Any]) -> None:
+    """A small table; with `--json` one object as the last line of stdout."""
+    setting = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}"
+    table = Table(title=f"{title} ({setting})", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
+    Console(stderr="--json" in sys.argv).print(table)
+    if "--json" in sys.argv:
+        print(json.dumps(numbers))
+
+
+__all__ = ["Idle", "cpu_seconds", "fast_pipeline", "percentile", "processes_of", "show"]
