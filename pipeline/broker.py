@@ -10,6 +10,7 @@ import orjson
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
@@ -112,14 +113,14 @@ class Bells:
 
     def _send(self, doorbells: Sequence[Doorbell]) -> None:
         self._connected()
+        amqp = self.app.amqp
         for doorbell in doorbells:
-            self.app.send_task(
-                TASK_NAME,
-                args=(doorbell.model_dump(mode="json", exclude_none=True),),
-                queue=queue_name(doorbell.model, doorbell.lane),
-                expires=_PERMIT_LIFETIME_SECONDS,
-                producer=self._producer,
-                retry=False,
+            # What Celery's send_task does, without the result object and the routing it makes for each: half the time.
+            message = amqp.create_task_message(
+                uuid(), TASK_NAME, args=(doorbell.model_dump(mode="json", exclude_none=True),), expires=_PERMIT_LIFETIME_SECONDS
+            )
+            amqp.send_task_message(
+                self._producer, TASK_NAME, message, queue=queue_name(doorbell.model, doorbell.lane), retry=False
             )
 
     def _count(self, queues: list[str]) -> dict[str, int]:
