@@ -97,7 +97,7 @@ class Place:
     def worker(self, lane: str, *models: str, **environment: str) -> Iterator["Started"]:
         """A Celery worker that takes doorbells."""
         with self.process("workers.main", lane, *(models or ("chatglm3-6b",)), **environment) as started:
-            wait_for(lambda: started.says(rf"{lane}\.\d+@.* v5") or started.ended, f"the {lane} worker")
+            wait_for(lambda: started.says(r"\"event\": ?\"ready\"") or started.ended, f"the {lane} worker")
             assert not started.ended, started.text
             yield started
 

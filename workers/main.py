@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import structlog
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from pipeline.settings import load_settings
+from pipeline.telemetry import configure_logging
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.messages import Lane, queue_name
@@ -114,7 +115,8 @@ def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None)
     worker_shutting_down.connect(lambda **_: worker.drain(), weak=False)
     queues = ",".join(queue_name(model, lane) for model in chosen)
     count = threads or (_INTERACTIVE_THREADS if lane is Lane.INTERACTIVE else _BULK_THREADS_PER_MODEL * len(chosen))
-    arguments = ["worker", "--pool", "threads", "--concurrency", str(count), "--queues", queues, "--hostname", node]
+    worker_ready.connect(lambda **_: _log.info("ready", node=node, queues=queues), weak=False)
+    arguments = ["--quiet", "worker", "--pool", "threads", "--concurrency", str(count), "--queues", queues, "--hostname", node]
     try:
         app.worker_main([*arguments, "--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--task-events"])
     finally:
@@ -123,6 +125,7 @@ def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None)
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m workers.main LANE [MODEL ...]`; the CLI's `yyc3 worker` starts this."""
+    configure_logging()
     try:
         run_worker(Lane(arguments[0]), arguments[1:])
     except PipelineError as error:

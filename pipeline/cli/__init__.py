@@ -1,8 +1,5 @@
 """The `yyc3` command. Exit codes: 0 done, 1 some jobs failed, 2 bad usage or input, 3 a service could not be reached."""
 
-import sys
-
-import structlog
 import typer
 
 from pipeline.cli import services
@@ -12,6 +9,7 @@ from pipeline.cli.health import health
 from pipeline.cli.jobs import jobs, queues
 from pipeline.cli.submit import submit
 from pipeline.cli.up import up
+from pipeline.telemetry import configure_logging
 
 app = typer.Typer(
     name="yyc3",
@@ -38,8 +36,7 @@ app.add_typer(services.db, name="db")
 
 def main() -> None:
     """Entry point."""
-    # Results go to stdout, so what is logged goes to stderr.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_logging()  # to stderr: results go to stdout
     app()
 
 

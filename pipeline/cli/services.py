@@ -5,6 +5,7 @@ Flower, Alembic and the simulator are imported where they run: together they tak
 
 import asyncio
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -38,7 +39,13 @@ def recover(
     async def run() -> None:
         async with wiring().adapters() as adapters:
             if not once:
-                await sweep_forever(adapters.database, adapters.bells, adapters.models)
+                sweeping = asyncio.create_task(sweep_forever(adapters.database, adapters.bells, adapters.models))
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
+                await asyncio.wait({sweeping})
+                if not sweeping.cancelled():
+                    sweeping.result()
+                return
             done = await sweep(adapters.database, adapters.bells, adapters.models)
             if as_json:
                 print_json(

@@ -1,0 +1,24 @@
+"""Logs: one line an event on stderr, names and numbers only. A caller's words are never logged."""
+
+import logging
+import sys
+
+import structlog
+
+
+def configure_logging() -> None:
+    """Readable lines at a terminal, JSON lines elsewhere; libraries' own warnings come along."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
+    people = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+__all__ = ["configure_logging"]
