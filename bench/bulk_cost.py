@@ -25,7 +25,10 @@ PLAIN_JOBS = 2_000
 
 def texts(count: int) -> list[str]:
     """Different utterances of a usual length."""
-    return [f"您好，我是第{i}位客户，上个月的账单多扣了{i % 97}元，之前客服说会退，到现在也没有退回来，麻烦查一下。" for i in range(count)]
+    return [
+        f"您好，我是第{i}位客户，上个月的账单多扣了{i % 97}元，之前客服说会退，到现在也没有退回来，麻烦查一下。"
+        for i in range(count)
+    ]
 
 
 def pipeline_way(stack: Stack) -> dict[str, float]:
@@ -57,7 +60,20 @@ def plain_way(stack: Stack) -> dict[str, float]:
     with psycopg.connect(running.database_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE plain_results (job int PRIMARY KEY, answer text, prompt_tokens int)")
     environment = {"PLAIN_REDIS": running.redis_url, "PLAIN_DATABASE": running.database_url, "PLAIN_ENGINE": url}
-    arguments = [sys.executable, "-m", "celery", "-A", "bench.plain", "worker", "-P", "prefork", "-c", "4", "-l", "ERROR"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "bench.plain",
+        "worker",
+        "-P",
+        "prefork",
+        "-c",
+        "4",
+        "-l",
+        "ERROR",
+    ]
     worker = subprocess.Popen([*arguments, "-Q", "plain"], env={**os.environ, **environment})
     try:
         app = make_app(running.redis_url)
@@ -98,7 +114,10 @@ def main() -> None:
         idle_share = idle.share()
         plain = plain_way(stack)
     ratio = plain["plain_us_per_job"] / ours["pipeline_us_per_job"]
-    show("cost of a bulk job", {**ours, **plain, "ratio": ratio, "jobs": JOBS, "plain_jobs": PLAIN_JOBS, "idle_share": idle_share})
+    show(
+        "cost of a bulk job",
+        {**ours, **plain, "ratio": ratio, "jobs": JOBS, "plain_jobs": PLAIN_JOBS, "idle_share": idle_share},
+    )
 
 
 if __name__ == "__main__":

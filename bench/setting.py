@@ -24,11 +24,13 @@ _err = Console(stderr=True)
 def fast_pipeline(*, speed: float = 1_000.0) -> Iterator[Stack]:
     """Everything in a new home, simulators `speed` times faster than life."""
     with tempfile.TemporaryDirectory(prefix="yyc3-bench-") as folder:
-        settings = Settings(_env_file=None, home=Path(folder), database_url=None, redis_url=None)  # type: ignore[call-arg]
+        settings = Settings(_env_file=None, home=Path(folder), database_url=None, redis_url=None)
         os.environ["YYC3_HOME"] = folder
         for name in ("DATABASE_URL", "REDIS_URL", "AI_BASE_URL", "AI_MODEL"):
             os.environ.pop(name, None)
-        with Stack(settings, simulate=True, speed=speed, flower=False, say=lambda text: _err.print(text, style="dim")) as stack:
+        with Stack(
+            settings, simulate=True, speed=speed, flower=False, say=lambda text: _err.print(text, style="dim")
+        ) as stack:
             yield stack
 
 
@@ -73,7 +75,10 @@ def show(title: str, numbers: dict[str, Any]) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in numbers.items():
-        table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(
+            name,
+            f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value),
+        )
     Console(stderr="--json" in sys.argv).print(table)
     if "--json" in sys.argv:
         print(json.dumps(numbers))

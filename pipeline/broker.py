@@ -40,7 +40,7 @@ def make_app(redis_url: str) -> Celery:
         task_acks_late=False,
         task_default_queue="yyc3.unused",
         task_create_missing_queues=True,
-        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # what a worker cannot start now stays in the queue, for others
         worker_send_task_events=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
@@ -118,7 +118,10 @@ class Bells:
         for doorbell in doorbells:
             # What Celery's send_task does, without the result object and the routing it makes for each: half the time.
             message = amqp.create_task_message(
-                uuid(), TASK_NAME, args=(doorbell.model_dump(mode="json", exclude_none=True),), expires=_PERMIT_LIFETIME_SECONDS
+                uuid(),
+                TASK_NAME,
+                args=(doorbell.model_dump(mode="json", exclude_none=True),),
+                expires=_PERMIT_LIFETIME_SECONDS,
             )
             amqp.send_task_message(
                 self._producer, TASK_NAME, message, queue=queue_name(doorbell.model, doorbell.lane), retry=False

@@ -4,10 +4,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.errors import InvalidSetting, explain
+
+_SCHEMES = {
+    "database_url": ("postgresql://", "postgresql+psycopg://", "postgres://"),
+    "redis_url": ("redis://", "rediss://"),
+}
 
 
 class Settings(BaseSettings):
@@ -18,7 +23,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="YYC3_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="YYC3_", env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, populate_by_name=True
     )
 
     home: Path = Path("~/.local/share/yyc3")
@@ -33,6 +38,14 @@ class Settings(BaseSettings):
     flower_basic_auth: SecretStr | None = None
     lease_seconds: float = Field(default=30.0, ge=1, le=3_600)
     drain_seconds: float = Field(default=20.0, ge=0, le=3_600)
+
+    @field_validator("database_url", "redis_url")
+    @classmethod
+    def _is_a_url_of_its_kind(cls, value: SecretStr | None, field: ValidationInfo) -> SecretStr | None:
+        schemes = _SCHEMES[str(field.field_name)]
+        if value is not None and not value.get_secret_value().startswith(schemes):
+            raise ValueError(f"must begin with {' or '.join(schemes)}")
+        return value
 
     @model_validator(mode="after")
     def _endpoint_names_its_model(self) -> Self:

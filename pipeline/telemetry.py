@@ -8,7 +8,9 @@ import structlog
 
 def configure_logging() -> None:
     """Readable lines at a terminal, JSON lines elsewhere; libraries' own warnings come along."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s"
+    )
     people = sys.stderr.isatty()
     structlog.configure(
         processors=[

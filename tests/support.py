@@ -65,7 +65,9 @@ class Place:
             cwd=ROOT,
             timeout=120,
         )
-        assert check is None or done.returncode == check, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert check is None or done.returncode == check, (
+            f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done
 
     @contextmanager
@@ -104,9 +106,7 @@ class Place:
     @contextmanager
     def simulator(self, *arguments: str, model: str = "chatglm3-6b", speed: float = 100) -> Iterator["Simulator"]:
         """A simulator; the environment names it as the model's endpoint."""
-        with self.process(
-            "simulator", "--model", model, "--port", "0", "--speed", str(speed), *arguments
-        ) as started:
+        with self.process("simulator", "--model", model, "--port", "0", "--speed", str(speed), *arguments) as started:
             found = wait_for(lambda: started.says(r"http://[\d.]+:\d+") or started.ended, "the simulator")
             assert isinstance(found, re.Match), started.text
             self.environment |= {"AI_BASE_URL": found[0], "AI_MODEL": model}

@@ -22,7 +22,7 @@ from workers.tasks import register
 
 _log = structlog.get_logger(__name__)
 _INTERACTIVE_THREADS = 64
-_BULK_THREADS_PER_MODEL = 5  # one more than chunks per model: it finds out that there are enough
+_BULK_THREADS_PER_MODEL = 4  # chunks at once: while one ends, the others keep the engine full
 
 
 class WorkerProcess:
@@ -116,7 +116,18 @@ def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None)
     queues = ",".join(queue_name(model, lane) for model in chosen)
     count = threads or (_INTERACTIVE_THREADS if lane is Lane.INTERACTIVE else _BULK_THREADS_PER_MODEL * len(chosen))
     worker_ready.connect(lambda **_: _log.info("ready", node=node, queues=queues), weak=False)
-    arguments = ["--quiet", "worker", "--pool", "threads", "--concurrency", str(count), "--queues", queues, "--hostname", node]
+    arguments = [
+        "--quiet",
+        "worker",
+        "--pool",
+        "threads",
+        "--concurrency",
+        str(count),
+        "--queues",
+        queues,
+        "--hostname",
+        node,
+    ]
     try:
         app.worker_main([*arguments, "--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--task-events"])
     finally:

@@ -27,7 +27,6 @@ from workers.run import Row, Run
 from workers.scheduler import Scheduler
 
 _log = structlog.get_logger(__name__)
-_BULK_CHUNKS_PER_MODEL = 4
 _BULK_WRITE_SECONDS = 0.5
 
 
@@ -66,7 +65,6 @@ class Process:
         self._leases = Leases(database, limits.lease)
         self._stop = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
-        self._busy: dict[str, int] = {}
         self._claim_named: Coalescer[tuple[JobId, UUID], Claim | None] = Coalescer(self._claim_many)
         self._settle: Coalescer[RunReport, bool] = Coalescer(self._settle_many, largest=256)
 
@@ -82,27 +80,21 @@ class Process:
         """
         if self._stop.is_set() or doorbell.model not in self._pools:
             return {"rows": 0, "note": "draining" if self._stop.is_set() else "model not served here"}
-        if doorbell.lane is Lane.BULK and self._busy.get(doorbell.model, 0) >= _BULK_CHUNKS_PER_MODEL:
-            return {"rows": 0, "note": "enough chunks of this model here"}
-        self._busy[doorbell.model] = self._busy.get(doorbell.model, 0) + 1
+        claim = await self._claim(doorbell)
+        if claim is None:
+            return {"rows": 0, "note": "nothing to take"}
+        run = Run(claim)
+        started(run)
+        work = asyncio.create_task(self._execute(run))
+        self._work.add(work)
+        self._leases.hold(run, work)
         try:
-            claim = await self._claim(doorbell)
-            if claim is None:
-                return {"rows": 0, "note": "nothing to take"}
-            run = Run(claim)
-            started(run)
-            work = asyncio.create_task(self._execute(run))
-            self._work.add(work)
-            self._leases.hold(run, work)
-            try:
-                await asyncio.wait({work})
-                if not work.cancelled():
-                    work.result()
-            finally:
-                self._leases.release(run)
-                self._work.discard(work)
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.result()
         finally:
-            self._busy[doorbell.model] -= 1
+            self._leases.release(run)
+            self._work.discard(work)
         if doorbell.chunk is None:
             await self._ring_again(doorbell)
         return {

@@ -28,9 +28,9 @@ app.command()(health)
 app.command()(services.worker)
 app.command()(services.recover)
 app.command()(services.flower)
-app.command(
-    add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-)(services.simulator)
+app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
+    services.simulator
+)
 app.add_typer(services.db, name="db")
 
 

@@ -84,6 +84,7 @@ def run_analysis(
         TimeElapsedColumn(),
         console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
 
     async def run() -> None:

@@ -94,7 +94,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
                 for cell in row
             ]
         )
-    out.print(shown, soft_wrap=False)
+    out.print(shown, soft_wrap=False, width=None if out.is_terminal else 140)
 
 
 __all__ = ["Exit", "command", "err", "out", "print_json", "table", "wiring"]

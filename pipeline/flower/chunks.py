@@ -44,6 +44,7 @@ class ChunkTask(Task):
     rows: Any = None
     rows_done: Any = None
     rows_failed: Any = None
+    idle = False
     _fields = (*Task._fields, *_FIELDS)  # type: ignore[attr-defined]
     _info_fields = (*Task._info_fields, *_FIELDS)  # type: ignore[attr-defined]
 
@@ -53,7 +54,8 @@ class ChunkTask(Task):
         """Take in an event."""
         fields = dict(fields or {})
         if type_ == "progress":
-            self._learn(fields)
+            if self.succeeded is None:  # events may overtake each other
+                self._learn(fields)
             return
         super().event(type_, timestamp, local_received, fields, **rest)
         if type_ == "received":
@@ -62,8 +64,8 @@ class ChunkTask(Task):
             result = _said(fields.get("result"))
             if result.get("rows"):
                 self._learn(result)
-            elif result.get("note"):
-                self.progress = result["note"]
+            else:
+                self.idle = True
 
     def _learn(self, fields: dict[str, Any]) -> None:
         known = {key: fields[key] for key in _FIELDS if fields.get(key) is not None}
@@ -73,9 +75,17 @@ class ChunkTask(Task):
 
 
 class ChunkState(EventsState):  # type: ignore[misc]
-    """Flower's state with our tasks."""
+    """Flower's state with our tasks, without permits that found nothing to take: they are normal and say nothing."""
 
     Task = ChunkTask
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Take in an event."""
+        super().event(event)
+        task = self.tasks.get(event.get("uuid"))
+        if task is not None and task.idle:
+            del self.tasks[task.uuid]
+            self.search_engine.remove(task.uuid)
 
 
 def install() -> None:

@@ -11,7 +11,7 @@ def run_flower(wiring: Wiring, *, port: int, address: str = "127.0.0.1") -> None
     """Serve until stopped."""
     install()
     app = wiring.celery_app()
-    columns = ",".join(["name", "uuid", "state", *CHUNK_COLUMNS, "received", "runtime", "worker"])
+    columns = ",".join(["state", *CHUNK_COLUMNS, "received", "runtime", "worker", "uuid"])
     secret = wiring.settings.flower_basic_auth
     arguments = [f"--port={port}", f"--address={address}", f"--tasks_columns={columns}", "--enable_events=true"]
     arguments += ["--max_tasks=20000", "--logging=warning"]

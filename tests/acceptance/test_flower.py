@@ -54,7 +54,9 @@ def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(place: Place, 
             batch = client.submit_many([{"kind": "sentiment", "text": f"第{i}句：太差了 {i * 31}"} for i in range(400)])
 
             def halfway() -> dict[str, Any] | None:
-                shown = [task for task in flower.tasks().values() if task["rows_done"] and task["rows_done"] < task["rows"]]
+                shown = [
+                    task for task in flower.tasks().values() if task["rows_done"] and task["rows_done"] < task["rows"]
+                ]
                 return shown[0] if shown else None
 
             seen = wait_for(halfway, "a chunk that is under way")

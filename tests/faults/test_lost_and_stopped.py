@@ -27,8 +27,12 @@ def settled(place: Place) -> int:
 
 
 def finished_exactly_once(place: Place, count: int) -> None:
-    assert place.query("SELECT count(*), count(DISTINCT job_id) FROM outcomes WHERE state = 'succeeded'") == [(count, count)]
-    assert place.query("SELECT sum(succeeded), sum(rows), min(state), max(state) FROM chunks") == [(count, count, "done", "done")]
+    assert place.query("SELECT count(*), count(DISTINCT job_id) FROM outcomes WHERE state = 'succeeded'") == [
+        (count, count)
+    ]
+    assert place.query("SELECT sum(succeeded), sum(rows), min(state), max(state) FROM chunks") == [
+        (count, count, "done", "done")
+    ]
 
 
 def test_sigterm_in_the_middle_loses_nothing_and_burns_no_try(place: Place) -> None:
@@ -110,9 +114,13 @@ def test_jobs_are_stored_and_run_later_when_the_broker_is_away_at_submit(place: 
     nowhere = "redis://127.0.0.1:9/0"
     with Client(database_url=place.database_url, redis_url=nowhere) as client:
         job_id = client.submit({"kind": "intent", "text": "我要退款"})
-    with place.simulator(), place.worker("interactive"), place.process("pipeline.cli", "recover"):
-        with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
-            assert client.result(job_id, 30).state is JobState.SUCCEEDED
+    with (
+        place.simulator(),
+        place.worker("interactive"),
+        place.process("pipeline.cli", "recover"),
+        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+    ):
+        assert client.result(job_id, 30).state is JobState.SUCCEEDED
 
 
 def test_results_wait_for_a_database_that_was_cut_off_and_are_stored_once(place: Place) -> None:
@@ -174,5 +182,3 @@ def test_kill_9_leaves_no_process_behind_and_the_next_start_finds_the_data(tmp_p
         assert again["result"] == job["result"]
         assert up.terminate(60) == 0
     assert children_of(folder) == []
-
-

@@ -27,7 +27,9 @@ LEASE = timedelta(seconds=30)
 GONE = timedelta(seconds=-1)
 
 
-def new(text: str = "hi", *, key: str | None = None, payload: bytes = b"p", priority: int = 0, **fields: object) -> NewJob:
+def new(
+    text: str = "hi", *, key: str | None = None, payload: bytes = b"p", priority: int = 0, **fields: object
+) -> NewJob:
     request = f'{{"kind":"intent",  "text":"{text}"}}'.encode()
     return NewJob("intent", "default", request, "m", priority, idempotency_key=key, payload_hash=payload, **fields)  # type: ignore[arg-type]
 
@@ -49,7 +51,12 @@ async def take(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LE
 
 def report(claim: Claim, rows: int | None = None, next_state: NextState = NextState.DONE) -> RunReport:
     settled = [
-        SettledRow(job.job_id, JobState.SUCCEEDED, b'{"kind":"intent","label":"x"}', usage=Usage(prompt_tokens=3, completion_tokens=1))
+        SettledRow(
+            job.job_id,
+            JobState.SUCCEEDED,
+            b'{"kind":"intent","label":"x"}',
+            usage=Usage(prompt_tokens=3, completion_tokens=1),
+        )
         for job in claim.jobs[:rows]
     ]
     return RunReport(claim.first_job_id, claim.fence, settled, next_state=next_state)
@@ -89,7 +96,10 @@ async def test_ids_are_taken_in_blocks_and_never_twice(database: Database) -> No
     firsts = await ids.take([700, 700, 700]) + await others.take([5]) + await ids.take([300])
     taken = [first + k for first, count in zip(firsts, [700, 700, 700, 5, 300], strict=True) for k in range(count)]
     assert len(set(taken)) == len(taken)
-    assert all(first // BLOCK_JOBS == (first + count - 1) // BLOCK_JOBS for first, count in zip(firsts, [700, 700, 700, 5, 300], strict=True))
+    assert all(
+        first // BLOCK_JOBS == (first + count - 1) // BLOCK_JOBS
+        for first, count in zip(firsts, [700, 700, 700, 5, 300], strict=True)
+    )
 
 
 async def test_a_job_beyond_the_first_partition_finds_its_own(database: Database, place: Place) -> None:
@@ -120,7 +130,11 @@ async def test_the_same_key_with_the_same_job_is_that_job_and_with_another_is_re
 
 async def test_two_processes_with_the_same_key_at_once_make_one_job(database: Database, place: Place) -> None:
     async def submit() -> list[JobId]:
-        entry = (await submission.insert_interactive(database, JobIds(database), [new(key="k")], reply_to=None, chunk_rows=64))[0]
+        entry = (
+            await submission.insert_interactive(
+                database, JobIds(database), [new(key="k")], reply_to=None, chunk_rows=64
+            )
+        )[0]
         assert isinstance(entry, Stored)
         return entry.job_ids
 
@@ -161,7 +175,14 @@ async def test_a_claim_whose_reply_was_lost_is_repeated_and_returns_the_same_row
 async def test_lower_priority_numbers_go_first_then_the_batch_with_less_running(database: Database) -> None:
     big, small = await batch(database, 40), await batch(database, 10)
     urgent = await submission.insert_batch(
-        database, JobIds(database), [new(priority=-5)], name="u", tenant="default", idempotency_key=None, payload_hash=b"", chunk_rows=10
+        database,
+        JobIds(database),
+        [new(priority=-5)],
+        name="u",
+        tenant="default",
+        idempotency_key=None,
+        payload_hash=b"",
+        chunk_rows=10,
     )
     order = [claim.batch_id for _ in range(3) if (claim := await take(database))]
     assert order[0] == urgent.batch_id
@@ -177,7 +198,9 @@ async def test_a_second_delivery_of_a_settled_chunk_changes_nothing(database: Da
     assert await settlement.settle(database, [report(claim)]) == set()
     assert await claims.claim_named(database, [(stored.chunks[0].first_job_id, uuid4())], worker="w", lease=LEASE) == {}
     assert place.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id") == before
-    assert place.query("SELECT succeeded, prompt_tokens, completion_tokens, state FROM chunks") == [(10, 30, 10, "done")]
+    assert place.query("SELECT succeeded, prompt_tokens, completion_tokens, state FROM chunks") == [
+        (10, 30, 10, "done")
+    ]
 
 
 async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, place: Place) -> None:
@@ -209,7 +232,14 @@ async def test_a_chunk_that_goes_back_with_a_delay_waits_and_remembers_why(datab
     assert claim is not None
     failure = FailedTry(claim.jobs[0].job_id, 1, ErrorCode.ENGINE_FAILED, "http://e")
     later = RunReport(
-        claim.first_job_id, claim.fence, (), (failure,), NextState.QUEUED, timedelta(hours=1), True, ErrorCode.ENGINE_FAILED
+        claim.first_job_id,
+        claim.fence,
+        (),
+        (failure,),
+        NextState.QUEUED,
+        timedelta(hours=1),
+        True,
+        ErrorCode.ENGINE_FAILED,
     )
     await settlement.settle(database, [later])
     assert await take(database) is None
@@ -248,7 +278,10 @@ async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(data
     assert claim is not None
     await settlement.settle(database, [report(claim, rows=2, next_state=NextState.RUNNING)])
     assert await recovery.return_lost(database) == (1, 0)
-    assert place.query("SELECT rows, crashes, state FROM chunks ORDER BY first_job_id") == [(5, 1, "queued"), (5, 1, "queued")]
+    assert place.query("SELECT rows, crashes, state FROM chunks ORDER BY first_job_id") == [
+        (5, 1, "queued"),
+        (5, 1, "queued"),
+    ]
     claimed = [await take(database), await take(database)]
     jobs = [job.job_id for found in claimed if found for job in found.jobs]
     assert jobs == list(stored.job_ids[2:])
@@ -277,7 +310,9 @@ async def test_only_a_single_row_is_called_poison_after_its_third_lost_worker(da
 
 async def test_a_deadline_that_passed_is_seen_at_the_claim(database: Database) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
-    await submission.insert_interactive(database, JobIds(database), [new(deadline=past), new()], reply_to=None, chunk_rows=64)
+    await submission.insert_interactive(
+        database, JobIds(database), [new(deadline=past), new()], reply_to=None, chunk_rows=64
+    )
     claim = await take(database, Lane.INTERACTIVE)
     assert claim is not None
     assert [job.expired for job in claim.jobs] == [True, False]

@@ -91,7 +91,10 @@ def test_every_kind_goes_through_every_door(running: Place) -> None:
 
 
 def test_own_labels_come_back_with_other_always_among_them(running: Place) -> None:
-    labels = [{"name": "换货", "description": "要换一件"}, {"name": "催单", "description": "催快点发货", "examples": ["快点发"]}]
+    labels = [
+        {"name": "换货", "description": "要换一件"},
+        {"name": "催单", "description": "催快点发货", "examples": ["快点发"]},
+    ]
     outcome = sync_door(running, {"kind": "intent", "text": "我想换货，换一件大号的", "labels": labels})
     assert isinstance(outcome.result, IntentResult)
     assert outcome.result.label == "换货"
@@ -99,7 +102,10 @@ def test_own_labels_come_back_with_other_always_among_them(running: Place) -> No
 
 
 def test_labels_that_begin_alike_are_asked_for_by_letter(running: Place) -> None:
-    labels = [{"name": "refund money", "description": "wants money back"}, {"name": "refund points", "description": "points"}]
+    labels = [
+        {"name": "refund money", "description": "wants money back"},
+        {"name": "refund points", "description": "points"},
+    ]
     outcome = sync_door(running, {"kind": "intent", "text": "I want my money back, refund my money", "labels": labels})
     assert isinstance(outcome.result, IntentResult)
     assert outcome.result.label == "refund money"
@@ -197,26 +203,32 @@ def counter(url: str, name: str) -> float:
 def test_one_bad_row_fails_alone_and_its_neighbours_do_not(place: Place, tmp_path: Path) -> None:
     script = tmp_path / "answers.jsonl"
     script.write_text(json.dumps({"when": "POISONED", "status": 400}) + "\n")
-    with place.simulator("--answers", str(script)), place.worker("bulk"):
-        with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
-            texts = [f"我要退款 {i}" + (" POISONED" if i in {3, 40} else "") for i in range(64)]
-            batch = client.submit_many([{"kind": "intent", "text": text} for text in texts])
-            *_, last = client.watch(batch.batch_id)
-            assert (last.succeeded, last.failed) == (62, 2)
-            failed = [o for o in client.outcomes(batch.batch_id) if o.state is JobState.FAILED]
-            assert [batch.job_ids.index(o.job_id) for o in failed] == [3, 40]
-            assert all(o.error and o.error.code is ErrorCode.REQUEST_REJECTED for o in failed)
+    with (
+        place.simulator("--answers", str(script)),
+        place.worker("bulk"),
+        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+    ):
+        texts = [f"我要退款 {i}" + (" POISONED" if i in {3, 40} else "") for i in range(64)]
+        batch = client.submit_many([{"kind": "intent", "text": text} for text in texts])
+        *_, last = client.watch(batch.batch_id)
+        assert (last.succeeded, last.failed) == (62, 2)
+        failed = [o for o in client.outcomes(batch.batch_id) if o.state is JobState.FAILED]
+        assert [batch.job_ids.index(o.job_id) for o in failed] == [3, 40]
+        assert all(o.error and o.error.code is ErrorCode.REQUEST_REJECTED for o in failed)
 
 
 def test_an_old_server_without_batch_route_gets_single_requests_and_guided_choice(place: Place) -> None:
-    with place.simulator("--vllm-version", "0.10.2") as simulator, place.worker("bulk"):
-        with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
-            batch = client.submit_many([{"kind": "sentiment", "text": f"太差了 {i}"} for i in range(40)])
-            *_, last = client.watch(batch.batch_id)
-            assert last.succeeded == 40
-            outcome = next(iter(client.outcomes(batch.batch_id)))
-            assert outcome.engine_version == "0.10.2"
-            assert simulator.url == outcome.endpoint
+    with (
+        place.simulator("--vllm-version", "0.10.2") as simulator,
+        place.worker("bulk"),
+        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+    ):
+        batch = client.submit_many([{"kind": "sentiment", "text": f"太差了 {i}"} for i in range(40)])
+        *_, last = client.watch(batch.batch_id)
+        assert last.succeeded == 40
+        outcome = next(iter(client.outcomes(batch.batch_id)))
+        assert outcome.engine_version == "0.10.2"
+        assert simulator.url == outcome.endpoint
 
 
 SCRIPTS: dict[ErrorCode, dict[str, Any]] = {
@@ -271,7 +283,9 @@ def test_an_engine_that_is_away_costs_no_try_and_jobs_wait_for_it(place: Place) 
     with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
         with place.worker("interactive") as worker:
             job_id = client.submit(JOBS["intent"])
-            wait_for(lambda: place.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"), "the first try")
+            wait_for(
+                lambda: place.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"), "the first try"
+            )
             seen = client.look(job_id)
             assert seen.state is JobState.QUEUED
             assert seen.error is not None

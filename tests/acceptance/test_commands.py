@@ -1,0 +1,143 @@
+"""Commands as an operator types them: what they say when it works, and when it does not."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support import SHARED, Place, wait_for
+
+CALL = {"call_id": "c1", "turns": [{"speaker": "customer", "text": "我要退款"}, {"speaker": "agent", "text": "好的"}]}
+CROSSWOZ = SHARED / "data" / "crosswoz_val_calls.jsonl"
+
+
+@pytest.fixture
+def running(place: Place) -> Iterator[Place]:
+    with ExitStack() as stack:
+        stack.enter_context(place.simulator())
+        stack.enter_context(place.worker("bulk"))
+        yield place
+
+
+def test_calls_come_out_in_order_and_bad_lines_are_named(running: Place, tmp_path: Path) -> None:
+    source, target = tmp_path / "calls.jsonl", tmp_path / "reports.jsonl"
+    good = [CALL | {"call_id": f"call {i}"} for i in range(40)]
+    lines = [json.dumps(call, ensure_ascii=False) for call in good]
+    lines.insert(3, "{broken")
+    source.write_text("\n".join(lines), encoding="utf-8")
+    done = running.yyc3("calls", "analyze", str(source), "--out", str(target), "--json", check=1)
+    counts = json.loads(done.stdout)
+    assert (counts["calls"], counts["jobs"], counts["succeeded"], counts["skipped_lines"]) == (40, 120, 120, 1)
+    assert f"{source}, line 4: " in done.stderr
+    reports = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [report["call_id"] for report in reports] == [call["call_id"] for call in good]
+    assert all(report["intents"][0]["label"] == "refund" for report in reports)
+    assert all([turn["index"] for turn in report["turns"]] == [0] for report in reports)
+    assert not target.with_name("reports.jsonl.part").exists()
+
+
+def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(place: Place, tmp_path: Path) -> None:
+    script, source, target = (tmp_path / name for name in ("script", "calls.jsonl", "reports.jsonl"))
+    script.write_text(json.dumps({"when": "坏话", "status": 400}) + "\n")
+    bad = {
+        "call_id": "bad",
+        "turns": [{"speaker": "customer", "text": "你好"}, {"speaker": "customer", "text": "坏话"}],
+    }
+    source.write_text("\n".join(json.dumps(call, ensure_ascii=False) for call in (CALL, bad)))
+    with place.simulator("--answers", str(script)), place.worker("bulk"):
+        done = place.yyc3("calls", "analyze", str(source), "--out", str(target), "--json", check=1)
+    assert json.loads(done.stdout)["failed"] == 3
+    first, second = (json.loads(line) for line in target.read_text().splitlines())
+    assert first["errors"] == []
+    assert [turn["index"] for turn in second["turns"]] == [0]
+    assert {error["code"] for error in second["errors"]} == {"request_rejected"}
+    assert {error["turn_index"] for error in second["errors"]} == {None, 1}
+
+
+@pytest.mark.skipif(not CROSSWOZ.exists(), reason="the shared dialogues are not here")
+def test_real_dialogues_keep_every_customer_turn(running: Place, tmp_path: Path) -> None:
+    source, target = tmp_path / "calls.jsonl", tmp_path / "reports.jsonl"
+    calls = [json.loads(line) for line in CROSSWOZ.read_text(encoding="utf-8").splitlines()[:60]]
+    source.write_text("\n".join(json.dumps(call, ensure_ascii=False) for call in calls), encoding="utf-8")
+    running.yyc3("calls", "analyze", str(source), "--out", str(target))
+    for call, line in zip(calls, target.read_text().splitlines(), strict=True):
+        report = json.loads(line)
+        assert report["call_id"] == call["call_id"]
+        customer = [index for index, turn in enumerate(call["turns"]) if turn["speaker"] == "customer"]
+        assert [turn["index"] for turn in report["turns"]] == customer
+        assert report["errors"] == []
+
+
+def test_health_says_what_is_wrong_and_what_to_do(place: Place) -> None:
+    with place.simulator(), place.worker("interactive"):
+        done = place.yyc3("health", check=3)
+    assert "ok   postgres: answers" in done.stdout
+    assert "ok   redis: answers" in done.stdout
+    assert "ok   chatglm3-6b at http://127.0.0.1" in done.stdout
+    assert "simulator, as vLLM" in done.stdout
+    assert "FAIL cogagent at http://127.0.0.1:9898: nobody answers at http://127.0.0.1:9898" in done.stdout
+    assert "ok   workers of chatglm3-6b: interactive." in done.stdout
+    assert "→ run: yyc3 worker --lane bulk --model chatglm3-6b" in done.stdout
+    findings = [json.loads(line) for line in place.yyc3("health", "--json", check=3).stdout.splitlines()]
+    assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis"}
+
+
+def test_health_without_servers_names_them_in_one_sentence_each(place: Place) -> None:
+    away = {"DATABASE_URL": "postgresql://x:y@127.0.0.1:9/z", "REDIS_URL": "redis://127.0.0.1:9/0"}
+    done = place.yyc3("health", check=3, **away)
+    assert "FAIL postgres: Postgres cannot be reached" in done.stdout
+    assert "FAIL redis: Redis cannot be reached" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (("submit", "intent", "--text", ""), 2, "text: String should have at least 1 character"),
+        (("submit", "intent", "--text", "x", "--model", "gpt-9"), 2, "'gpt-9' is not in models.toml"),
+        (("submit", "chat", "--text", "x", "--temperature", "9"), 2, "sampling.temperature"),
+        (("submit", "intent", "--text", "@/absent"), 2, "/absent cannot be read"),
+        (("jobs", "show", "77"), 1, "there is no job 77"),
+        (("calls", "analyze", "/absent.jsonl", "--out", "/dev/null"), 2, "/absent.jsonl cannot be read"),
+        (("worker", "--lane", "bulk", "--model", "gpt-9"), 2, "'gpt-9' is not in models.toml"),
+        (("simulator", "--model", "m", "--fail", "sometimes"), 2, "There is no fault 'sometimes'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_an_exit_code(
+    place: Place, arguments: tuple[str, ...], code: int, complaint: str
+) -> None:
+    done = place.yyc3(*arguments, check=code)
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_command_without_anything_running_says_what_to_start(place: Place) -> None:
+    done = place.yyc3("queues", check=2, DATABASE_URL="", REDIS_URL="")
+    assert "no yyc3 up is running" in done.stderr
+
+
+def test_a_url_of_another_kind_is_refused_without_being_shown(place: Place) -> None:
+    done = place.yyc3("queues", check=2, DATABASE_URL="mysql://u:geheim@h/d")
+    assert "must begin with postgresql://" in done.stderr
+    assert "geheim" not in done.stderr
+
+
+def test_queues_and_jobs_show_what_waits_and_why(place: Place) -> None:
+    place.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
+    with place.worker("interactive"):
+        place.yyc3("submit", "intent", "--text", "我要退款")
+        wait_for(lambda: place.query("SELECT 1 FROM chunks WHERE last_code IS NOT NULL"), "the first try")
+        lines = [json.loads(line) for line in place.yyc3("queues", "--json").stdout.splitlines()]
+        (found,) = [line for line in lines if line["queue"] == "chatglm3-6b"]
+        assert (found["queued_jobs"], found["last_code"]) == (1, "engine_unavailable")
+        (job,) = [json.loads(line) for line in place.yyc3("jobs", "list", "--json").stdout.splitlines()]
+        assert job["state"] == "queued"
+        assert job["error"]["code"] == "engine_unavailable"
+
+
+def test_recover_once_says_what_it_did(place: Place) -> None:
+    place.yyc3("submit", "intent", "--text", "我要退款", REDIS_URL="redis://127.0.0.1:9/0")
+    done = json.loads(place.yyc3("recover", "--once", "--json").stdout)
+    assert done == {"returned_chunks": 0, "poison_jobs": 0, "permits": 1}
+    assert json.loads(place.yyc3("recover", "--once", "--json").stdout)["permits"] == 0

@@ -1,0 +1,104 @@
+"""Every foreign error has a name of ours, and answers of every shape are read."""
+
+import inspect
+
+import aiohttp
+import httpx
+import orjson
+import pytest
+
+from pipeline.engine import errors, reading
+from pipeline.kinds import Answer, Ask, Shape
+from schemas.errors import (
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineTimeout,
+    EngineUnavailable,
+    InvalidOutput,
+    PromptTooLong,
+    RequestRejected,
+)
+
+FOREIGN = [
+    error
+    for _, error in inspect.getmembers(httpx, inspect.isclass)
+    if issubclass(error, httpx.TransportError) and error not in {httpx.TransportError}
+]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: error.__name__)
+def test_no_error_of_the_http_client_is_unmapped(error: type[httpx.TransportError]) -> None:
+    with pytest.raises(EngineError) as raised, errors.mapped("http://e"):
+        raise error("words of the prompt")
+    assert raised.value.retryable
+    assert "http://e" in raised.value.message
+    assert "words" not in raised.value.message
+    assert isinstance(raised.value.__cause__, error)
+
+
+def test_a_connection_that_was_made_and_broke_is_a_failed_engine_and_one_never_made_an_absent_one() -> None:
+    for cause, expected in (
+        (aiohttp.ServerDisconnectedError(), EngineFailed),
+        (aiohttp.ClientOSError(), EngineFailed),
+        (aiohttp.ConnectionTimeoutError(), EngineUnavailable),
+    ):
+        with pytest.raises(expected), errors.mapped("http://e"):
+            raise httpx.ConnectTimeout("x") from cause
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (503, {}, EngineOverloaded),
+        (429, {}, EngineOverloaded),
+        (408, {}, EngineTimeout),
+        (500, {"error": {"message": "x", "type": "InternalServerError"}}, EngineFailed),
+        (502, "<html>", EngineFailed),
+        (501, {}, RequestRejected),
+        (404, {"error": {"type": "NotFoundError", "param": "model"}}, RequestRejected),
+        (400, {"error": {"message": "no", "type": "BadRequestError", "param": "temperature"}}, RequestRejected),
+        (400, {"error": {"message": "no", "param": "input_tokens"}}, PromptTooLong),
+        (400, {"error": {"message": "This model's maximum context length is 512"}}, PromptTooLong),
+        (422, [], RequestRejected),
+    ],
+)
+def test_every_status_has_its_error(status: int, body: object, expected: type[EngineError]) -> None:
+    raw = body.encode() if isinstance(body, str) else orjson.dumps(body)
+    error = errors.from_status(status, raw, "http://e")
+    assert type(error) is expected
+    assert error.retryable is not issubclass(expected, RequestRejected)
+
+
+def choice(index: int, text: str, finish: str = "stop") -> dict[str, object]:
+    return {"index": index, "message": {"content": text}, "finish_reason": finish, "logprobs": None}
+
+
+def test_rows_of_a_batch_are_found_by_their_index_and_shares_of_usage_add_up() -> None:
+    asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x" * size},)) for size in (10, 200, 33)]
+    body = {
+        "choices": [choice(2, "c"), choice(0, "a"), choice(1, "b")],
+        "usage": {"prompt_tokens": 101, "completion_tokens": 7},
+    }
+    rows = reading.read_batch(orjson.dumps(body), asks, 0.5)
+    answers = [row for row in rows if isinstance(row, Answer)]
+    assert [answer.text for answer in answers] == ["a", "b", "c"]
+    assert sum(answer.prompt_tokens or 0 for answer in answers) == 101
+    assert sum(answer.completion_tokens or 0 for answer in answers) == 7
+    assert (answers[1].prompt_tokens or 0) > (answers[0].prompt_tokens or 0)
+
+
+def test_an_aborted_or_missing_row_fails_alone() -> None:
+    asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(3)]
+    rows = reading.read_batch(orjson.dumps({"choices": [choice(0, "a"), choice(1, "b", "abort")]}), asks, 0.5)
+    assert isinstance(rows[0], Answer)
+    assert isinstance(rows[1], EngineFailed)
+    assert isinstance(rows[2], InvalidOutput)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[{}]}', b'{"choices":[3]}']
+)
+def test_an_answer_that_is_none_is_a_failed_try(body: bytes) -> None:
+    with pytest.raises(InvalidOutput):
+        reading.read_single(body, 0.1)

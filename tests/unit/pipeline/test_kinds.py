@@ -1,0 +1,171 @@
+"""Engine requests are built and answers are read as promised. Pure."""
+
+import math
+
+import pytest
+
+from pipeline import kinds
+from pipeline.kinds import Answer, Constraint
+from pipeline.kinds.classification import Option, choose_form, read_verdict, shape_for, words_tell_apart
+from pipeline.kinds.dialogue import fitted, language_of
+from pipeline.kinds.intent_labels import DEFAULT_OPTIONS
+from pipeline.models import LabelForm
+from schemas.calls import Language, Speaker, Turn
+from schemas.errors import InvalidOutput
+from schemas.jobs import Job, parse_job
+from schemas.results import ChatResult, IntentResult, SentimentResult
+
+STRUCTURED = Constraint.STRUCTURED_OUTPUTS
+
+
+def build(
+    job: dict[str, object], form: LabelForm = LabelForm.WORD, constraint: Constraint = STRUCTURED
+) -> tuple[Job, kinds.Ask]:
+    parsed = parse_job(job)
+    return parsed, kinds.build(parsed, form, constraint, 8192)
+
+
+@pytest.mark.parametrize("language", list(Language))
+def test_the_default_labels_are_told_apart_by_their_first_character_in_both_languages(language: Language) -> None:
+    words = [option.word for option in DEFAULT_OPTIONS[language]]
+    assert words_tell_apart(words, [word[0] for word in words])
+    assert [option.label for option in DEFAULT_OPTIONS[language]] == [
+        option.label for option in DEFAULT_OPTIONS[Language.ENGLISH]
+    ]
+
+
+def test_the_form_follows_from_the_tokens_of_the_endpoint() -> None:
+    assert choose_form(["good", "neutral", "bad"], ["good", "neut", "b"]) is LabelForm.WORD
+    assert choose_form(["positive", "neutral", "negative"], ["positive", "neutral", "negative"]) is LabelForm.CODE
+    assert choose_form(["正面", "中性", "负面"], ["正", "中", None]) is LabelForm.CODE
+    assert choose_form(["正面", "中性", "负面"], ["正", "", "负"]) is LabelForm.CODE
+    assert choose_form(["good", "bad"], None) is LabelForm.CODE
+    assert choose_form([f"w{i}" for i in range(21)], None) is LabelForm.WHOLE_WORD
+
+
+def test_a_request_asks_for_one_token_of_the_labels_with_its_alternatives() -> None:
+    _, ask = build({"kind": "sentiment", "text": "thank you so much"})
+    assert ask.shape.parameters == {
+        "temperature": 0.0,
+        "structured_outputs": {"choice": ["good", "neutral", "bad"]},
+        "max_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 8,
+    }
+    _, old = build({"kind": "sentiment", "text": "thank you"}, constraint=Constraint.GUIDED_CHOICE)
+    assert old.shape.parameters["guided_choice"] == ["good", "neutral", "bad"]
+    assert "structured_outputs" not in old.shape.parameters
+
+
+def test_rows_with_the_same_words_around_them_share_a_shape_and_a_template_hash() -> None:
+    (_, one), (_, two), (_, english) = (
+        build({"kind": "intent", "text": text}) for text in ("退款", "投诉你们", "I want a refund")
+    )
+    assert one.shape is two.shape
+    assert one.shape.template_hash != english.shape.template_hash
+    assert b"".join([one.conversation_json()]).startswith(b'[{"role":"system"')
+
+
+def test_the_prompt_holds_descriptions_and_worked_examples_and_other_comes_last() -> None:
+    labels = [{"name": "A1", "description": "first", "examples": ["do it"]}, {"name": "B1"}]
+    _, ask = build({"kind": "intent", "text": "hello there", "labels": labels})
+    prompt = ask.shape.prefix[0]["content"]
+    assert "- A1: first" in prompt
+    assert "「do it」→ A1" in prompt
+    assert prompt.index("- B1") < prompt.index("- other")
+
+
+def answer(text: str, *alternatives: tuple[str, float], finish: str = "length") -> Answer:
+    return Answer(text, finish, tuple((token, math.log(share)) for token, share in alternatives))
+
+
+def test_a_score_is_the_difference_of_two_probabilities_and_confidence_is_the_labels() -> None:
+    job, ask = build({"kind": "sentiment", "text": "ok then, thank you"})
+    result = kinds.read(
+        job, ask, answer("good", ("good", 0.5), ("g", 0.1), (" neutral", 0.1), ("bad", 0.1), ("the", 0.2))
+    )
+    assert isinstance(result, SentimentResult)
+    assert result.confidence == pytest.approx(0.75)
+    assert result.score == pytest.approx(0.75 - 0.125)
+
+
+def test_without_probabilities_confidence_is_null_and_the_score_is_the_labels() -> None:
+    job, ask = build({"kind": "sentiment", "text": "this is bad"})
+    result = kinds.read(job, ask, answer("b"))
+    assert isinstance(result, SentimentResult)
+    assert (result.label, result.score, result.confidence, result.probabilities) == ("negative", -1.0, None, None)
+
+
+@pytest.mark.parametrize("text", ["", " ", "x", "goodness me"])
+def test_an_answer_outside_the_labels_is_a_failed_try(text: str) -> None:
+    job, ask = build({"kind": "sentiment", "text": "fine by me"})
+    with pytest.raises(InvalidOutput):
+        kinds.read(job, ask, answer(text))
+
+
+def test_a_token_that_may_begin_two_labels_names_none() -> None:
+    shape = shape_for("q", "c", (Option("refund", "refund"), Option("return", "return")), LabelForm.WORD, STRUCTURED)
+    with pytest.raises(InvalidOutput):
+        read_verdict(answer("re"), shape.reading)
+    assert read_verdict(answer("ref"), shape.reading).label == "refund"
+
+
+def test_a_whole_word_must_be_whole() -> None:
+    job, ask = build({"kind": "intent", "text": "refund please"}, LabelForm.WHOLE_WORD)
+    result = kinds.read(job, ask, answer("refund", finish="stop"))
+    assert isinstance(result, IntentResult)
+    assert (result.label, result.confidence) == ("refund", None)
+    with pytest.raises(InvalidOutput):
+        kinds.read(job, ask, answer("refu"))
+
+
+def test_an_answer_by_letter_means_the_label_behind_it() -> None:
+    job, ask = build({"kind": "sentiment", "text": "fine by me"}, LabelForm.CODE)
+    assert ask.shape.parameters["structured_outputs"] == {"choice": ["A", "B", "C"]}
+    result = kinds.read(job, ask, answer("C", ("C", 0.6), ("A", 0.3)))
+    assert isinstance(result, SentimentResult)
+    assert result.label == "negative"
+
+
+def test_chat_passes_the_callers_parameters_on_and_refuses_an_empty_reply() -> None:
+    chat = {
+        "kind": "chat",
+        "messages": [{"role": "user", "content": "hi"}],
+        "sampling": {"max_tokens": 5, "stop": ["x"], "seed": 3},
+    }
+    job, ask = build(chat)
+    assert ask.shape.parameters == {"max_tokens": 5, "stop": ["x"], "seed": 3}
+    assert ask.shape.streamed
+    assert kinds.read(job, ask, answer("yes")) == ChatResult(text="yes", finish_reason="length")
+    with pytest.raises(InvalidOutput):
+        kinds.read(job, ask, answer("  "))
+
+
+def test_a_long_call_keeps_its_beginning_and_its_end_and_says_so() -> None:
+    turns = [Turn(speaker=Speaker.CUSTOMER, text=f"第{i}句" + "话" * 50) for i in range(200)]
+    text, truncated = fitted(turns, Language.CHINESE, 8192)
+    assert truncated
+    assert len(text) < 8192
+    assert "第0句" in text
+    assert "第199句" in text
+    assert "第60句" not in text
+    job = parse_job({"kind": "sentiment", "turns": [turn.model_dump() for turn in turns]})
+    assert kinds.build(job, LabelForm.WORD, STRUCTURED, 8192).truncated
+
+
+def test_one_endless_turn_still_fits() -> None:
+    text, truncated = fitted([Turn(speaker=Speaker.AGENT, text="长" * 8_000)], Language.CHINESE, 2_048)
+    assert truncated
+    assert len(text) < 2_048
+
+
+def test_language_is_that_of_the_text() -> None:
+    assert language_of("我的 iPhone 15 Pro Max 坏了") is Language.CHINESE
+    assert language_of("Where is my order?") is Language.ENGLISH
+
+
+def test_context_stands_before_the_utterance() -> None:
+    context = [{"speaker": "agent", "text": "还需要别的吗？"}]
+    _, ask = build({"kind": "sentiment", "text": "不用了", "context": context})
+    content = ask.messages[0]["content"]
+    assert content.index("坐席: 还需要别的吗？") < content.index("不用了")
