@@ -85,6 +85,7 @@ class Outcome(BaseModel):
 
     Attributes:
         tries: engine attempts that failed and counted.
+        model_revision: what the endpoint says it serves under the model's name (vLLM: the path or hub name of its weights).
         engine_version: what the endpoint's /version said.
         template_hash: which prompt template asked; the same hash means the same words around the caller's.
         simulated: true where a simulator answered, for ever.
@@ -101,6 +102,7 @@ class Outcome(BaseModel):
     timings: Timings = Timings()
     tries: int = 0
     model: str | None = None
+    model_revision: str | None = None
     endpoint: str | None = None
     engine_version: str | None = None
     template_hash: str | None = None

@@ -21,7 +21,7 @@ from workers.process import Limits, Process
 from workers.tasks import register
 
 _log = structlog.get_logger(__name__)
-_INTERACTIVE_THREADS = 64
+_INTERACTIVE_THREADS = 256
 _BULK_THREADS_PER_MODEL = 4  # chunks at once: while one ends, the others keep the engine full
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.engine.pool import Endpoint
 from pipeline.kinds import Answer, Ask
@@ -67,20 +67,12 @@ class Run:
 
     def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> None:
         """An answer was understood."""
-        facts = endpoint.facts
         self._settle(
-            SettledRow(
-                job_id=row.claimed.job_id,
+            replace(
+                self._settled_row(row, endpoint, answer),
                 state=JobState.SUCCEEDED,
                 answer=result.model_dump_json().encode(),
                 usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
-                timings=self._timings(row, answer),
-                tries=self.tries[row.claimed.job_id],
-                model=self.claim.model,
-                endpoint=endpoint.url,
-                engine_version=facts.version if facts else None,
-                template_hash=row.ask.shape.template_hash,
-                simulated=bool(facts and facts.simulated),
             )
         )
         self.succeeded += 1
@@ -94,22 +86,7 @@ class Run:
             self.tries[job_id] += 1
             self.failures.append(FailedTry(job_id, self.tries[job_id], error.code, url))
         if tried_enough(error, self.tries[job_id]):
-            facts = endpoint.facts if endpoint else None
-            self._settle(
-                SettledRow(
-                    job_id=job_id,
-                    state=JobState.FAILED,
-                    code=error.code,
-                    message=error.message,
-                    timings=self._timings(row, None),
-                    tries=self.tries[job_id],
-                    model=self.claim.model,
-                    endpoint=url,
-                    engine_version=facts.version if facts else None,
-                    template_hash=row.ask.shape.template_hash,
-                    simulated=bool(facts and facts.simulated),
-                )
-            )
+            self._settle(replace(self._settled_row(row, endpoint, None), code=error.code, message=error.message))
             self.failed += 1
 
     def refuse(self, job_id: JobId, state: JobState, code: ErrorCode, message: str) -> None:
@@ -126,6 +103,22 @@ class Run:
         """Nothing more comes."""
         self.ended.set()
         self.changed.set()
+
+    def _settled_row(self, row: Row, endpoint: Endpoint | None, answer: Answer | None) -> SettledRow:
+        """What is known of a row either way: who was asked, how, and how long it took. Failed until said otherwise."""
+        facts = endpoint.facts if endpoint else None
+        return SettledRow(
+            job_id=row.claimed.job_id,
+            state=JobState.FAILED,
+            timings=self._timings(row, answer),
+            tries=self.tries[row.claimed.job_id],
+            model=self.claim.model,
+            model_revision=facts.revision if facts else None,
+            endpoint=endpoint.url if endpoint else None,
+            engine_version=facts.version if facts else None,
+            template_hash=row.ask.shape.template_hash,
+            simulated=bool(facts and facts.simulated),
+        )
 
     def _timings(self, row: Row, answer: Answer | None) -> Timings:
         waited = row.claimed.queue_wait_seconds

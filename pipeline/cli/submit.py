@@ -1,5 +1,7 @@
 """`yyc3 submit KIND`: one job from the command line."""
 
+import inspect
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,16 +17,6 @@ from schemas.results import ChatResult, IntentResult, JobState, Outcome, Sentime
 submit = typer.Typer(help="Submit one job.", no_args_is_help=True)
 
 Text = Annotated[str, typer.Option("--text", help="What was said; @FILE reads a file.")]
-Model = Annotated[str | None, typer.Option(help="A model of models.toml; the first that can do it if left out.")]
-Key = Annotated[
-    str | None, typer.Option("--key", help="Idempotency key: the same key with the same job is the same job.")
-]
-Tenant = Annotated[str, typer.Option(help="A label to count by.")]
-Priority = Annotated[int, typer.Option(help="Lower goes first.")]
-Deadline = Annotated[datetime | None, typer.Option(help="Expire the job after this moment (local time).")]
-Wait = Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")]
-Timeout = Annotated[float | None, typer.Option(help="Stop waiting after so many seconds; the job goes on.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _text(value: str) -> str:
@@ -36,13 +28,26 @@ def _text(value: str) -> str:
         raise InvalidJob(f"text: {value[1:]} cannot be read as UTF-8 text: {error}") from error
 
 
-def _go(job: dict[str, Any], common: dict[str, Any], wait: bool, timeout: float | None, as_json: bool) -> None:
-    deadline = common.pop("deadline")
-    given = {key: value for key, value in common.items() if value is not None}
-    if deadline is not None:
-        given["deadline"] = deadline.astimezone()
+def _submitted(
+    job: dict[str, Any],
+    model: Annotated[
+        str | None, typer.Option(help="A model of models.toml; the first that can do it if left out.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Idempotency key: the same key with the same job is the same job.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="A label to count by.")] = "default",
+    priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0,
+    deadline: Annotated[datetime | None, typer.Option(help="Expire the job after this moment (local time).")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Stop waiting after so many seconds; the job goes on.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Submit a job with the options that every kind has; wait for it if asked to."""
+    given: dict[str, Any] = {"model": model, "idempotency_key": key, "tenant": tenant, "priority": priority}
+    given["deadline"] = deadline.astimezone() if deadline else None
     with Client() as client:
-        job_id = client.submit(job | given)
+        job_id = client.submit(job | {name: value for name, value in given.items() if value is not None})
         if not wait:
             print_json({"job_id": job_id}) if as_json else out.print(
                 f"job {job_id} is stored; see: yyc3 jobs show {job_id}"
@@ -58,6 +63,23 @@ def _go(job: dict[str, Any], common: dict[str, Any], wait: bool, timeout: float 
     print_outcome(job_id, outcome, as_json)
     if outcome.state is not JobState.SUCCEEDED:
         raise typer.Exit(Exit.SOME_FAILED)
+
+
+def _kind(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Add a command named like the function: its own options make the job, the common ones submit it."""
+    own = list(inspect.signature(build).parameters.values())
+    common = list(inspect.signature(_submitted).parameters.values())[1:]
+
+    def run(**given: Any) -> None:
+        job = build(**{option.name: given.pop(option.name) for option in own})
+        _submitted(job, **given)
+
+    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in (*own, *common)]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    run.__name__, run.__doc__ = build.__name__, build.__doc__
+    submit.command(build.__name__)(command(run))
+    return build
 
 
 def print_outcome(job_id: JobId, outcome: Outcome, as_json: bool) -> None:
@@ -91,72 +113,39 @@ def _percent(confidence: float | None) -> str:
     return "" if confidence is None else f", confidence {confidence:.0%}"
 
 
-@submit.command("intent")
-@command
+@_kind
 def intent(
     text: Text,
     label: Annotated[
         list[str] | None, typer.Option(help="A label of your own, NAME or NAME=DESCRIPTION; repeatable.")
     ] = None,
-    model: Model = None,
-    key: Key = None,
-    tenant: Tenant = "default",
-    priority: Priority = 0,
-    deadline: Deadline = None,
-    wait: Wait = False,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
+) -> dict[str, Any]:
     """What does the customer want?"""
     job: dict[str, Any] = {"kind": "intent", "text": _text(text)}
     if label:
         pairs = [entry.partition("=") for entry in label]
         job["labels"] = [{"name": name, "description": description or None} for name, _, description in pairs]
-    common = {"model": model, "idempotency_key": key, "tenant": tenant, "priority": priority, "deadline": deadline}
-    _go(job, common, wait, timeout, as_json)
+    return job
 
 
-@submit.command("sentiment")
-@command
-def sentiment(
-    text: Text,
-    model: Model = None,
-    key: Key = None,
-    tenant: Tenant = "default",
-    priority: Priority = 0,
-    deadline: Deadline = None,
-    wait: Wait = False,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
+@_kind
+def sentiment(text: Text) -> dict[str, Any]:
     """How does the customer feel?"""
-    common = {"model": model, "idempotency_key": key, "tenant": tenant, "priority": priority, "deadline": deadline}
-    _go({"kind": "sentiment", "text": _text(text)}, common, wait, timeout, as_json)
+    return {"kind": "sentiment", "text": _text(text)}
 
 
-@submit.command("chat")
-@command
+@_kind
 def chat(
     text: Text,
     system: Annotated[str | None, typer.Option(help="What the model is told before.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
-    model: Model = None,
-    key: Key = None,
-    tenant: Tenant = "default",
-    priority: Priority = 0,
-    deadline: Deadline = None,
-    wait: Wait = False,
-    timeout: Timeout = None,
-    as_json: AsJson = False,
-) -> None:
+) -> dict[str, Any]:
     """Continue a conversation."""
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": _text(text)})
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
-    job = {"kind": "chat", "messages": messages, "sampling": {k: v for k, v in sampling.items() if v is not None}}
-    common = {"model": model, "idempotency_key": key, "tenant": tenant, "priority": priority, "deadline": deadline}
-    _go(job, common, wait, timeout, as_json)
+    return {"kind": "chat", "messages": messages, "sampling": {k: v for k, v in sampling.items() if v is not None}}
 
 
 __all__ = ["print_outcome", "submit"]

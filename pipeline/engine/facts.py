@@ -17,12 +17,14 @@ class EndpointFacts:
     Attributes:
         version: of the engine; None where it has no /version.
         simulated: it says itself that it is a simulator.
+        revision: what it says it serves under the model's name; vLLM gives the path of the weights.
         context_tokens: of the served model; None where it does not say.
     """
 
     version: str | None
     simulated: bool
     constraint: Constraint
+    revision: str | None
     context_tokens: int | None
 
 
@@ -54,6 +56,7 @@ async def ask_facts(client: EngineClient, endpoint: str, model: str) -> Endpoint
         version=str(number) if number else None,
         simulated=bool(said.get("simulator")) or served[model].get("owned_by") == "simulator",
         constraint=_constraint(number),
+        revision=served[model].get("root"),
         context_tokens=served[model].get("max_model_len"),
     )
 

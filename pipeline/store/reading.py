@@ -18,7 +18,8 @@ from schemas.timings import Timings, Usage
 _OUTCOMES = """
 SELECT j.job_id, j.kind, coalesce(o.state, c.state) AS state, o.answer::text AS answer, coalesce(o.code, c.last_code) AS code,
        o.message, o.prompt_tokens, o.completion_tokens, o.queue_wait_seconds, o.batch_wait_seconds, o.first_token_seconds,
-       o.engine_seconds, o.total_seconds, o.tries, coalesce(o.model, c.model) AS model, o.endpoint, o.engine_version,
+       o.engine_seconds, o.total_seconds, o.tries, coalesce(o.model, c.model) AS model,
+       o.model_revision, o.endpoint, o.engine_version,
        o.template_hash, o.simulated, o.job_id IS NOT NULL AS settled
 FROM jobs j
 LEFT JOIN LATERAL (
@@ -41,7 +42,9 @@ def _outcome(row: DictRow) -> Outcome:
         error = JobError(
             code=ErrorCode(row["code"]), message="its last try failed with this; it is tried again by itself"
         )
-    fields: dict[str, Any] = {key: row[key] for key in ("model", "endpoint", "engine_version", "template_hash")}
+    fields: dict[str, Any] = {
+        key: row[key] for key in ("model", "model_revision", "endpoint", "engine_version", "template_hash")
+    }
     outcome = Outcome(
         job_id=JobId(row["job_id"]),
         kind=row["kind"],

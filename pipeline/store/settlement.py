@@ -36,6 +36,7 @@ class SettledRow:
     timings: Timings = Timings()
     tries: int = 0
     model: str | None = None
+    model_revision: str | None = None
     endpoint: str | None = None
     engine_version: str | None = None
     template_hash: str | None = None
@@ -82,15 +83,16 @@ WITH report AS (
     SELECT g.*, h.series FROM json_to_recordset(%(rows)s::json) AS g(
         chunk bigint, job_id bigint, state text, tries smallint, simulated bool, prompt_tokens int, completion_tokens int,
         queue_wait_seconds real, batch_wait_seconds real, first_token_seconds real, engine_seconds real, total_seconds real,
-        code text, message text, model text, endpoint text, engine_version text, template_hash text, answer json
+        code text, message text, model text, model_revision text, endpoint text, engine_version text, template_hash text,
+        answer json
     ) JOIN held h ON h.first_job_id = g.chunk
 ), stored AS (
     INSERT INTO outcomes (job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
-        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model, endpoint,
-        engine_version, template_hash, answer)
+        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
+        model_revision, endpoint, engine_version, template_hash, answer)
     SELECT job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
-        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model, endpoint,
-        engine_version, template_hash, answer
+        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
+        model_revision, endpoint, engine_version, template_hash, answer
     FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens
 ), failed AS (
     INSERT INTO failures (job_id, series, try_number, code, endpoint)
@@ -137,6 +139,7 @@ def _row(chunk: JobId, row: SettledRow) -> dict[str, Any]:
         "code": row.code,
         "message": row.message,
         "model": row.model,
+        "model_revision": row.model_revision,
         "endpoint": row.endpoint,
         "engine_version": row.engine_version,
         "template_hash": row.template_hash,

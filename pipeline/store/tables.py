@@ -134,6 +134,7 @@ outcomes = sa.Table(
     sa.Column("code", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("model", sa.Text),
+    sa.Column("model_revision", sa.Text),
     sa.Column("endpoint", sa.Text),
     sa.Column("engine_version", sa.Text),
     sa.Column("template_hash", sa.Text),

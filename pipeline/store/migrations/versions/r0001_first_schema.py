@@ -106,6 +106,7 @@ CREATE TABLE outcomes (
     code TEXT,
     message TEXT,
     model TEXT,
+    model_revision TEXT,
     endpoint TEXT,
     engine_version TEXT,
     template_hash TEXT,

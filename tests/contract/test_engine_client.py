@@ -1,0 +1,125 @@
+"""Our engine client against every model server: what it promises holds for the simulator and for a real vLLM."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from model_server import CONTEXT_TOKENS, ModelServer
+
+from pipeline import kinds
+from pipeline.engine import EngineClient
+from pipeline.engine.facts import ask_facts, first_tokens
+from pipeline.kinds import Answer, Ask, Constraint
+from pipeline.models import LabelForm
+from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
+from schemas.jobs import parse_job
+from schemas.results import SentimentResult
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[EngineClient]:
+    opened = EngineClient(timedelta(seconds=60))
+    yield opened
+    await opened.close()
+
+
+def sentiment(text: str, form: LabelForm) -> tuple[object, Ask]:
+    job = parse_job({"kind": "sentiment", "text": text})
+    return job, kinds.build(job, form, Constraint.STRUCTURED_OUTPUTS, CONTEXT_TOKENS)
+
+
+async def test_facts_of_an_endpoint(server: ModelServer, client: EngineClient) -> None:
+    facts = await ask_facts(client, server.url, server.model)
+    assert facts.version
+    assert facts.version[0].isdigit()
+    assert facts.simulated is server.simulated
+    assert facts.constraint is Constraint.STRUCTURED_OUTPUTS
+    assert facts.context_tokens == CONTEXT_TOKENS
+    assert facts.revision
+
+
+async def test_an_endpoint_that_serves_another_model_is_not_used(server: ModelServer, client: EngineClient) -> None:
+    with pytest.raises(EngineUnavailable, match=rf"serves {server.model}, not gpt-9"):
+        await ask_facts(client, server.url, "gpt-9")
+
+
+async def test_first_tokens_are_beginnings_of_their_words(server: ModelServer, client: EngineClient) -> None:
+    words = ["good", "neutral", "bad", "正面"]
+    tokens = await first_tokens(client, server.url, server.model, words)
+    assert tokens is not None
+    assert len(tokens) == len(words)
+    assert all(
+        token is None or word.startswith(token) or "\ufffd" in token for word, token in zip(words, tokens, strict=True)
+    )
+
+
+async def test_a_micro_batch_answers_every_row_inside_the_labels_with_a_distribution(
+    server: ModelServer, client: EngineClient
+) -> None:
+    rows = [sentiment(f"第{i}位客户说太差了", LabelForm.CODE) for i in range(32)]
+    answers = await client.ask_many(server.url, server.model, [ask for _, ask in rows], 100)
+    assert len(answers) == 32
+    for (job, ask), answer in zip(rows, answers, strict=True):
+        assert isinstance(answer, Answer)
+        result = kinds.read(job, ask, answer)  # type: ignore[arg-type]
+        assert isinstance(result, SentimentResult)
+        assert result.probabilities is not None
+        assert sum(result.probabilities.values()) == pytest.approx(1)
+        assert -1 <= result.score <= 1
+        assert (answer.completion_tokens, answer.finish_reason) == (1, "length")
+    usage = [answer.prompt_tokens for answer in answers if isinstance(answer, Answer)]
+    assert all(tokens and tokens > 0 for tokens in usage)
+
+
+@pytest.mark.parametrize("form", [LabelForm.WORD, LabelForm.WHOLE_WORD])
+async def test_words_are_answered_inside_the_labels_or_fail_the_try(
+    server: ModelServer, client: EngineClient, form: LabelForm
+) -> None:
+    understood = 0
+    for i in range(12):
+        job, ask = sentiment(f"thank you very much {i}", form)
+        try:
+            result = kinds.read(job, ask, await client.ask(server.url, server.model, ask))  # type: ignore[arg-type]
+        except InvalidOutput:
+            continue  # a real engine may begin with a piece of a character
+        assert isinstance(result, SentimentResult)
+        understood += 1
+    assert understood >= 6
+
+
+async def test_chat_is_streamed_and_counted(server: ModelServer, client: EngineClient) -> None:
+    job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 12}})
+    answer = await client.ask(
+        server.url, server.model, kinds.build(job, LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
+    )
+    assert answer.text
+    assert answer.first_token_seconds is not None
+    assert answer.first_token_seconds <= answer.engine_seconds
+    assert answer.prompt_tokens
+    assert 1 <= (answer.completion_tokens or 0) <= 12
+
+
+async def test_a_prompt_that_is_too_long_is_called_so_alone_and_in_a_batch(
+    server: ModelServer, client: EngineClient
+) -> None:
+    _, long = sentiment("天气很好。" * 400, LabelForm.CODE)
+    _, short = sentiment("好", LabelForm.CODE)
+    with pytest.raises(PromptTooLong):
+        await client.ask(server.url, server.model, long)
+    with pytest.raises(PromptTooLong):
+        await client.ask_many(server.url, server.model, [short, long])
+
+
+async def test_a_refused_parameter_is_final_and_named(server: ModelServer, client: EngineClient) -> None:
+    job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "hi"}]})
+    ask = kinds.build(job, LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
+    ask.shape.parameters["top_p"] = 7
+    with pytest.raises(RequestRejected, match="HTTP 400"):
+        await client.ask(server.url, server.model, ask)
+
+
+async def test_256_requests_are_in_flight_at_once(server: ModelServer, client: EngineClient) -> None:
+    rows = [sentiment(f"好 {i}", LabelForm.CODE)[1] for i in range(256)]
+    answers = await asyncio.gather(*[client.ask(server.url, server.model, ask) for ask in rows])
+    assert {answer.finish_reason for answer in answers} == {"length"}
