@@ -147,8 +147,9 @@ class Process:
         writer = asyncio.create_task(self._write_while_running(run))
         try:
             rows = await self._prepare(run)
-            await self._schedulers[run.claim.model].send(run, rows, self._stop)
-            await self._ask_by_letter(run, rows)
+            while rows and not run.lost and not self._stop.is_set():
+                await self._schedulers[run.claim.model].send(run, rows, self._stop)
+                rows = await self._reshaped(run, rows)
         except EngineError as error:
             run.last_code = error.code
             _log.warning("no endpoint", model=run.claim.model, reason=error.message, rows=len(run.left))
@@ -185,18 +186,11 @@ class Process:
             rows.append(Row(claimed, job, kinds.build(job, form, facts.constraint, context), form, context))
         return rows
 
-    async def _ask_by_letter(self, run: Run, rows: Sequence[Row]) -> None:
-        """Ask again at once, by letters, where a word's first token said nothing.
-
-        A constraint to words lets an engine begin with a piece of a character (seen on a real vLLM); a letter has no pieces.
-        """
-        again = [row for row in rows if row.claimed.job_id in run.left and row.form is LabelForm.WORD and row.unread]
-        if again and not run.lost:
-            facts = await self._pools[run.claim.model].facts()
-            for row in again:
-                row.form = LabelForm.CODE
-                row.ask = kinds.build(row.job, row.form, facts.constraint, row.context_tokens)
-            await self._schedulers[run.claim.model].send(run, again, self._stop)
+    async def _reshaped(self, run: Run, rows: Sequence[Row]) -> list[Row]:
+        """Rows that are worth asking again at once, in another way."""
+        constraint = (await self._pools[run.claim.model].facts()).constraint
+        again = [row.reshaped(constraint) for row in rows if row.claimed.job_id in run.left]
+        return [row for row in again if row is not None]
 
     async def _write_while_running(self, run: Run) -> None:
         """Settle what is ready while the rest is under way: at once for somebody who waits, in bulk twice a second."""

@@ -4,22 +4,30 @@ import asyncio
 import time
 from dataclasses import dataclass, field, replace
 
+from pipeline import kinds
 from pipeline.engine.pool import Endpoint
-from pipeline.kinds import Answer, Ask
+from pipeline.kinds import Answer, Ask, Constraint
 from pipeline.models import LabelForm
 from pipeline.retries import tried_enough
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.store.settlement import FailedTry, SettledRow
-from schemas.errors import EngineError, ErrorCode
+from schemas.errors import EngineError, ErrorCode, PromptTooLong
 from schemas.ids import JobId
 from schemas.jobs import Job
 from schemas.results import JobState, Result
 from schemas.timings import Timings, Usage
 
+_SHORTEST_CONTEXT_TOKENS = 128
+
 
 @dataclass(slots=True)
 class Row:
-    """A row on its way through an engine. `unread`: it was answered, and the answer could not be understood."""
+    """A row on its way through an engine.
+
+    Attributes:
+        unread: it was answered, and the answer could not be understood.
+        too_long: the engine found its prompt too long, and less of the dialogue can be sent.
+    """
 
     claimed: ClaimedJob
     job: Job
@@ -28,6 +36,27 @@ class Row:
     context_tokens: int
     sent_at: float = 0.0
     unread: bool = False
+    too_long: bool = False
+
+    @property
+    def can_be_shortened(self) -> bool:
+        """Whether it is a dialogue of which more can be left out."""
+        return getattr(self.job, "turns", None) is not None and self.context_tokens > _SHORTEST_CONTEXT_TOKENS
+
+    def reshaped(self, constraint: Constraint) -> "Row | None":
+        """The same row asked in another way, for at once; None where there is none.
+
+        A constraint to words lets an engine begin with a piece of a character (seen on a real vLLM); a letter has no
+        pieces. A dialogue that was too long loses more of its middle: tokenizers differ in how much fits.
+        """
+        if self.too_long:
+            form, context_tokens = self.form, self.context_tokens // 2
+        elif self.unread and self.form is LabelForm.WORD:
+            form, context_tokens = LabelForm.CODE, self.context_tokens
+        else:
+            return None
+        ask = kinds.build(self.job, form, constraint, context_tokens)
+        return Row(self.claimed, self.job, ask, form, context_tokens, self.sent_at)
 
     @property
     def failed_tries(self) -> int:
@@ -79,6 +108,9 @@ class Run:
 
     def fail_try(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
         """A try failed: the job's last one makes a dead letter, otherwise it stays for another run."""
+        if isinstance(error, PromptTooLong) and row.can_be_shortened:
+            row.too_long = True
+            return
         job_id = row.claimed.job_id
         self.last_code = error.code
         url = endpoint.url if endpoint else None

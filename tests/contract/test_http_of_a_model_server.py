@@ -331,7 +331,7 @@ def test_a_caller_that_goes_away_frees_its_seat(server: ModelServer) -> None:
         # A variable: closed generators close the response.
         lines = response.iter_lines()
         next(lines)
-        assert server.client.get("/load").json() == {"server_load": 1}
+        eventually(lambda: server.client.get("/load").json() == {"server_load": 1}, 1.0)
     eventually(lambda: server.client.get("/load").json() == {"server_load": 0}, 1.0)
 
 

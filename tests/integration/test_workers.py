@@ -301,3 +301,20 @@ def test_a_foreign_message_in_our_queue_is_dropped_and_the_next_job_runs(running
     app.send_task("yyc3.chunk", args=({"v": 9, "words": "x"},), queue="chatglm3-6b")
     app.close()
     assert sync_door(running, JOBS["intent"]).state is JobState.SUCCEEDED
+
+
+def test_a_dialogue_longer_than_the_engines_context_loses_its_middle_and_succeeds(place: Place) -> None:
+    turns = [{"speaker": "customer", "text": f"第{i}句，我要退款，" + "说来话长" * 10} for i in range(60)]
+    with (
+        place.simulator("--max-model-len", "1200"),
+        place.worker("bulk"),
+        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+    ):
+        batch = client.submit_many([{"kind": "intent", "turns": turns}, {"kind": "intent", "text": "我要退款"}])
+        *_, last = client.watch(batch.batch_id)
+        assert last.succeeded == 2
+        long, short = client.outcomes(batch.batch_id)
+        assert long.result is not None
+        assert short.result is not None
+        assert (long.result.truncated, short.result.truncated) == (True, False)
+        assert (long.tries, short.tries) == (0, 0)
