@@ -140,11 +140,12 @@ CONCEPTS: tuple[Concept, ...] = (
         _cut(
             "bad|terrible|awful|angry|worst|disappointed|useless|horrible|hate|rude|unacceptable|frustrated|"
             "annoyed|annoying|broken|ridiculous|waste|slow|never|again|unhappy|poor|差劲|太差|很差|生气|失望|"
-            "糟糕|垃圾|投诉|愤怒|骗|难用|恶劣|烦|坑人|没人管|拖了|气死|不行|不好|无语|敷衍|受不了|坏了"
+            "糟糕|垃圾|投诉|愤怒|骗|难用|恶劣|烦|坑人|没人管|拖了|气死|急死|离谱|管不管|还没人|算话|不行|不好|无语|敷衍|受不了|坏了|"
+            "upset|losing patience|second time|nobody"
         ),
         _cut(
             "not happy|not satisfied|not good|not helpful|never again|fed up|terrible|worst|不满意|不高兴|"
-            "不开心|不喜欢|不专业|非常不满|太差|失望|气死|忍无可忍|不耐烦"
+            "不开心|不喜欢|不专业|非常不满|太差|失望|气死|急死|太离谱|管不管|忍无可忍|不耐烦|really upset|losing patience"
         ),
     ),
     Concept("neutral", _cut("neutral|ok|average|mixed|中性|一般|中立|客观")),

@@ -123,6 +123,17 @@ def _account() -> str:
     return "nobody"
 
 
+def _admit_nobody(home: Path) -> None:
+    """Let the account `nobody` reach its data below this folder, which belongs to root; other files keep their modes."""
+    home.chmod(0o711)
+    for folder in home.parents:
+        if not folder.stat().st_mode & 0o001:
+            raise ServerError(
+                f"Postgres will not run as root, and {folder} lets no other account in: run as an ordinary user, "
+                "set YYC3_HOME to a folder such as /var/lib/yyc3, or set DATABASE_URL"
+            )
+
+
 def _spawn(
     arguments: Sequence[object], log: Path, account: str, stop_signal: signal.Signals
 ) -> subprocess.Popen[bytes]:
@@ -169,6 +180,8 @@ def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
 def start_postgres(home: Path) -> Server:
     """Start Postgres on `home`/postgres, made on first use."""
     data, log, account = home / "postgres", home / "postgres.log", _account()
+    if account == "nobody":
+        _admit_nobody(home)
     password = _secret(home / "postgres.password")
     if not (data / "PG_VERSION").exists():
         _make_cluster(home, data, account, log)
