@@ -206,7 +206,9 @@ class Client:
         idempotency_key: str | None = None,
     ) -> Batch:
         """See AsyncClient.submit_many."""
-        return self._run(self._async.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key))
+        # Taken here: the caller's generator may use this client, and must not run on the client's loop.
+        given = list(jobs)
+        return self._run(self._async.submit_many(given, name=name, tenant=tenant, idempotency_key=idempotency_key))
 
     def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:
         """See AsyncClient.result."""

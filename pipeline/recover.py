@@ -17,11 +17,12 @@ SWEEP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one sweep did."""
+    """What one sweep did. `unknown_models` have queued chunks and no entry in models.toml."""
 
     returned_chunks: int
     poison_jobs: int
     permits: int
+    unknown_models: frozenset[str] = frozenset()
 
 
 async def sweep(database: Database, bells: Bells, models: Models) -> Sweep:
@@ -34,7 +35,8 @@ async def sweep(database: Database, bells: Bells, models: Models) -> Sweep:
     """
     returned, poison = await recovery.return_lost(database)
     known = {entry.name for entry in models}
-    waiting = [found for found in await recovery.waiting(database) if found.model in known]
+    everything = await recovery.waiting(database)
+    waiting = [found for found in everything if found.model in known]
     depths = await bells.depths(queue_name(found.model, found.lane) for found in waiting) if waiting else {}
     permits = [
         Doorbell(model=found.model, lane=found.lane)
@@ -43,12 +45,13 @@ async def sweep(database: Database, bells: Bells, models: Models) -> Sweep:
     ]
     if permits:
         await bells.ring(permits)
-    return Sweep(returned, poison, len(permits))
+    strangers = frozenset(found.model for found in everything) - known
+    return Sweep(returned, poison, len(permits), strangers)
 
 
 async def sweep_forever(database: Database, bells: Bells, models: Models) -> None:
     """Sweep once a second until cancelled; an outage of a server is waited out."""
-    away = False
+    away, strangers = False, frozenset[str]()
     while True:
         try:
             done = await sweep(database, bells, models)
@@ -60,6 +63,10 @@ async def sweep_forever(database: Database, bells: Bells, models: Models) -> Non
             if away:
                 _log.info("recovery goes on")
             away = False
+            if done.unknown_models != strangers:
+                strangers = done.unknown_models
+                if strangers:
+                    _log.warning("chunks wait for models that are not in models.toml", models=sorted(strangers))
             if done.returned_chunks or done.poison_jobs:
                 _log.warning(
                     "chunks of lost workers went back", chunks=done.returned_chunks, poison_jobs=done.poison_jobs

@@ -3,6 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -45,6 +46,11 @@ class Settings(BaseSettings):
         schemes = _SCHEMES[str(field.field_name)]
         if value is not None and not value.get_secret_value().startswith(schemes):
             raise ValueError(f"must begin with {' or '.join(schemes)}")
+        if value is not None:
+            try:
+                _ = urlsplit(value.get_secret_value()).port
+            except ValueError:
+                raise ValueError("its port is not a number from 0 to 65535") from None
         return value
 
     @model_validator(mode="after")

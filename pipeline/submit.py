@@ -1,5 +1,6 @@
 """Jobs are checked, routed, stored, and a doorbell rings: the first half of a job's life."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -76,6 +77,9 @@ class Submitter:
             DuplicateJob: the key was used for other jobs.
             StoreUnavailable: nothing is known to be stored.
         """
+        for field, value in (("name", name), ("tenant", tenant), ("idempotency_key", idempotency_key or "-")):
+            if not value or len(value) > 200 or "\x00" in value:
+                raise InvalidJob(f"{field}: must hold 1 to 200 characters, and no NUL")
         new: list[NewJob] = []
         digest = sha256()
         for position, job in enumerate(jobs):
@@ -90,6 +94,8 @@ class Submitter:
                     f"job {position}: idempotency_key: in a batch the batch carries the key", position=position
                 )
             digest.update(checked.payload_hash)
+            if position % 1_000 == 999:
+                await asyncio.sleep(0)  # other callers of this loop go on
             new.append(checked)
         if not new:
             raise InvalidJob("a batch holds at least one job")

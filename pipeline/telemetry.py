@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import traceback
+from pathlib import Path
 
 import structlog
 
@@ -23,4 +25,11 @@ def configure_logging() -> None:
     )
 
 
-__all__ = ["configure_logging"]
+def fault(error: BaseException) -> str:
+    """What kind of mistake and where, without its message: that may quote a caller."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+__all__ = ["configure_logging", "fault"]

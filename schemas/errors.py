@@ -4,9 +4,9 @@
       ConfigurationError  UnknownModel InvalidSetting
       SubmissionError     InvalidJob DuplicateJob InvalidCall
       BrokerError         BrokerUnavailable UndecodableMessage
-      StoreError          StoreUnavailable JobNotFound
+      StoreError          StoreUnavailable ValueRefused JobNotFound
       EngineError         EngineUnavailable EngineOverloaded EngineTimeout EngineFailed
-                          RequestRejected PromptTooLong InvalidOutput
+                          RequestRejected PromptTooLong InvalidOutput OwnFault
       ResultTimeout
 
 A message is one sentence that names the thing and the way out. It never repeats a caller's words.
@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     BROKER_UNAVAILABLE = "broker_unavailable"  # Redis cannot be reached
     UNDECODABLE_MESSAGE = "undecodable_message"  # a queue message that is not ours
     STORE_UNAVAILABLE = "store_unavailable"  # Postgres cannot be reached
+    VALUE_REFUSED = "value_refused"  # Postgres cannot store something in it
     JOB_NOT_FOUND = "job_not_found"  # no job of that id
     ENGINE_UNAVAILABLE = "engine_unavailable"  # nobody answers at the endpoint
     ENGINE_OVERLOADED = "engine_overloaded"  # the engine refuses more work for now (503, 429)
@@ -36,7 +37,8 @@ class ErrorCode(StrEnum):
     ENGINE_FAILED = "engine_failed"  # the engine broke while it worked (5xx, connection cut)
     REQUEST_REJECTED = "request_rejected"  # the engine will not do this request (4xx), now or later
     PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the model's context
-    INVALID_OUTPUT = "invalid_output"  # an answer outside what was asked for, empty, cut off or aborted
+    INVALID_OUTPUT = "invalid_output"  # an answer outside what was asked for, empty or unreadable
+    OWN_FAULT = "own_fault"  # a mistake in this program; the worker's log names it
     WORKER_LOST = "worker_lost"  # the workers that took this job died, time after time
     DEADLINE_PASSED = "deadline_passed"  # the job's own deadline came first
     CANCELLED = "cancelled"  # somebody cancelled it
@@ -127,6 +129,12 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class ValueRefused(StoreError):
+    """Something cannot be stored, now or later; nothing was written."""
+
+    code = ErrorCode.VALUE_REFUSED
+
+
 class JobNotFound(StoreError):
     """No job of that id."""
 
@@ -191,6 +199,13 @@ class InvalidOutput(EngineError):
     retryable = True
 
 
+class OwnFault(EngineError):
+    """A mistake of ours came up while a try was made. It counts, so that a job cannot go round for ever."""
+
+    code = ErrorCode.OWN_FAULT
+    retryable = True
+
+
 class ResultTimeout(PipelineError):
     """The caller stopped waiting. The job goes on, and its result can be asked for later."""
 
@@ -226,6 +241,7 @@ __all__ = [
     "InvalidOutput",
     "InvalidSetting",
     "JobNotFound",
+    "OwnFault",
     "PipelineError",
     "PromptTooLong",
     "RequestRejected",
@@ -235,5 +251,6 @@ __all__ = [
     "SubmissionError",
     "UndecodableMessage",
     "UnknownModel",
+    "ValueRefused",
     "explain",
 ]

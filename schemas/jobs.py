@@ -90,9 +90,12 @@ class IntentJob(_AboutSpeech):
     @field_validator("labels")
     @classmethod
     def _names_differ(cls, labels: tuple[Label, ...] | None) -> tuple[Label, ...] | None:
-        names = [label.name.casefold() for label in labels or ()]
-        if len(set(names)) != len(names):
-            raise ValueError("two labels have the same name")
+        for what, said in (
+            ("name", [label.name.casefold() for label in labels or ()]),
+            ("word", [(label.word or label.name).casefold() for label in labels or ()]),
+        ):
+            if len(set(said)) != len(said):
+                raise ValueError(f"two labels have the same {what}")
         return labels
 
 
@@ -139,9 +142,43 @@ class ChatJob(JobFields):
     messages: tuple[Message, ...] = Field(min_length=1, max_length=500)
     sampling: Sampling = Sampling()
 
+    @field_validator("messages")
+    @classmethod
+    def _not_too_much(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if sum(len(message.content) for message in messages) > MAX_DIALOGUE_CHARACTERS:
+            raise ValueError(f"may hold at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
+        return messages
+
 
 Job = IntentJob | SentimentJob | ChatJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+
+
+def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
+    """Postgres stores no NUL; name the field that holds one."""
+    if isinstance(value, str) and "\x00" in value:
+        raise InvalidJob(
+            f"job refused: {'.'.join(path)}: holds a NUL character (\\u0000), which cannot be stored; remove it"
+        )
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_nul(key, (*path, "key"))
+            _refuse_nul(inner, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_nul(inner, (*path, str(index)))
+
+
+def canonical(job: Job) -> bytes:
+    """Everything the caller asked for but the idempotency key, as JSON; the same for the same job.
+
+    Raises:
+        InvalidJob: it holds a character that cannot be stored.
+    """
+    dumped = job.model_dump_json(exclude={"idempotency_key"})
+    if "\\u0000" in dumped or "\x00" in (job.idempotency_key or ""):
+        _refuse_nul(job.model_dump(mode="json"))
+    return dumped.encode()
 
 
 def parse_job(value: Job | dict[str, Any] | str | bytes) -> Job:
@@ -167,5 +204,6 @@ __all__ = [
     "Message",
     "Sampling",
     "SentimentJob",
+    "canonical",
     "parse_job",
 ]

@@ -45,8 +45,9 @@ class Leases:
             _log.warning("leases were not renewed", reason=error.message, held=len(asked))
             return
         for run_id in asked:
-            if run_id not in still and run_id in self._held:
-                run, work = self._held.pop(run_id)
+            run, work = self._held.get(run_id, (None, None))
+            if run_id not in still and run is not None and work is not None and not run.ended.is_set():
+                del self._held[run_id]
                 run.lost = True
                 work.cancel()
                 _log.warning("run is no longer ours", chunk=run.claim.first_job_id, model=run.claim.model)

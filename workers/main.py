@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import socket
 import sys
 import threading
@@ -82,9 +83,14 @@ class WorkerProcess:
             pools = {name: adapters.pool(name, self._lane) for name in self._models}
             limits = Limits(lease=settings.lease, drain=settings.drain)
             self._process = Process(adapters.database, adapters.bells, adapters.whispers, pools, limits, self._node)
-            leases = asyncio.create_task(self._process.serve())
+            leases, end = asyncio.create_task(self._process.serve()), asyncio.create_task(self._end.wait())
             self._ready.set()
-            await self._end.wait()
+            await asyncio.wait({leases, end}, return_when=asyncio.FIRST_COMPLETED)
+            if leases.done() and not end.done():
+                # Without renewals every run would be given to others: better to stop, and be started again.
+                _log.error("leases are not kept any more; stopping", reason=repr(leases.exception()))
+                os.kill(os.getpid(), signal.SIGTERM)
+                await end
             leases.cancel()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +17,8 @@ from pipeline.models import LabelForm
 from pipeline.store import Database, claims, settlement
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.store.settlement import NextState, RunReport
-from schemas.errors import BrokerUnavailable, EngineError, ErrorCode, InvalidJob, StoreUnavailable
+from pipeline.telemetry import fault
+from schemas.errors import BrokerUnavailable, EngineError, ErrorCode, InvalidJob, StoreUnavailable, ValueRefused
 from schemas.ids import JobId
 from schemas.jobs import Job, parse_job
 from schemas.messages import Doorbell, Lane
@@ -28,6 +29,7 @@ from workers.scheduler import Scheduler
 
 _log = structlog.get_logger(__name__)
 _BULK_WRITE_SECONDS = 0.5
+_STORE_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,15 @@ class Process:
         """Send nothing more, let what is in flight end within the limit, hand the rest back."""
         self._stop.set()
         _log.info("draining", runs=len(self._work))
-        if self._work:
-            _, late = await asyncio.wait(self._work, timeout=self._limits.drain.total_seconds())
-            for work in late:
-                work.cancel()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limits.drain.total_seconds()
+        await asyncio.sleep(0)  # a run that was just made begins, or it could not hand its chunk back
+        while self._work:
+            # A claim that was in the air when the drain began comes in as a run of its own.
+            _, late = await asyncio.wait(self._work, timeout=max(0.0, end - loop.time()))
             if late:
+                for work in late:
+                    work.cancel()
                 await asyncio.wait(late)
 
     async def _claim(self, doorbell: Doorbell) -> Claim | None:
@@ -159,11 +165,13 @@ class Process:
         finally:
             run.end()
             await writer  # two reports of one chunk never travel in one write
-        if not run.lost:
-            await self._write(run, last=True)
+            if not run.lost:
+                await self._write(run, last=True)
 
     async def _prepare(self, run: Run) -> list[Row]:
-        """Rows to be sent; those past their deadline, or unreadable, are settled here."""
+        """Rows to be sent; those past their deadline, or unreadable, are settled here, and all when draining began."""
+        if self._stop.is_set():
+            return []
         jobs: list[tuple[ClaimedJob, Job]] = []
         for claimed in run.claim.jobs:
             if claimed.expired:
@@ -183,7 +191,18 @@ class Process:
         for claimed, job in jobs:
             words = kinds.label_words(job)
             form = await pool.form_for(words) if words else LabelForm.WHOLE_WORD
-            rows.append(Row(claimed, job, kinds.build(job, form, facts.constraint, context), form, context))
+            try:
+                rows.append(Row(claimed, job, kinds.build(job, form, facts.constraint, context), form, context))
+            except Exception as error:  # noqa: BLE001 - a mistake of ours costs this one job, and the log names it
+                _log.error(
+                    "a job could not be turned into a request", job=claimed.job_id, kind=job.kind, fault=fault(error)
+                )
+                run.refuse(
+                    claimed.job_id,
+                    JobState.FAILED,
+                    ErrorCode.OWN_FAULT,
+                    f"a mistake in this program: {fault(error)}",
+                )
         return rows
 
     async def _reshaped(self, run: Run, rows: Sequence[Row]) -> list[Row]:
@@ -220,33 +239,27 @@ class Process:
 
     def _last_report(self, run: Run, report: RunReport) -> RunReport:
         if not run.left:
-            return RunReport(report.first_job_id, report.fence, report.rows, report.failures, NextState.DONE)
+            return replace(report, next_state=NextState.DONE)
         if self._stop.is_set() and run.last_code is None:
-            return RunReport(report.first_job_id, report.fence, report.rows, report.failures, NextState.QUEUED)
+            return replace(report, next_state=NextState.QUEUED)
         delay = retries.delay(run.claim.rounds + 1)
         _log.info("chunk goes back for another try", chunk=report.first_job_id, rows=len(run.left), code=run.last_code)
-        return RunReport(
-            report.first_job_id,
-            report.fence,
-            report.rows,
-            report.failures,
-            NextState.QUEUED,
-            delay,
-            True,
-            run.last_code,
-        )
+        return replace(report, next_state=NextState.QUEUED, delay=delay, retry=True, code=run.last_code)
 
     async def _settle_many(self, reports: list[RunReport]) -> Sequence[bool]:
         """One statement for all that is ready in the process; while the database is away, results are kept and tried again."""
-        attempt = 0
         while True:
             try:
                 held = await settlement.settle(self._database, reports)
-                return [report.first_job_id in held for report in reports]
+                return [(report.first_job_id, report.fence) in held for report in reports]
+            except ValueRefused as error:
+                if len(reports) > 1:
+                    return [(await self._settle_many([report]))[0] for report in reports]
+                _log.error("results cannot be stored", chunk=reports[0].first_job_id, reason=error.message)
+                reports = [_without_answers(reports[0])]
             except StoreUnavailable as error:
-                attempt += 1
                 _log.warning("results wait for the database", reason=error.message, chunks=len(reports))
-                await asyncio.sleep(retries.delay(attempt).total_seconds())
+                await asyncio.sleep(_STORE_RETRY_SECONDS)
 
     async def _whisper(self, channel: str | None, job_ids: Sequence[JobId]) -> None:
         if channel is None or not job_ids:
@@ -255,6 +268,18 @@ class Process:
             await self._whispers.settled(channel, job_ids)
         except BrokerUnavailable as error:
             _log.warning("waiting callers will find their results a moment later", reason=error.message)
+
+
+def _without_answers(report: RunReport) -> RunReport:
+    """The report with failures in place of results: better a dead letter with a reason than a chunk that goes round."""
+    message = "the engine's answer holds something that cannot be stored"
+    rows = [
+        replace(row, state=JobState.FAILED, answer=None, code=ErrorCode.VALUE_REFUSED, message=message)
+        if row.state is JobState.SUCCEEDED
+        else row
+        for row in report.rows
+    ]
+    return replace(report, rows=rows)
 
 
 __all__ = ["Limits", "Process"]

@@ -149,7 +149,7 @@ class Run:
             endpoint=endpoint.url if endpoint else None,
             engine_version=facts.version if facts else None,
             template_hash=row.ask.shape.template_hash,
-            simulated=bool(facts and facts.simulated),
+            simulated=bool(facts and facts.simulated) or bool(answer and answer.simulated),
         )
 
     def _timings(self, row: Row, answer: Answer | None) -> Timings:

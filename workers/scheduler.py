@@ -4,15 +4,19 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import structlog
+
 from pipeline import kinds
 from pipeline.batching import micro_batches
 from pipeline.engine.client import BatchRouteMissing
 from pipeline.engine.pool import Endpoint, EnginePool
 from pipeline.kinds import Answer
-from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidOutput, RequestRejected
+from pipeline.telemetry import fault
+from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidOutput, OwnFault, RequestRejected
 from schemas.messages import Lane
 from workers.run import Row, Run
 
+_log = structlog.get_logger(__name__)
 BULK_PRIORITY = 100
 """Added to the engine priority of bulk rows, so that chat goes first where the engine schedules by priority."""
 
@@ -43,7 +47,20 @@ class Scheduler:
             async with self._pool.use(len(batch), avoid) as endpoint:
                 if stop.is_set() or run.lost:
                     return
-                error, batch = await self._at(run, batch, endpoint, stop)
+                try:
+                    error, batch = await self._at(run, batch, endpoint, stop)
+                except Exception as mistake:  # noqa: BLE001 - it costs these rows a try, not the chunk; the log names it
+                    _log.error(
+                        "a try broke in our own code",
+                        model=self._pool.entry.name,
+                        rows=len(batch),
+                        fault=fault(mistake),
+                    )
+                    own = OwnFault(f"a mistake in this program: {fault(mistake)}")
+                    for row in batch:
+                        if row.claimed.job_id in run.left:
+                            run.fail_try(row, own, endpoint)
+                    return
             if error is None:
                 return
             avoid.append(endpoint.url)

@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from pipeline.broker import TASK_NAME
+from pipeline.telemetry import fault
 from schemas.messages import Doorbell
 from workers.process import Process
 from workers.run import Run
@@ -33,7 +34,10 @@ def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractE
         worker, loop = process()
         seen: list[Run] = []
         answer = asyncio.run_coroutine_threadsafe(worker.answer(doorbell, seen.append), loop)
-        return _wait(self, doorbell, answer, seen)
+        try:
+            return _wait(self, doorbell, answer, seen)
+        except Exception as error:  # noqa: BLE001 - Celery shows an exception's text in events; it may quote a caller
+            raise RuntimeError(fault(error)) from None
 
 
 def _wait(
@@ -46,7 +50,7 @@ def _wait(
             return answer.result(timeout=_PROGRESS_SECONDS)
         except TimeoutError:
             if answer.done():
-                raise
+                return answer.result()
         if seen and seen[0].done_rows != last:
             last = seen[0].done_rows
             _show(task, doorbell, seen[0])

@@ -15,8 +15,9 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.embedded.servers import Server, ServerError, dies_with_parent, start_postgres, start_valkey
 
@@ -110,16 +111,29 @@ def _loop(guard: Guard, wake: int) -> None:
         guard.reap()
 
 
+def _locked(lock: IO[str]) -> bool:
+    """Take the home's lock; a command that looks whether somebody holds it has it for a moment, so try for a second."""
+    end = time.monotonic() + 1.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
 def main(arguments: list[str]) -> int:
     """Run until the parent is gone."""
     home = Path(arguments[0])
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (home / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(lock):
         _say({"error": f"{home} is in use by another yyc3 up; stop that one, or set YYC3_HOME to another folder"})
         return 3
+    (home / "running.json").unlink(missing_ok=True)  # of one that was killed
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)

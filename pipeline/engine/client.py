@@ -11,7 +11,7 @@ import orjson
 from httpx_aiohttp import HttpxAiohttpClient
 
 from pipeline.engine.errors import from_status, mapped
-from pipeline.engine.reading import check_finish, loaded, read_batch, read_single
+from pipeline.engine.reading import check_finish, count_of, is_simulated, loaded, read_batch, read_single, text_of
 from pipeline.kinds.asking import Answer, Ask
 from schemas.errors import EngineError, EngineFailed, InvalidOutput
 
@@ -108,7 +108,7 @@ class EngineClient:
         first: float | None = None
         finish: str | None = None
         usage: dict[str, Any] = {}
-        done = False
+        done = simulated = False
         with mapped(endpoint):
             async with (
                 asyncio.timeout(self._seconds),
@@ -127,21 +127,30 @@ class EngineClient:
                     event = loaded(line[6:].encode())
                     if "error" in event:
                         raise EngineFailed(f"{endpoint} broke while it worked", endpoint=endpoint)
-                    usage = event.get("usage") or usage
+                    usage, simulated = event.get("usage") or usage, is_simulated(event)
                     text, finish = _delta(event, finish)
                     if text:
                         first = time.perf_counter() - started if first is None else first
                         pieces.append(text)
         if not done:
             raise EngineFailed(f"{endpoint} cut the stream", endpoint=endpoint)
+        prompt_tokens, completion_tokens = _usage(usage)
         return Answer(
             text="".join(pieces),
             finish_reason=check_finish(finish),
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
             engine_seconds=time.perf_counter() - started,
             first_token_seconds=first,
+            simulated=simulated,
         )
+
+
+def _usage(usage: Any) -> tuple[int | None, int | None]:
+    try:
+        return count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+    except (TypeError, AttributeError) as error:
+        raise InvalidOutput("the engine's token counts are no counts") from error
 
 
 def _delta(event: dict[str, Any], finish: str | None) -> tuple[str, str | None]:
@@ -149,7 +158,7 @@ def _delta(event: dict[str, Any], finish: str | None) -> tuple[str, str | None]:
         choices = event["choices"]
         if not choices:
             return "", finish
-        return choices[0]["delta"].get("content") or "", choices[0].get("finish_reason") or finish
+        return text_of(choices[0]["delta"].get("content")), choices[0].get("finish_reason") or finish
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise InvalidOutput("the engine's stream is not a chat completion") from error
 

@@ -24,11 +24,20 @@ _TOO_LONG_WORDS = "maximum context length"
 
 
 def from_status(status: int, body: bytes, endpoint: str) -> EngineError:
-    """The error behind a status other than 200 (protocol: facts of vLLM 0.32 and 0.33)."""
+    """The error behind a status other than 200 (protocol: facts of vLLM 0.32 and 0.33).
+
+    A 4xx about the request is final. One about the endpoint (key, model, route) is not the job's fault and costs no try.
+    """
     if status == 503 or status == 429:
         return EngineOverloaded(f"{endpoint} refuses more work for now (HTTP {status})", endpoint=endpoint)
     if status == 408:
         return EngineTimeout(f"{endpoint} gave up waiting (HTTP 408)", endpoint=endpoint)
+    if status in {401, 403}:
+        return EngineUnavailable(f"{endpoint} wants another API key (HTTP {status}); set AI_API_KEY", endpoint=endpoint)
+    if status == 404:
+        return EngineUnavailable(
+            f"{endpoint} does not serve this model or route any more (HTTP 404)", endpoint=endpoint
+        )
     if status == 501 or status < 500:
         detail = _error_body(body)
         if detail.get("param") in _TOO_LONG_PARAMETERS or _TOO_LONG_WORDS in str(detail.get("message", "")):
@@ -66,7 +75,7 @@ def mapped(endpoint: str) -> Iterator[None]:
         raise EngineUnavailable(f"nobody answers at {endpoint}", endpoint=endpoint) from error
     except httpx.TimeoutException as error:
         raise EngineTimeout(f"{endpoint} did not answer in time", endpoint=endpoint) from error
-    except (httpx.TransportError, httpx.InvalidURL, aiohttp.ClientError, ConnectionError) as error:
+    except (httpx.RequestError, httpx.InvalidURL, aiohttp.ClientError, ConnectionError) as error:
         raise EngineFailed(f"{endpoint} cut the connection", endpoint=endpoint) from error
 
 

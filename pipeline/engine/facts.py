@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.engine.client import EngineClient
-from pipeline.engine.reading import loaded
+from pipeline.engine.reading import count_of, loaded, text_of
 from pipeline.kinds.classification import Constraint
-from schemas.errors import EngineError, EngineUnavailable
+from schemas.errors import EngineUnavailable, InvalidOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +40,31 @@ async def ask_facts(client: EngineClient, endpoint: str, model: str) -> Endpoint
         raise EngineUnavailable(f"{endpoint} wants an API key; set AI_API_KEY", endpoint=endpoint)
     if listing.status_code != 200:
         raise EngineUnavailable(f"{endpoint}/v1/models says HTTP {listing.status_code}; is it vLLM?", endpoint=endpoint)
-    served = {
-        entry["id"]: entry
-        for entry in loaded(listing.content).get("data", ())
-        if isinstance(entry, dict) and "id" in entry
-    }
+    version = await client.get(endpoint, "/version")
+    try:
+        served = {entry["id"]: entry for entry in loaded(listing.content)["data"]}
+        said = loaded(version.content) if version.status_code == 200 else {}
+        return _facts(endpoint, model, served, said)
+    except (InvalidOutput, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise EngineUnavailable(
+            f"{endpoint}/v1/models is not vLLM's; is it the right port?", endpoint=endpoint
+        ) from error
+
+
+def _facts(endpoint: str, model: str, served: dict[str, Any], said: dict[str, Any]) -> EndpointFacts:
     if model not in served:
         names = ", ".join(served) or "no model"
         raise EngineUnavailable(
             f"{endpoint} serves {names}, not {model}; start it with --served-model-name {model}", endpoint=endpoint
         )
-    version = await client.get(endpoint, "/version")
-    said = loaded(version.content) if version.status_code == 200 else {}
-    number = said.get("version")
+    number, entry = said.get("version"), served[model]
+    revision = text_of(entry.get("root"))
     return EndpointFacts(
-        version=str(number) if number else None,
-        simulated=bool(said.get("simulator")) or served[model].get("owned_by") == "simulator",
+        version=text_of(number)[:100] if number else None,
+        simulated=bool(said.get("simulator")) or entry.get("owned_by") == "simulator",
         constraint=_constraint(number),
-        revision=served[model].get("root"),
-        context_tokens=served[model].get("max_model_len"),
+        revision=revision[:200] or None,
+        context_tokens=count_of(entry.get("max_model_len")),
     )
 
 
@@ -72,30 +79,27 @@ def _constraint(version: object) -> Constraint:
 async def first_tokens(
     client: EngineClient, endpoint: str, model: str, words: Sequence[str]
 ) -> list[str | None] | None:
-    """The text of each word's first token; None in all where the endpoint cannot tell.
+    """The text of each word's first token; None where the endpoint has no tokenizer routes.
 
     Token strings are spelled differently by every tokenizer, so the id is turned back into text.
+
+    Raises:
+        EngineError: it did not answer; ask again another time.
     """
     found: list[str | None] = []
     for word in words:
-        try:
-            there = await client.post(
-                endpoint, "/tokenize", {"model": model, "prompt": word, "add_special_tokens": False}
-            )
-            if there.status_code != 200:
-                return None
-            tokens = loaded(there.content).get("tokens") or []
-            text = ""
-            # SentencePiece may put a lone word mark first: it is not what the model answers with.
-            for token in tokens[:2]:
-                back = await client.post(endpoint, "/detokenize", {"model": model, "tokens": [token]})
-                if back.status_code != 200:
-                    return None
-                text = str(loaded(back.content).get("prompt", "")).strip()
-                if text:
-                    break
-        except EngineError:
+        there = await client.post(endpoint, "/tokenize", {"model": model, "prompt": word, "add_special_tokens": False})
+        if there.status_code != 200:
             return None
+        text = ""
+        # SentencePiece may put a lone word mark first: it is not what the model answers with.
+        for token in (loaded(there.content).get("tokens") or [])[:2]:
+            back = await client.post(endpoint, "/detokenize", {"model": model, "tokens": [token]})
+            if back.status_code != 200:
+                return None
+            text = str(loaded(back.content).get("prompt", "")).strip()
+            if text:
+                break
         found.append(text or None)
     return found
 

@@ -20,15 +20,43 @@ def loaded(body: bytes) -> dict[str, Any]:
     return value
 
 
+_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)
+_MAX_COUNT = 2**31 - 1
+
+
 def first_token(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], int | None]:
     """Alternatives of the first position, the sampled one among them, and how many tokens there are."""
     content = (choice.get("logprobs") or {}).get("content")
     if not content:
         return (), None
     head = content[0]
-    alternatives = [(head["token"], head["logprob"])]
-    alternatives.extend((entry["token"], entry["logprob"]) for entry in head.get("top_logprobs") or ())
-    return tuple(alternatives), len(content)
+    entries = [head, *(head.get("top_logprobs") or ())]
+    return tuple((text_of(entry["token"]), float(entry["logprob"])) for entry in entries), len(content)
+
+
+def text_of(value: Any) -> str:
+    """A string that can be stored; null is empty. TypeError where it is something else."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    if "\x00" in value:
+        raise InvalidOutput("the engine answered with a NUL character, which cannot be stored")
+    return value
+
+
+def count_of(value: Any) -> int | None:
+    """A token count, None where there is none. TypeError where it is something else."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or not 0 <= value <= _MAX_COUNT:
+        raise TypeError("not a count")
+    return value
+
+
+def is_simulated(value: dict[str, Any]) -> bool:
+    """Whether the answer itself says that a simulator made it."""
+    return str(value.get("system_fingerprint") or "").startswith("simulator-")
 
 
 def check_finish(finish_reason: str | None) -> str:
@@ -38,16 +66,19 @@ def check_finish(finish_reason: str | None) -> str:
     return finish_reason or "stop"
 
 
-def _answer(choice: dict[str, Any], prompt_tokens: int | None, completion_tokens: int | None, seconds: float) -> Answer:
+def _answer(
+    choice: dict[str, Any], prompt_tokens: int | None, completion_tokens: int | None, seconds: float, simulated: bool
+) -> Answer:
     finish = check_finish(choice.get("finish_reason"))
     alternatives, tokens = first_token(choice)
     return Answer(
-        text=choice["message"].get("content") or "",
+        text=text_of(choice["message"].get("content")),
         finish_reason=finish,
         first_token=alternatives,
         prompt_tokens=prompt_tokens,
         completion_tokens=tokens if completion_tokens is None else completion_tokens,
         engine_seconds=seconds,
+        simulated=simulated,
     )
 
 
@@ -56,8 +87,12 @@ def read_single(body: bytes, seconds: float) -> Answer:
     value = loaded(body)
     try:
         usage = value.get("usage") or {}
-        return _answer(value["choices"][0], usage.get("prompt_tokens"), usage.get("completion_tokens"), seconds)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        prompt_tokens, completion_tokens = (
+            count_of(usage.get("prompt_tokens")),
+            count_of(usage.get("completion_tokens")),
+        )
+        return _answer(value["choices"][0], prompt_tokens, completion_tokens, seconds, is_simulated(value))
+    except _UNREADABLE as error:
         raise InvalidOutput("the engine's answer is not a chat completion") from error
 
 
@@ -70,19 +105,28 @@ def read_batch(body: bytes, asks: Sequence[Ask], seconds: float) -> list[Answer 
     value = loaded(body)
     try:
         usage = value.get("usage") or {}
-        shares = _shares(usage.get("prompt_tokens"), [ask.characters for ask in asks])
-        completions = _shares(usage.get("completion_tokens"), [1] * len(asks))
+        shares = _shares(count_of(usage.get("prompt_tokens")), [ask.characters for ask in asks])
+        completions = _shares(count_of(usage.get("completion_tokens")), [1] * len(asks))
         rows: list[Answer | EngineError] = [InvalidOutput("the engine left this row out of its answer") for _ in asks]
         for choice in value["choices"]:
             index = choice["index"]
-            _, tokens = first_token(choice)
-            try:
-                rows[index] = _answer(choice, shares[index], completions[index] if tokens is None else tokens, seconds)
-            except EngineError as error:
-                rows[index] = error
+            rows[index] = _row(choice, shares[index], completions[index], seconds, is_simulated(value))
         return rows
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise InvalidOutput("the engine's answer is not a batch of chat completions") from error
+
+
+def _row(
+    choice: dict[str, Any], prompt_tokens: int | None, share: int | None, seconds: float, simulated: bool
+) -> Answer | EngineError:
+    """One row of a batch; what is wrong with it fails it alone."""
+    try:
+        _, tokens = first_token(choice)
+        return _answer(choice, prompt_tokens, share if tokens is None else tokens, seconds, simulated)
+    except EngineError as error:
+        return error
+    except _UNREADABLE:
+        return InvalidOutput("the engine's answer for this row is not a chat completion")
 
 
 def _shares(total: int | None, weights: Sequence[int]) -> list[int | None]:
@@ -100,4 +144,4 @@ def _shares(total: int | None, weights: Sequence[int]) -> list[int | None]:
     return shares
 
 
-__all__ = ["check_finish", "loaded", "read_batch", "read_single"]
+__all__ = ["check_finish", "count_of", "is_simulated", "loaded", "read_batch", "read_single", "text_of"]

@@ -59,6 +59,7 @@ class Answer:
         prompt_tokens: the engine's count; in a micro-batch a share of its sum.
         engine_seconds: from sent to the whole answer.
         first_token_seconds: from sent to the first token; None where not streamed.
+        simulated: the answer says itself that a simulator made it.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Answer:
     completion_tokens: int | None = None
     engine_seconds: float = 0.0
     first_token_seconds: float | None = None
+    simulated: bool = False
 
 
 __all__ = ["Answer", "Ask", "Shape"]

@@ -87,6 +87,11 @@ def choose_form(words: Sequence[str], first_tokens: Sequence[str | None] | None)
     return LabelForm.CODE
 
 
+def fixed_form(form: LabelForm, words: Sequence[str]) -> LabelForm:
+    """The form a model entry asks for, as far as it can hold these labels."""
+    return LabelForm.WHOLE_WORD if len(words) > MAX_TOP_LOGPROBS else form
+
+
 @lru_cache(maxsize=256)
 def shape_for(
     instruction: str, closing: str, options: tuple[Option, ...], form: LabelForm, constraint: Constraint
@@ -174,6 +179,7 @@ __all__ = [
     "Reading",
     "Verdict",
     "choose_form",
+    "fixed_form",
     "read_verdict",
     "shape_for",
     "words_tell_apart",

@@ -29,9 +29,10 @@ def language(job: IntentJob) -> Language:
 @lru_cache(maxsize=256)
 def _own_options(labels: tuple[Label, ...], language: Language) -> tuple[Option, ...]:
     options = tuple(Option(label.name, label.word or label.name, label.description, label.examples) for label in labels)
-    if any(option.label.casefold() == OTHER for option in options):
-        return options
-    return (*options, DEFAULT_OPTIONS[language][-1])
+    other = DEFAULT_OPTIONS[language][-1]
+    if any(option.label.casefold() == OTHER or option.word == other.word for option in options):
+        return options  # the caller brought one
+    return (*options, other)
 
 
 def options(job: IntentJob) -> tuple[Option, ...]:

@@ -66,6 +66,15 @@ WITH picked AS (
 UPDATE chunks c SET {_TAKEN}
 """
 _CLAIM_AGAIN = "SELECT first_job_id FROM chunks WHERE run_id = %s AND state = 'running'"
+# Somebody waits for each of these: first come, first served, straight from the index however many there are.
+_CLAIM_NEXT = f"""
+WITH picked AS (
+    SELECT first_job_id, %(run_id)s::uuid AS run_id FROM chunks
+    WHERE model = %(model)s AND lane = %(lane)s AND state = 'queued' AND due_at <= now()
+    ORDER BY priority, first_job_id LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+UPDATE chunks c SET {_TAKEN}
+"""
 # Among equals in priority the batch that has the least running for its weight goes first, then the nearest deadline.
 _CLAIM_BEST = f"""
 WITH busy AS (
@@ -128,7 +137,8 @@ async def claim_best(
             named = {"chunks": [again["first_job_id"]], "run_ids": [run_id], "worker": worker, "lease": lease}
             taken = await (await connection.execute(_CLAIM_NAMED, named)).fetchall()
         else:
-            taken = await (await connection.execute(_CLAIM_BEST, arguments)).fetchall()
+            statement = _CLAIM_BEST if lane is Lane.BULK else _CLAIM_NEXT
+            taken = await (await connection.execute(statement, arguments)).fetchall()
         return (await _with_rows(connection, taken)).get(run_id)
 
 
@@ -158,8 +168,13 @@ async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -
     """Keep these runs for another lease; returns those still held. A run that is missing belongs to others now."""
     async with database.connection() as connection:
         cursor = await connection.execute(
-            "UPDATE chunks SET lease_expires_at = now() + %s WHERE run_id = ANY(%s) AND state = 'running' RETURNING run_id",
-            (lease, list(run_ids)),
+            """WITH mine AS (
+                   SELECT first_job_id FROM chunks WHERE run_id = ANY(%s) AND state = 'running'
+                   ORDER BY first_job_id FOR UPDATE
+               )
+               UPDATE chunks c SET lease_expires_at = now() + %s FROM mine WHERE c.first_job_id = mine.first_job_id
+               RETURNING c.run_id""",
+            (list(run_ids), lease),
         )
         return {row["run_id"] for row in await cursor.fetchall()}
 

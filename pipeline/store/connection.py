@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from schemas.errors import StoreUnavailable
+from schemas.errors import StoreUnavailable, ValueRefused
 
 _ACQUIRE_SECONDS = 10.0
 
@@ -31,9 +31,18 @@ def mapped_errors() -> Iterator[None]:
         yield
     except psycopg.errors.UndefinedTable as error:
         raise StoreUnavailable("the database has no tables of ours yet; run: yyc3 db upgrade") from error
+    except psycopg.DataError as error:
+        # Postgres quotes the value it refuses, and the value is a caller's: neither text nor cause goes on.
+        raise ValueRefused(f"Postgres refuses a value ({error.sqlstate})") from None
+    except (psycopg.errors.InsufficientPrivilege, psycopg.InternalError) as error:
+        raise StoreUnavailable(f"Postgres refuses: {_first_line(error)}") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StoreUnavailable(f"Postgres cannot be reached: {reason}") from error
+        away = getattr(error, "sqlstate", None) is None
+        raise StoreUnavailable(f"Postgres {'cannot be reached' if away else 'fails'}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class Database:

@@ -64,16 +64,33 @@ class JobIds:
 
 async def _ensure_partition(connection: AsyncConnection[DictRow], partition: int) -> None:
     """Make the partition of both big tables if it is not there yet."""
-    cursor = await connection.execute("SELECT to_regclass(%s) IS NOT NULL AS there", (f"outcomes_{partition}",))
-    row = await cursor.fetchone()
-    if row is not None and row["there"]:
+    if await _is_there(connection, partition):
         return
     await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_PARTITION_LOCK,))
+    if await _is_there(connection, partition):
+        return
     first, end = partition * PARTITION_JOBS, (partition + 1) * PARTITION_JOBS
     for table in ("jobs", "outcomes"):
+        name, check = f"{table}_{partition}", f"{table}_{partition}_range"
+        # Made beside, then attached: CREATE ... PARTITION OF would wait for every open COPY, and everybody else for it.
+        # The check spares ATTACH a scan, and is not needed after it.
+        await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
         await connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {table}_{partition} PARTITION OF {table} FOR VALUES FROM ({first:d}) TO ({end:d})"
+            f"ALTER TABLE {name} ADD CONSTRAINT {check} CHECK (job_id >= {first:d} AND job_id < {end:d})"
         )
+        await connection.execute(
+            f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({first:d}) TO ({end:d})"
+        )
+        await connection.execute(f"ALTER TABLE {name} DROP CONSTRAINT {check}")
+
+
+async def _is_there(connection: AsyncConnection[DictRow], partition: int) -> bool:
+    # Not to_regclass: it may answer from a cache that has not heard of a table which was made while we waited.
+    cursor = await connection.execute(
+        "SELECT 1 FROM pg_inherits WHERE inhrelid = (SELECT oid FROM pg_class WHERE relname = %s)",
+        (f"outcomes_{partition}",),
+    )
+    return await cursor.fetchone() is not None
 
 
 __all__ = ["BLOCK_JOBS", "PARTITION_JOBS", "JobIds"]

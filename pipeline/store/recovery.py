@@ -8,6 +8,7 @@ from schemas.messages import Lane
 
 _SWEEP_LOCK = 0x79796334
 
+# Crashes are counted of single rows alone: which of several killed the worker is not known.
 # Counters of the settled rows stay with the first half: sums over a batch stay right.
 _RETURN_LOST = """
 WITH lost AS (
@@ -17,10 +18,11 @@ WITH lost AS (
     INSERT INTO chunks (first_job_id, rows, batch_id, model, lane, priority, deadline, reply_to, series, crashes, rounds,
                         last_code, created_at, started_at)
     SELECT c.first_job_id + c.rows / 2, c.rows - c.rows / 2, c.batch_id, c.model, c.lane, c.priority, c.deadline, c.reply_to,
-           c.series, c.crashes + 1, c.rounds, 'worker_lost', c.created_at, c.started_at
+           c.series, 0, c.rounds, 'worker_lost', c.created_at, c.started_at
     FROM chunks c JOIN lost USING (first_job_id) WHERE c.rows > 1
 )
-UPDATE chunks c SET state = 'queued', run_id = NULL, lease_expires_at = NULL, fence = c.fence + 1, crashes = c.crashes + 1,
+UPDATE chunks c SET state = 'queued', run_id = NULL, lease_expires_at = NULL, fence = c.fence + 1,
+    crashes = CASE WHEN c.rows > 1 THEN 0 ELSE c.crashes + 1 END,
     last_code = 'worker_lost', due_at = now(), rows = CASE WHEN c.rows > 1 THEN c.rows / 2 ELSE c.rows END
 FROM lost WHERE c.first_job_id = lost.first_job_id
 RETURNING c.first_job_id

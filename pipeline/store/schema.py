@@ -46,9 +46,10 @@ def upgrade(database_url: str) -> str:
             connection.commit()
             command.upgrade(alembic_config(connection), "head")
             connection.commit()
-    except sa.exc.OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        raise StoreUnavailable(f"Postgres cannot be reached: {reason}") from error
+    except sa.exc.DBAPIError as error:
+        reason = next(iter(str(error.orig).strip().splitlines()), "no reason given")
+        away = isinstance(error, sa.exc.OperationalError)
+        raise StoreUnavailable(f"Postgres {'cannot be reached' if away else 'refuses'}: {reason}") from error
     finally:
         engine.dispose()
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()

@@ -77,15 +77,16 @@ WITH report AS (
     SELECT * FROM json_to_recordset(%(reports)s::json)
         AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
 ), held AS MATERIALIZED (
-    SELECT c.first_job_id, c.series FROM chunks c JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
+    SELECT c.first_job_id, c.fence, c.series FROM chunks c JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
 ), given AS MATERIALIZED (
     SELECT g.*, h.series FROM json_to_recordset(%(rows)s::json) AS g(
-        chunk bigint, job_id bigint, state text, tries smallint, simulated bool, prompt_tokens int, completion_tokens int,
+        chunk bigint, fence int, job_id bigint, state text, tries smallint, simulated bool,
+        prompt_tokens int, completion_tokens int,
         queue_wait_seconds real, batch_wait_seconds real, first_token_seconds real, engine_seconds real, total_seconds real,
         code text, message text, model text, model_revision text, endpoint text, engine_version text, template_hash text,
         answer json
-    ) JOIN held h ON h.first_job_id = g.chunk
+    ) JOIN held h ON h.first_job_id = g.chunk AND h.fence = g.fence
 ), stored AS (
     INSERT INTO outcomes (job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
         batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
@@ -97,8 +98,8 @@ WITH report AS (
 ), failed AS (
     INSERT INTO failures (job_id, series, try_number, code, endpoint)
     SELECT f.job_id, h.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
-        AS f(chunk bigint, job_id bigint, try_number smallint, code text, endpoint text)
-    JOIN held h ON h.first_job_id = f.chunk ON CONFLICT DO NOTHING
+        AS f(chunk bigint, fence int, job_id bigint, try_number smallint, code text, endpoint text)
+    JOIN held h ON h.first_job_id = f.chunk AND h.fence = f.fence ON CONFLICT DO NOTHING
 ), counted AS (
     SELECT g.chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded,
         count(*) FILTER (WHERE s.state = 'failed') AS failed,
@@ -116,15 +117,16 @@ UPDATE chunks c SET
     run_id = CASE WHEN r.next_state = 'running' THEN c.run_id END,
     lease_expires_at = CASE WHEN r.next_state = 'running' THEN c.lease_expires_at END,
     finished_at = CASE WHEN r.next_state = 'done' THEN now() END
-FROM report r JOIN held h ON h.first_job_id = r.chunk LEFT JOIN counted n ON n.chunk = r.chunk
+FROM report r JOIN held h ON h.first_job_id = r.chunk AND h.fence = r.fence LEFT JOIN counted n ON n.chunk = r.chunk
 WHERE c.first_job_id = r.chunk
-RETURNING c.first_job_id
+RETURNING c.first_job_id, c.fence
 """
 
 
-def _row(chunk: JobId, row: SettledRow) -> dict[str, Any]:
+def _row(report: RunReport, row: SettledRow) -> dict[str, Any]:
     return {
-        "chunk": chunk,
+        "chunk": report.first_job_id,
+        "fence": report.fence,
         "job_id": row.job_id,
         "state": row.state,
         "tries": row.tries,
@@ -147,7 +149,7 @@ def _row(chunk: JobId, row: SettledRow) -> dict[str, Any]:
     }
 
 
-async def settle(database: Database, reports: Sequence[RunReport]) -> set[JobId]:
+async def settle(database: Database, reports: Sequence[RunReport]) -> set[tuple[JobId, int]]:
     """Store what runs have to say, all in one statement.
 
     Where a cancel, an expiry or a former run was first, its outcome stays. A run whose fence is no longer the chunk's
@@ -155,10 +157,11 @@ async def settle(database: Database, reports: Sequence[RunReport]) -> set[JobId]
     stay, and a chunk that left `running` is not touched.
 
     Returns:
-        The first job ids of the chunks that were still held.
+        First job id and fence of the reports whose chunks were still held.
 
     Raises:
         StoreUnavailable: no database; nothing is known to be written, call again.
+        ValueRefused: something in it cannot be stored; nothing was written.
     """
     arguments = {
         "reports": orjson.dumps(
@@ -174,11 +177,12 @@ async def settle(database: Database, reports: Sequence[RunReport]) -> set[JobId]
                 for report in reports
             ]
         ).decode(),
-        "rows": orjson.dumps([_row(report.first_job_id, row) for report in reports for row in report.rows]).decode(),
+        "rows": orjson.dumps([_row(report, row) for report in reports for row in report.rows]).decode(),
         "failures": orjson.dumps(
             [
                 {
                     "chunk": report.first_job_id,
+                    "fence": report.fence,
                     "job_id": failure.job_id,
                     "try_number": failure.try_number,
                     "code": failure.code,
@@ -191,41 +195,43 @@ async def settle(database: Database, reports: Sequence[RunReport]) -> set[JobId]
     }
     async with database.connection() as connection:
         cursor = await connection.execute(_SETTLE, arguments)
-        return {JobId(row["first_job_id"]) for row in await cursor.fetchall()}
+        return {(JobId(row["first_job_id"]), row["fence"]) for row in await cursor.fetchall()}
 
 
+_CHUNK_OF = """
+SELECT first_job_id, rows, series FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
+"""
 _CANCEL = """
-WITH found AS (
-    SELECT j.job_id, c.first_job_id, c.series FROM jobs j
-    CROSS JOIN LATERAL (
-        SELECT first_job_id, series FROM chunks WHERE first_job_id <= j.job_id ORDER BY first_job_id DESC LIMIT 1
-    ) c WHERE j.job_id = %s
-), stored AS (
-    INSERT INTO outcomes (job_id, series, state, code, message)
-    SELECT job_id, series, 'cancelled', 'cancelled', 'cancelled before it was settled' FROM found
-    ON CONFLICT DO NOTHING RETURNING job_id
-), counted AS (
-    UPDATE chunks c SET cancelled = c.cancelled + 1,
-        state = CASE WHEN c.state = 'queued' AND c.succeeded + c.failed + c.cancelled + c.expired + 1 >= c.rows
-                     THEN 'done' ELSE c.state END,
-        finished_at = CASE WHEN c.state = 'queued' AND c.succeeded + c.failed + c.cancelled + c.expired + 1 >= c.rows
-                           THEN now() END
-    FROM stored JOIN found USING (job_id) WHERE c.first_job_id = found.first_job_id
-)
-SELECT (SELECT count(*) FROM found) AS found, (SELECT count(*) FROM stored) AS stored
+INSERT INTO outcomes (job_id, series, state, code, message)
+VALUES (%s, %s, 'cancelled', 'cancelled', 'cancelled before it was settled') ON CONFLICT DO NOTHING RETURNING job_id
 """
 
 
 async def cancel(database: Database, job_id: JobId) -> bool | None:
     """Settle a job as cancelled unless it has an outcome already.
 
+    The chunk only counts it. It is closed by the next claim, which finds what is left: counters of a chunk that was halved
+    say nothing about its own rows.
+
     Returns:
         Whether this cancelled it; None if there is no such job.
     """
-    async with database.connection() as connection:
-        row = await (await connection.execute(_CANCEL, (job_id,))).fetchone()
-        assert row is not None
-        return bool(row["stored"]) if row["found"] else None
+    async with database.transaction() as connection:
+        there = await (await connection.execute("SELECT 1 FROM jobs WHERE job_id = %s", (job_id,))).fetchone()
+        if there is None:
+            return None
+        while True:
+            # The chunk first, as settling does. While we waited for it, it may have been halved: look again.
+            chunk = await (await connection.execute(_CHUNK_OF, (job_id,))).fetchone()
+            assert chunk is not None, "every job lies in a chunk"
+            if job_id < chunk["first_job_id"] + chunk["rows"]:
+                break
+        stored = await (await connection.execute(_CANCEL, (job_id, chunk["series"]))).fetchone()
+        if stored is not None:
+            await connection.execute(
+                "UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s", (chunk["first_job_id"],)
+            )
+        return stored is not None
 
 
 __all__ = ["FailedTry", "NextState", "RunReport", "SettledRow", "cancel", "settle"]

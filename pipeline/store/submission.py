@@ -224,12 +224,13 @@ async def insert_batch(
         DuplicateJob: the batch's key was used for another batch.
     """
     slices = _consecutive(new, chunk_rows)
+    # Before the transaction: it holds a connection, and taking ids may need another of the same pool.
+    firsts = await ids.take([end - start for start, end in slices])
     async with database.transaction() as connection:
         arguments = (tenant, idempotency_key, payload_hash, name, len(new))
         row = await (await connection.execute(_INSERT_BATCH, arguments)).fetchone()
         if row is not None:
             batch_id = BatchId(row["batch_id"])
-            firsts = await ids.take([end - start for start, end in slices])
             job_ids = [
                 JobId(first + k) for first, (start, end) in zip(firsts, slices, strict=True) for k in range(end - start)
             ]

@@ -142,6 +142,10 @@ outcomes = sa.Table(
     postgresql_partition_by="RANGE (job_id)",
 )
 
+sa.Index(
+    "ix_outcomes_unsuccessful", outcomes.c.state, outcomes.c.job_id, postgresql_where=sa.text("state <> 'succeeded'")
+)
+
 failures = sa.Table(
     "failures",
     metadata,

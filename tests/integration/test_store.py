@@ -17,7 +17,7 @@ from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
 from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
 from pipeline.store.submission import NewJob, Stored, StoredBatch
 from pipeline.store.tables import metadata
-from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable
+from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable, ValueRefused
 from schemas.ids import JobId
 from schemas.messages import Lane
 from schemas.results import JobState
@@ -193,7 +193,7 @@ async def test_a_second_delivery_of_a_settled_chunk_changes_nothing(database: Da
     stored = await batch(database, 10)
     claim = await take(database)
     assert claim is not None
-    assert await settlement.settle(database, [report(claim)]) == {claim.first_job_id}
+    assert await settlement.settle(database, [report(claim)]) == {(claim.first_job_id, claim.fence)}
     before = place.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id")
     assert await settlement.settle(database, [report(claim)]) == set()
     assert await claims.claim_named(database, [(stored.chunks[0].first_job_id, uuid4())], worker="w", lease=LEASE) == {}
@@ -212,7 +212,7 @@ async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, plac
     assert other is not None
     assert await settlement.settle(database, [report(slow)]) == set()
     assert place.query("SELECT count(*) FROM outcomes") == [(0,)]
-    assert await settlement.settle(database, [report(other)]) == {other.first_job_id}
+    assert await settlement.settle(database, [report(other)]) == {(other.first_job_id, other.fence)}
     assert await claims.renew(database, [slow.run_id, other.run_id], LEASE) == set()
 
 
@@ -264,12 +264,116 @@ async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: 
     assert place.query("SELECT succeeded, cancelled, state FROM chunks") == [(1, 1, "done")]
 
 
-async def test_cancelling_the_last_queued_row_closes_the_chunk(database: Database, place: Place) -> None:
+async def test_a_chunk_whose_rows_were_all_cancelled_is_finished_and_claimed_empty(database: Database) -> None:
     stored = await batch(database, 2)
     for job_id in stored.job_ids:
         await settlement.cancel(database, job_id)
-    assert place.query("SELECT state, cancelled FROM chunks") == [("done", 2)]
     assert (await reading.batch_progress(database, stored.batch_id)).finished
+    claim = await take(database)
+    assert claim is not None
+    assert claim.jobs == ()
+
+
+async def test_cancelling_after_a_halving_leaves_the_neighbours_claimable(database: Database) -> None:
+    stored = await batch(database, 10)
+    claim = await take(database, lease=GONE)
+    assert claim is not None
+    settled = RunReport(claim.first_job_id, claim.fence, report(claim).rows[5:8] + report(claim).rows[:1])  # type: ignore[operator]
+    await settlement.settle(database, [settled])
+    await recovery.return_lost(database)
+    assert await settlement.cancel(database, stored.job_ids[1]) is True
+    assert await settlement.cancel(database, stored.job_ids[9]) is True
+    while again := await take(database):
+        await settlement.settle(database, [report(again)])
+    found = await reading.outcomes_of(database, list(stored.job_ids))
+    assert {outcome.state for outcome in found.values()} == {JobState.SUCCEEDED, JobState.CANCELLED}
+    assert (await reading.batch_progress(database, stored.batch_id)).finished
+
+
+async def test_cancels_and_settles_at_once_never_deadlock(database: Database) -> None:
+    stored = await batch(database, 200, chunk_rows=10)
+    held = [claim for _ in range(20) if (claim := await take(database))]
+    results = await asyncio.gather(
+        *[settlement.cancel(database, job_id) for job_id in stored.job_ids[::5]],
+        *[settlement.settle(database, [report(claim) for claim in held[k::4]]) for k in range(4)],
+        claims.renew(database, [claim.run_id for claim in held], LEASE),
+        return_exceptions=True,
+    )
+    assert [found for found in results if isinstance(found, BaseException)] == []
+    progress = await reading.batch_progress(database, stored.batch_id)
+    assert (progress.settled, progress.finished) == (200, True)
+
+
+async def test_a_stale_report_beside_the_right_one_in_a_write_changes_nothing(database: Database, place: Place) -> None:
+    await batch(database, 4)
+    stale = await take(database, lease=GONE)
+    assert stale is not None
+    place.query("UPDATE chunks SET state = 'queued'")
+    fresh = await take(database)
+    assert fresh is not None
+    held = await settlement.settle(database, [report(stale, next_state=NextState.QUEUED), report(fresh)])
+    assert held == {(fresh.first_job_id, fresh.fence)}
+    assert place.query("SELECT succeeded, state FROM chunks") == [(4, "done")]
+
+
+async def test_many_batches_at_once_share_the_pool(database: Database) -> None:
+    ids = JobIds(database)
+
+    async def submit(number: int) -> StoredBatch:
+        return await submission.insert_batch(
+            database, ids, [new() for _ in range(1_500)], name=f"b{number}", tenant="default", idempotency_key=None,
+            payload_hash=b"", chunk_rows=500,
+        )  # fmt: skip
+
+    async with asyncio.timeout(8):
+        found = await asyncio.gather(*[submit(i) for i in range(20)])
+    taken = [job_id for stored in found for job_id in stored.job_ids]
+    assert len(set(taken)) == len(taken) == 30_000
+
+
+async def test_a_new_partition_is_made_while_a_copy_is_open(database: Database, place: Place) -> None:
+    await batch(database, 1)
+    async with database.transaction() as connection:
+        await connection.execute("LOCK TABLE jobs IN ROW EXCLUSIVE MODE")
+        place.query("SELECT setval('job_blocks', %s)", 3 * PARTITION_JOBS // BLOCK_JOBS)
+        async with asyncio.timeout(5):
+            stored = await batch(database, 1)
+            assert await reading.outcomes_of(database, list(stored.job_ids))
+    assert place.query("SELECT count(*) FROM jobs_3") == [(1,)]
+
+
+async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(database: Database) -> None:
+    await batch(database, 1)
+    claim = await take(database)
+    assert claim is not None
+    row = SettledRow(claim.jobs[0].job_id, JobState.SUCCEEDED, b'{"text":"CANARY \\u0000"}')
+    with pytest.raises(ValueRefused) as raised:
+        await settlement.settle(database, [RunReport(claim.first_job_id, claim.fence, [row])])
+    assert "CANARY" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+async def test_lists_by_state_find_what_is_there(database: Database, place: Place) -> None:
+    stored = await batch(database, 30)
+    first = await take(database)
+    assert first is not None
+    await settlement.settle(database, [report(first)])
+    await settlement.cancel(database, stored.job_ids[25])
+    running = await take(database)
+    assert running is not None
+    expected = {
+        None: list(stored.job_ids),
+        JobState.SUCCEEDED: [job.job_id for job in first.jobs],
+        JobState.CANCELLED: [stored.job_ids[25]],
+        JobState.RUNNING: [job.job_id for job in running.jobs],
+        JobState.QUEUED: [j for j in stored.job_ids[20:] if j != stored.job_ids[25]],
+        JobState.FAILED: [],
+    }
+    for state, ids in expected.items():
+        found = await reading.recent_jobs(database, state=state, kind="intent", limit=100)
+        assert [outcome.job_id for outcome in found] == sorted(ids, reverse=True), state
+        assert await reading.recent_jobs(database, state=state, kind="chat", limit=5) == []
+    assert len(await reading.recent_jobs(database, state=None, kind=None, limit=3)) == 3
 
 
 async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(database: Database, place: Place) -> None:
@@ -278,10 +382,8 @@ async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(data
     assert claim is not None
     await settlement.settle(database, [report(claim, rows=2, next_state=NextState.RUNNING)])
     assert await recovery.return_lost(database) == (1, 0)
-    assert place.query("SELECT rows, crashes, state FROM chunks ORDER BY first_job_id") == [
-        (5, 1, "queued"),
-        (5, 1, "queued"),
-    ]
+    halves = place.query("SELECT rows, crashes, last_code, state FROM chunks ORDER BY first_job_id")
+    assert halves == [(5, 0, "worker_lost", "queued"), (5, 0, "worker_lost", "queued")]
     claimed = [await take(database), await take(database)]
     jobs = [job.job_id for found in claimed if found for job in found.jobs]
     assert jobs == list(stored.job_ids[2:])
@@ -293,7 +395,7 @@ async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(data
 async def test_only_a_single_row_is_called_poison_after_its_third_lost_worker(database: Database) -> None:
     stored = await batch(database, 4)
     poison = stored.job_ids[3]
-    for _ in range(20):
+    for _ in range(40):
         claim = await take(database, lease=GONE)
         if claim is None:
             break

@@ -23,12 +23,12 @@ from schemas.errors import (
 FOREIGN = [
     error
     for _, error in inspect.getmembers(httpx, inspect.isclass)
-    if issubclass(error, httpx.TransportError) and error not in {httpx.TransportError}
+    if issubclass(error, httpx.RequestError) and error not in {httpx.RequestError, httpx.TransportError}
 ]
 
 
 @pytest.mark.parametrize("error", FOREIGN, ids=lambda error: error.__name__)
-def test_no_error_of_the_http_client_is_unmapped(error: type[httpx.TransportError]) -> None:
+def test_no_error_of_the_http_client_is_unmapped(error: type[httpx.RequestError]) -> None:
     with pytest.raises(EngineError) as raised, errors.mapped("http://e"):
         raise error("words of the prompt")
     assert raised.value.retryable
@@ -56,7 +56,9 @@ def test_a_connection_that_was_made_and_broke_is_a_failed_engine_and_one_never_m
         (500, {"error": {"message": "x", "type": "InternalServerError"}}, EngineFailed),
         (502, "<html>", EngineFailed),
         (501, {}, RequestRejected),
-        (404, {"error": {"type": "NotFoundError", "param": "model"}}, RequestRejected),
+        (404, {"error": {"type": "NotFoundError", "param": "model"}}, EngineUnavailable),
+        (401, {}, EngineUnavailable),
+        (403, {}, EngineUnavailable),
         (400, {"error": {"message": "no", "type": "BadRequestError", "param": "temperature"}}, RequestRejected),
         (400, {"error": {"message": "no", "param": "input_tokens"}}, PromptTooLong),
         (400, {"error": {"message": "This model's maximum context length is 512"}}, PromptTooLong),
@@ -94,6 +96,34 @@ def test_an_aborted_or_missing_row_fails_alone() -> None:
     assert isinstance(rows[0], Answer)
     assert isinstance(rows[1], EngineFailed)
     assert isinstance(rows[2], InvalidOutput)
+
+
+BROKEN_CHOICES = [
+    {"message": {"content": ["list"]}},
+    {"message": {"content": "a\x00b"}},
+    {"message": {"content": "a"}, "logprobs": {"content": [{"token": "a", "logprob": "low"}]}},
+    {"message": {"content": "a"}, "logprobs": {"content": [3]}},
+    {"message": None},
+]
+
+
+@pytest.mark.parametrize("choice", BROKEN_CHOICES)
+def test_a_malformed_row_fails_alone_in_a_batch_and_is_a_failed_try_alone(choice: dict[str, object]) -> None:
+    with pytest.raises(InvalidOutput):
+        reading.read_single(orjson.dumps({"choices": [choice]}), 0.1)
+    asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(2)]
+    good = {"index": 1, "message": {"content": "b"}}
+    rows = reading.read_batch(orjson.dumps({"choices": [choice | {"index": 0}, good]}), asks, 0.1)
+    assert isinstance(rows[0], InvalidOutput)
+    assert isinstance(rows[1], Answer)
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": "many"}, {"prompt_tokens": 1.5}, {"completion_tokens": 2**40}, [1]]
+)
+def test_token_counts_that_are_none_fail_the_try(usage: object) -> None:
+    with pytest.raises(InvalidOutput):
+        reading.read_single(orjson.dumps({"choices": [{"message": {"content": "a"}}], "usage": usage}), 0.1)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,32 @@ def test_a_payload_hash_is_blind_to_the_key_and_to_nothing_else() -> None:
         assert payload_hash(parse_job(job | change)) != same
 
 
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        ({"kind": "intent", "text": "a\x00b"}, "text"),
+        ({"kind": "intent", "text": "a", "tags": {"t": "\x00"}}, "tags.t"),
+        ({"kind": "intent", "text": "a", "idempotency_key": "k\x00"}, "idempotency_key"),
+        ({"kind": "chat", "messages": [{"role": "user", "content": "\x00"}]}, "messages.0.content"),
+    ],
+)
+def test_a_character_that_cannot_be_stored_is_refused_by_field(job: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidJob, match=rf"{field}: holds a NUL"):
+        payload_hash(parse_job(job))
+
+
+def test_a_backslash_that_only_looks_like_it_is_welcome() -> None:
+    assert payload_hash(parse_job({"kind": "intent", "text": "\\u0000"}))
+
+
+@pytest.mark.parametrize(
+    "labels", [[{"name": "A"}, {"name": "a"}], [{"name": "buy", "word": "order"}, {"name": "undo", "word": "Order"}]]
+)
+def test_labels_that_cannot_be_told_apart_are_refused(labels: list[dict[str, str]]) -> None:
+    with pytest.raises(InvalidJob, match="two labels have the same"):
+        parse_job({"kind": "intent", "text": "x", "labels": labels})
+
+
 def test_a_refusal_never_repeats_the_callers_words() -> None:
     with pytest.raises(InvalidJob) as raised:
         parse_job({"kind": "intent", "text": "SECRET" * 10_000})

@@ -114,6 +114,7 @@ CREATE TABLE outcomes (
     CONSTRAINT pk_outcomes PRIMARY KEY (job_id, series)
 )
  PARTITION BY RANGE (job_id);
+CREATE INDEX ix_outcomes_unsuccessful ON outcomes (state, job_id) WHERE state <> 'succeeded';
 """
 
 
