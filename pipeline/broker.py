@@ -116,16 +116,19 @@ class Bells:
         self._connected()
         amqp = self.app.amqp
         for doorbell in doorbells:
-            # What Celery's send_task does, without the result object and the routing it makes for each: half the time.
+            # What Celery's send_task does, without what it works out anew for each message: a result object, the route, a
+            # careful repr of the arguments. Half the time.
+            arguments = (doorbell.model_dump(mode="json", exclude_none=True),)
             message = amqp.create_task_message(
                 uuid(),
                 TASK_NAME,
-                args=(doorbell.model_dump(mode="json", exclude_none=True),),
+                args=arguments,
                 expires=_PERMIT_LIFETIME_SECONDS,
+                argsrepr=str(arguments),
+                kwargsrepr="{}",
             )
-            amqp.send_task_message(
-                self._producer, TASK_NAME, message, queue=queue_name(doorbell.model, doorbell.lane), retry=False
-            )
+            queue = queue_name(doorbell.model, doorbell.lane)
+            amqp.send_task_message(self._producer, TASK_NAME, message, queue=queue, retry=False)
 
     def _count(self, queues: list[str]) -> dict[str, int]:
         with _mapped():

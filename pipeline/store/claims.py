@@ -52,7 +52,8 @@ _TAKEN = """
     state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
     lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
 FROM picked WHERE c.first_job_id = picked.first_job_id
-RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.series, c.reply_to
+RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.series, c.reply_to,
+    c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
 # A claim whose reply was lost is repeated with the same run_id and finds its own chunk.
 _CLAIM_NAMED = f"""
@@ -105,6 +106,14 @@ ORDER BY j.job_id
 """
 
 
+# A chunk that is claimed for the first time, and of which nothing was cancelled, has neither outcomes nor failures.
+_ROWS_UNTOUCHED = """
+SELECT job_id, request::text AS request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
+       coalesce(deadline <= now(), false) AS expired, 0 AS failed_tries
+FROM jobs WHERE job_id = ANY(%(ids)s) ORDER BY job_id
+"""
+
+
 async def claim_named(
     database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta
 ) -> dict[UUID, Claim]:
@@ -146,19 +155,20 @@ async def _with_rows(connection: AsyncConnection[DictRow], taken: Sequence[DictR
     if not taken:
         return {}
     jobs: dict[int, ClaimedJob] = {}
-    for series in {row["series"] for row in taken}:
+    for series, untouched in {(row["series"], row["untouched"]) for row in taken}:
         ids = [
             job_id
             for row in taken
-            if row["series"] == series
+            if (row["series"], row["untouched"]) == (series, untouched)
             for job_id in range(row["first_job_id"], row["first_job_id"] + row["rows"])
         ]
-        cursor = await connection.execute(_ROWS, {"ids": ids, "series": series})
+        statement = _ROWS_UNTOUCHED if untouched else _ROWS
+        cursor = await connection.execute(statement, {"ids": ids, "series": series})
         jobs |= {row["job_id"]: ClaimedJob(**row) for row in await cursor.fetchall()}
     claims: dict[UUID, Claim] = {}
     for row in taken:
         first = row["first_job_id"]
-        fields = {key: value for key, value in row.items() if key not in {"series", "lane"}}
+        fields = {key: value for key, value in row.items() if key not in {"series", "lane", "untouched"}}
         mine = tuple(jobs[job_id] for job_id in range(first, first + row["rows"]) if job_id in jobs)
         claims[row["run_id"]] = Claim(**fields, lane=Lane(row["lane"]), jobs=mine)
     return claims

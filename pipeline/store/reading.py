@@ -31,6 +31,17 @@ LEFT JOIN LATERAL (
 """
 
 
+# What a waiting caller asks for a moment after it was told: the outcome alone, two primary keys, nothing to plan.
+_SETTLED = """
+SELECT DISTINCT ON (o.job_id) o.job_id, j.kind, o.state, o.answer::text AS answer, o.code, o.message, o.prompt_tokens,
+       o.completion_tokens, o.queue_wait_seconds, o.batch_wait_seconds, o.first_token_seconds, o.engine_seconds,
+       o.total_seconds, o.tries, o.model, o.model_revision, o.endpoint, o.engine_version, o.template_hash, o.simulated,
+       true AS settled
+FROM outcomes o JOIN jobs j ON j.job_id = o.job_id
+WHERE o.job_id = ANY(%(ids)s) AND j.job_id = ANY(%(ids)s) ORDER BY o.job_id, o.series DESC
+"""
+
+
 def _outcome(row: DictRow) -> Outcome:
     state = (
         JobState.RUNNING if row["state"] == "done" else JobState(row["state"])
@@ -64,8 +75,13 @@ def _outcome(row: DictRow) -> Outcome:
 async def outcomes_of(database: Database, job_ids: Sequence[JobId]) -> dict[JobId, Outcome]:
     """What is known of these jobs; ids without a job are left out."""
     async with database.connection() as connection:
-        cursor = await connection.execute(f"{_OUTCOMES} WHERE j.job_id = ANY(%s)", (list(job_ids),))
-        return {outcome.job_id: outcome for row in await cursor.fetchall() if (outcome := _outcome(row))}
+        settled = await (await connection.execute(_SETTLED, {"ids": list(job_ids)})).fetchall()
+        found = {outcome.job_id: outcome for outcome in map(_outcome, settled)}
+        rest = [job_id for job_id in job_ids if job_id not in found]
+        if rest:
+            cursor = await connection.execute(f"{_OUTCOMES} WHERE j.job_id = ANY(%s)", (rest,))
+            found |= {outcome.job_id: outcome for outcome in map(_outcome, await cursor.fetchall())}
+        return found
 
 
 async def batch_outcomes(database: Database, batch_id: BatchId, *, page_rows: int = 2_000) -> AsyncIterator[Outcome]:
