@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.broker import TASK_NAME
 from pipeline.telemetry import fault
+from schemas.errors import UndecodableMessage
 from schemas.messages import Doorbell
 from workers.process import Process
 from workers.run import Run
@@ -29,7 +30,11 @@ def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractE
         try:
             doorbell = Doorbell.model_validate(message)
         except ValidationError:
-            _log.warning("a message in our queue is not a doorbell; dropped", message_id=self.request.id)
+            _log.warning(
+                "a message in our queue is not a doorbell; dropped",
+                code=UndecodableMessage.code,
+                message_id=self.request.id,
+            )
             return {"rows": 0, "note": "not a doorbell"}
         worker, loop = process()
         seen: list[Run] = []

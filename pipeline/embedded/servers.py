@@ -197,7 +197,7 @@ def start_postgres(home: Path) -> Server:
             [
                 *[_postgres_binary("postgres"), "-D", data, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1"],
                 *["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"],
-                *["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic"],
+                *["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic", "-c", "log_error_verbosity=terse"],
             ],
             log,
             account,

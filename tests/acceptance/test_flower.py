@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ import redis
 from support import Place, wait_for
 
 from pipeline import Client
+from pipeline.embedded.home import Home
 from pipeline.embedded.servers import free_port
 
 CANARY = "金丝雀7391canary"
@@ -99,7 +99,7 @@ def canaries(text: str) -> bool:
     return CANARY in text or json.dumps(CANARY)[1:-1] in text
 
 
-def test_a_callers_words_are_in_postgres_only(place: Place, flower: Flower, tmp_path: Path) -> None:
+def test_a_callers_words_are_in_postgres_only(servers: Home, place: Place, flower: Flower) -> None:
     with ExitStack() as stack:
         monitor = stack.enter_context(place.process("celery", "--broker", place.redis_url, "events", "--dump"))
         simulator = stack.enter_context(place.simulator("--fail", "500:0.3", "--fail", "nonsense:0.3"))
@@ -122,6 +122,8 @@ def test_a_callers_words_are_in_postgres_only(place: Place, flower: Flower, tmp_
             everything = b"".join(broker.dump(key) or b"" for key in broker.scan_iter())
         assert not canaries(everything.decode("utf-8", "replace"))
         assert not canaries(json.dumps(flower.tasks(), ensure_ascii=False))
+        for log in servers.folder.glob("*.log"):
+            assert not canaries(log.read_text(errors="replace")), log
         for started in (monitor, simulator.started, *workers, recover):
             assert not canaries(started.text), started.log
         assert "task" in monitor.text and "yyc3.chunk" in monitor.text, "the events were seen"

@@ -11,6 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from support import Place
 
+from pipeline.embedded.home import Home
 from pipeline.store import Database, claims, reading, recovery, schema, settlement, submission
 from pipeline.store.claims import Claim
 from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
@@ -342,7 +343,9 @@ async def test_a_new_partition_is_made_while_a_copy_is_open(database: Database, 
     assert place.query("SELECT count(*) FROM jobs_3") == [(1,)]
 
 
-async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(database: Database) -> None:
+async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(
+    servers: Home, database: Database
+) -> None:
     await batch(database, 1)
     claim = await take(database)
     assert claim is not None
@@ -351,6 +354,9 @@ async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(d
         await settlement.settle(database, [RunReport(claim.first_job_id, claim.fence, [row])])
     assert "CANARY" not in str(raised.value)
     assert raised.value.__cause__ is None
+    assert "CANARY" not in (servers.folder / "postgres.log").read_text(), (
+        "Postgres quotes values in its log unless told not to"
+    )
 
 
 async def test_lists_by_state_find_what_is_there(database: Database, place: Place) -> None:
