@@ -30,6 +30,7 @@ from workers.scheduler import Scheduler
 _log = structlog.get_logger(__name__)
 _BULK_WRITE_SECONDS = 0.5
 _STORE_RETRY_SECONDS = 1.0
+_HAND_BACK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,10 @@ class Process:
             if late:
                 for work in late:
                     work.cancel()
-                await asyncio.wait(late)
+                _, stuck = await asyncio.wait(late, timeout=_HAND_BACK_SECONDS)
+                for work in stuck:  # the database is away: what was not stored is run again when the lease has run out
+                    _log.error("stopping with results that could not be stored")
+                    work.cancel()
 
     async def _claim(self, doorbell: Doorbell) -> Claim | None:
         run_id = uuid4()  # made before it is sent: a claim whose reply was lost is repeated and finds its chunk

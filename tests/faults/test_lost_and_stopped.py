@@ -142,6 +142,27 @@ def test_results_wait_for_a_database_that_was_cut_off_and_are_stored_once(place:
         finished_exactly_once(place, 300)
 
 
+def test_a_worker_stops_although_its_database_is_away_and_its_rows_are_run_again(place: Place) -> None:
+    place.environment |= {"YYC3_LEASE_SECONDS": "2", "YYC3_DRAIN_SECONDS": "1"}
+    with ExitStack() as stack:
+        stack.enter_context(place.simulator(*SLOW, speed=1))
+        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        name = place.database_url.rsplit("/", 1)[1]
+        admin = Place(place.database_url.rsplit("/", 1)[0] + "/postgres", place.redis_url, place.home)
+        with place.worker("bulk") as worker:
+            batch = client.submit_many(texts(200))
+            wait_for(lambda: settled(place) > 5, "some outcomes")
+            admin.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            admin.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name)
+            wait_for(lambda: worker.says("results wait for the database"), "the worker to notice")
+            assert worker.terminate(30) == 0
+            admin.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        with place.worker("bulk"), place.process("pipeline.cli", "recover"):
+            *_, last = client.watch(batch.batch_id)
+        assert last.succeeded == 200
+        finished_exactly_once(place, 200)
+
+
 def children_of(folder: Path) -> list[psutil.Process]:
     """Processes that work on a folder, found by their arguments, open logs aside."""
     found = []
