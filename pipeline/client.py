@@ -90,7 +90,7 @@ class AsyncClient:
                 return await self._waiter.outcome(job_id)
         except TimeoutError as error:
             raise ResultTimeout(
-                f"job {job_id} is not finished after {_seconds(timeout):g} s; it goes on, ask for it again later",
+                f"job {job_id} is not finished yet; it goes on, ask for it again later",
                 job_id=job_id,
             ) from error
 

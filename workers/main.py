@@ -14,7 +14,7 @@ import structlog
 from celery.signals import worker_ready, worker_shutting_down
 
 from pipeline.settings import load_settings
-from pipeline.telemetry import configure_logging
+from pipeline.telemetry import configure_logging, fault
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.messages import Lane, queue_name
@@ -88,7 +88,8 @@ class WorkerProcess:
             await asyncio.wait({leases, end}, return_when=asyncio.FIRST_COMPLETED)
             if leases.done() and not end.done():
                 # Without renewals every run would be given to others: better to stop, and be started again.
-                _log.error("leases are not kept any more; stopping", reason=repr(leases.exception()))
+                problem = leases.exception()
+                _log.error("leases are not kept any more; stopping", fault=fault(problem) if problem else None)
                 os.kill(os.getpid(), signal.SIGTERM)
                 await end
             leases.cancel()
@@ -106,7 +107,7 @@ def _prefer_latency() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None) -> NoReturn:
+def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
     """Run until SIGTERM or Ctrl-C; Celery then exits the process."""
     _prefer_latency()
     wiring = Wiring(load_settings())
@@ -120,7 +121,7 @@ def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None)
     register(app, worker.current)
     worker_shutting_down.connect(lambda **_: worker.drain(), weak=False)
     queues = ",".join(queue_name(model, lane) for model in chosen)
-    count = threads or (_INTERACTIVE_THREADS if lane is Lane.INTERACTIVE else _BULK_THREADS_PER_MODEL * len(chosen))
+    threads = _INTERACTIVE_THREADS if lane is Lane.INTERACTIVE else _BULK_THREADS_PER_MODEL * len(chosen)
     worker_ready.connect(lambda **_: _log.info("ready", node=node, queues=queues), weak=False)
     arguments = [
         "--quiet",
@@ -128,7 +129,7 @@ def run_worker(lane: Lane, models: Sequence[str], *, threads: int | None = None)
         "--pool",
         "threads",
         "--concurrency",
-        str(count),
+        str(threads),
         "--queues",
         queues,
         "--hostname",

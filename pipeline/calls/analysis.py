@@ -20,13 +20,14 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(slots=True)
 class Tally:
-    """What was done so far, in jobs and calls."""
+    """What was done so far, in jobs and calls; `waits_for` says why something is to be tried again."""
 
     calls: int = 0
     jobs: int = 0
     settled: int = 0
     succeeded: int = 0
     failed: int = 0
+    waits_for: ErrorCode | None = None
 
 
 @dataclass(slots=True)
@@ -133,7 +134,7 @@ async def _reports(
     if batch is not None:
         while True:
             state = await patiently(lambda: reading.batch_progress(database, batch.batch_id))
-            tally.settled = finished_jobs + state.settled
+            tally.settled, tally.waits_for = finished_jobs + state.settled, state.last_code
             progress(tally)
             if state.finished:
                 break

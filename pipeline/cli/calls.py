@@ -19,7 +19,7 @@ from pipeline.cli.console import Exit, command, err, print_json, wiring
 from pipeline.submit import Submitter
 from pipeline.wiring import Wiring
 from schemas.calls import Call, CallReport
-from schemas.errors import InvalidCall
+from schemas.errors import ErrorCode, InvalidCall
 
 calls = typer.Typer(help="Recorded calls.", no_args_is_help=True)
 
@@ -90,9 +90,13 @@ def run_analysis(
     async def run() -> None:
         async with here.adapters() as adapters:
             submitter = Submitter(adapters.models, adapters.database, adapters.bells, None)
+            told: set[ErrorCode] = set()
             task = bar.add_task("analysing calls", total=None)
 
             def show(tally: Tally) -> None:
+                if tally.waits_for is not None and tally.waits_for not in told:
+                    told.add(tally.waits_for)
+                    err.print(f"some jobs wait for another try: {tally.waits_for}; see: yyc3 health", highlight=False)
                 summary.tally = tally
                 bar.update(task, completed=tally.settled, total=tally.jobs)
 

@@ -14,6 +14,7 @@ from schemas.errors import InvalidJob, ResultTimeout
 from schemas.ids import JobId
 from schemas.results import ChatResult, IntentResult, JobState, Outcome, SentimentResult
 
+_PATIENCE_SECONDS = 3.0
 submit = typer.Typer(help="Submit one job.", no_args_is_help=True)
 
 Text = Annotated[str, typer.Option("--text", help="What was said; @FILE reads a file.")]
@@ -54,7 +55,7 @@ def _submitted(
             )
             return
         try:
-            outcome = client.result(job_id, timeout)
+            outcome = _awaited(client, job_id, timeout)
         except ResultTimeout as error:
             print_json({"job_id": job_id, "error": error.code}) if as_json else err.print(
                 error.message, highlight=False
@@ -63,6 +64,20 @@ def _submitted(
     print_outcome(job_id, outcome, as_json)
     if outcome.state is not JobState.SUCCEEDED:
         raise typer.Exit(Exit.SOME_FAILED)
+
+
+def _awaited(client: Client, job_id: JobId, timeout: float | None) -> Outcome:
+    """The result; after a few seconds without one a person is told what it waits for."""
+    if timeout is not None and timeout <= _PATIENCE_SECONDS:
+        return client.result(job_id, timeout)
+    try:
+        return client.result(job_id, _PATIENCE_SECONDS)
+    except ResultTimeout:
+        seen = client.look(job_id)
+        if seen.state is JobState.QUEUED:
+            reason = f"its last try ended with {seen.error.code}" if seen.error else "no worker has taken it yet"
+            err.print(f"job {job_id} waits: {reason}; see: yyc3 health", highlight=False)
+        return client.result(job_id, None if timeout is None else timeout - _PATIENCE_SECONDS)
 
 
 def _kind(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

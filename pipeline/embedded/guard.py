@@ -40,7 +40,6 @@ class Guard:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._children: dict[str, Server] = {}
-        self._stopping = False
 
     def start_servers(self, names: list[str]) -> None:
         """Start Postgres and Valkey and say where they are."""

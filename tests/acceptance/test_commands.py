@@ -142,3 +142,16 @@ def test_recover_once_says_what_it_did(place: Place) -> None:
     done = json.loads(place.yyc3("recover", "--once", "--json").stdout)
     assert done == {"returned_chunks": 0, "poison_jobs": 0, "permits": 1}
     assert json.loads(place.yyc3("recover", "--once", "--json").stdout)["permits"] == 0
+
+
+def test_somebody_who_waits_is_told_what_for(place: Place, tmp_path: Path) -> None:
+    source = tmp_path / "calls.jsonl"
+    source.write_text(json.dumps(CALL, ensure_ascii=False))
+    done = place.yyc3("submit", "intent", "--text", "我要退款", "--wait", "--timeout", "4", check=1)
+    assert "waits: no worker has taken it yet; see: yyc3 health" in done.stderr
+    assert "is not finished yet; it goes on" in done.stderr
+    place.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
+    with place.worker("bulk"), place.process("pipeline.cli", "calls", "analyze", str(source), "--out", "-") as analysis:
+        wait_for(
+            lambda: analysis.says("some jobs wait for another try: engine_unavailable; see: yyc3 health"), "the reason"
+        )
