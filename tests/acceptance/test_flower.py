@@ -78,12 +78,8 @@ def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(place: Place, 
         assert "chatglm3-6b" in page
         assert re.search(r"Rows done</dt>\s*<dd>\s*\d+", page)
         assert "Model" in flower.http.get("/tasks").text
-
-        def inspected() -> dict[str, Any]:
-            found: dict[str, Any] = flower.http.get("/api/workers?refresh=1").json()
-            return found if any("active_queues" in worker for worker in found.values()) else {}
-
-        ((node, worker),) = wait_for(inspected, "the worker's answer to Flower").items()
+        workers = flower.http.get("/api/workers?refresh=1").json()
+        ((node, worker),) = workers.items()
         assert node.startswith("bulk.")
         assert [queue["name"] for queue in worker["active_queues"]] == ["chatglm3-6b.bulk"]
 
