@@ -1,7 +1,7 @@
 """How things that happen at the same time share one trip, and how large the pieces are. Pure rules and one small queue."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from pipeline.kinds.asking import Ask
@@ -14,6 +14,8 @@ _FIRST_CHUNK_ROWS = 256
 _SMALLEST_CHUNK_ROWS = 32
 LARGEST_CHUNK_ROWS = 1_024
 INTERACTIVE_CHUNK_ROWS = 64
+LARGEST_CHUNK_BYTES = 32 * 1024 * 1024
+"""Requests that are claimed together are in a worker's memory together; pictures are large."""
 
 
 def chunk_rows(jobs: int, rows_per_second: float | None) -> int:
@@ -51,13 +53,21 @@ class Coalescer(Generic[Item, Reply]):
         flush: gets the items in order, returns one reply an item; an exception reaches every caller of that flush, an
             exception among the replies its own caller.
         largest: most items of one flush.
+        weight: of an item; a flush is at most as heavy as `heaviest`, or holds one item.
     """
 
     def __init__(
-        self, flush: Callable[[list[Item]], Awaitable[Sequence[Reply | BaseException]]], *, largest: int = 1_000
+        self,
+        flush: Callable[[list[Item]], Awaitable[Sequence[Reply | BaseException]]],
+        *,
+        largest: int = 1_000,
+        weight: Callable[[Item], int] | None = None,
+        heaviest: int = 0,
     ) -> None:
         self._flush = flush
         self._largest = largest
+        self._weight = weight
+        self._heaviest = heaviest
         self._waiting: list[tuple[Item, asyncio.Future[Reply]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -73,7 +83,8 @@ class Coalescer(Generic[Item, Reply]):
         while self._waiting:
             # Let callers that are ready in this turn of the loop join.
             await asyncio.sleep(0)
-            taken, self._waiting = self._waiting[: self._largest], self._waiting[self._largest :]
+            size = self._size()
+            taken, self._waiting = self._waiting[:size], self._waiting[size:]
             try:
                 replies: Sequence[Reply | BaseException] = await self._flush([item for item, _ in taken])
             except Exception as error:  # noqa: BLE001 - it is handed to each caller, not swallowed
@@ -86,5 +97,32 @@ class Coalescer(Generic[Item, Reply]):
                 else:
                     future.set_result(reply)
 
+    def _size(self) -> int:
+        """How many of those that wait go now."""
+        if self._weight is None:
+            return self._largest
+        return next(light_runs([self._weight(item) for item, _ in self._waiting[: self._largest]], self._heaviest))
 
-__all__ = ["INTERACTIVE_CHUNK_ROWS", "LARGEST_CHUNK_ROWS", "Coalescer", "chunk_rows", "micro_batches"]
+
+def light_runs(weights: Sequence[int], heaviest: int) -> Iterator[int]:
+    """Lengths of runs of neighbours, each as long as it may be and at most so heavy, or a single one."""
+    length = total = 0
+    for weight in weights:
+        if length and total + weight > heaviest:
+            yield length
+            length = total = 0
+        length += 1
+        total += weight
+    if length:
+        yield length
+
+
+__all__ = [
+    "INTERACTIVE_CHUNK_ROWS",
+    "LARGEST_CHUNK_BYTES",
+    "LARGEST_CHUNK_ROWS",
+    "Coalescer",
+    "chunk_rows",
+    "light_runs",
+    "micro_batches",
+]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import orjson
+import structlog
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
@@ -18,6 +19,7 @@ from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 from schemas.messages import Doorbell, queue_name
 
+_log = structlog.get_logger(__name__)
 TASK_NAME = "yyc3.chunk"
 WINDOW = 8
 """Permits that may wait in one queue: enough that no worker idles, few enough that they are never stale."""
@@ -143,19 +145,23 @@ class Bells:
         return {queue: int(channel._size(queue)) for queue in queues}
 
 
+CANCELLED = "yyc3.cancelled"
+"""The channel on which every worker hears of cancelled jobs."""
+
+
 class Whispers:
-    """Says which jobs of a producer are settled, by id. Losing one costs a waiter at most its next look."""
+    """Says which jobs are settled, or were cancelled, by id. Losing one costs a listener at most its next look."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=5, health_check_interval=30)
 
-    async def settled(self, channel: str, job_ids: Sequence[JobId]) -> None:
-        """Tell the producer behind a channel."""
+    async def say(self, channel: str, job_ids: Sequence[JobId]) -> None:
+        """Tell those who listen to a channel: a producer to its own, workers to CANCELLED."""
         with _mapped():
             await self._redis.publish(channel, orjson.dumps(job_ids))
 
     async def listen(self, channel: str, ready: asyncio.Event) -> AsyncIterator[list[JobId]]:
-        """Ids as they are settled; `ready` is set when nothing said from now on is missed."""
+        """Ids as they are said; `ready` is set when nothing said from now on is missed."""
         with _mapped():
             async with self._redis.pubsub() as subscription:
                 await subscription.subscribe(channel)
@@ -163,7 +169,10 @@ class Whispers:
                     if message["type"] == "subscribe":
                         ready.set()
                     elif message["type"] == "message":
-                        yield [JobId(i) for i in orjson.loads(message["data"])]
+                        try:
+                            yield [JobId(int(i)) for i in orjson.loads(message["data"])]
+                        except (orjson.JSONDecodeError, TypeError, ValueError):
+                            _log.warning("something that is not ours was said on a channel of ours", channel=channel)
 
     async def ping(self) -> None:
         """Raises BrokerUnavailable where Redis does not answer."""
@@ -175,4 +184,4 @@ class Whispers:
         await self._redis.aclose()
 
 
-__all__ = ["TASK_NAME", "WINDOW", "Bells", "Whispers", "make_app"]
+__all__ = ["CANCELLED", "TASK_NAME", "WINDOW", "Bells", "Whispers", "make_app"]

@@ -9,15 +9,18 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from pipeline.store import reading, settlement
+from pipeline.cancel import cancel
+from pipeline.following import follow
+from pipeline.store import reading
 from pipeline.store.reading import Progress
-from pipeline.submit import Batch, Submitter
+from pipeline.submit import Batch
 from pipeline.waiting import Waiter, patiently
 from pipeline.wiring import Adapters, Wiring
-from schemas.errors import JobNotFound, ResultTimeout
+from schemas.errors import InvalidJob, JobNotFound, ResultTimeout
 from schemas.ids import BatchId, JobId
-from schemas.jobs import Job
+from schemas.jobs import Job, StreamedJob, parse_job
 from schemas.results import JobState, Outcome
+from schemas.streams import StreamEvent
 
 _PROGRESS_SECONDS = 0.25
 T = TypeVar("T")
@@ -42,7 +45,7 @@ class AsyncClient:
         self._adapters = await self._stack.enter_async_context(self._wiring.adapters())
         channel = f"yyc3.settled.{uuid4().hex}"
         self._waiter = Waiter(self._adapters.database, self._adapters.whispers, channel)
-        self._submitter = Submitter(self._adapters.models, self._adapters.database, self._adapters.bells, channel)
+        self._submitter = self._adapters.submitter(channel)
         await self._waiter.start()
         self._stack.push_async_callback(self._waiter.stop)
         return self
@@ -94,6 +97,31 @@ class AsyncClient:
                 job_id=job_id,
             ) from error
 
+    async def stream(self, job: Job | dict[str, Any]) -> AsyncIterator[StreamEvent]:
+        """Submit a chat, code or vision job and read its answer while it is written.
+
+        Text comes piece by piece; a RestartEvent says to forget it, an EndEvent with the outcome comes last. A reader that
+        stops leaves the job to go on; `follow` reads it again from the start.
+
+        Raises:
+            InvalidJob: also for a kind that answers in one word.
+        """
+        checked = parse_job(job)
+        if not isinstance(checked, StreamedJob):
+            raise InvalidJob(f"job refused: kind: {checked.kind} answers in one piece; submit it without stream")
+        job_id = await self.submit(checked.model_copy(update={"stream": True}))
+        async for event in self.follow(job_id):
+            yield event
+
+    async def follow(self, job_id: JobId) -> AsyncIterator[StreamEvent]:
+        """Read the answer of a streamed job from its start, whoever submitted it and however late.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        async for event in follow(self._waiter, self._open.stream_reader, job_id):
+            yield event
+
     async def look(self, job_id: JobId) -> Outcome:
         """What is known of a job right now.
 
@@ -110,15 +138,13 @@ class AsyncClient:
         return await reading.recent_jobs(self._open.database, state=state, kind=kind, limit=limit)
 
     async def cancel(self, job_id: JobId) -> bool:
-        """Settle a job as cancelled; False where it was settled already.
+        """Settle a job as cancelled; False where it was settled already. An engine that is answering it stops.
 
         Raises:
             JobNotFound: there is no such job.
         """
-        done = await settlement.cancel(self._open.database, job_id)
-        if done is None:
-            raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
-        return done
+        adapters = self._open
+        return await cancel(adapters.database, adapters.whispers, adapters.stream_writer, job_id)
 
     async def progress(self, batch_id: BatchId) -> Progress:
         """How far a batch is."""
@@ -213,6 +239,14 @@ class Client:
     def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:
         """See AsyncClient.result."""
         return self._run(self._async.result(job_id, timeout))
+
+    def stream(self, job: Job | dict[str, Any]) -> Iterator[StreamEvent]:
+        """See AsyncClient.stream."""
+        return self._iterate(self._async.stream(job))
+
+    def follow(self, job_id: JobId) -> Iterator[StreamEvent]:
+        """See AsyncClient.follow."""
+        return self._iterate(self._async.follow(job_id))
 
     def look(self, job_id: JobId) -> Outcome:
         """See AsyncClient.look."""

@@ -41,6 +41,9 @@ class ModelEntry(BaseModel):
     context_tokens: int = Field(default=8_192, ge=128)
     micro_batch_rows: int = Field(default=32, ge=1, le=1_000)
     label_form: LabelForm | None = None
+    stop_token_ids: tuple[int, ...] = Field(default=(), max_length=16)
+    system_prompt: str | None = Field(default=None, min_length=1, max_length=4_000)
+    max_images: int = Field(default=8, ge=1, le=8)
 
     @field_validator("endpoints")
     @classmethod

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     ai_model: str | None = Field(default=None, validation_alias=AliasChoices("AI_MODEL", "ai_model"))
     ai_timeout_ms: int = Field(default=120_000, ge=100, validation_alias=AliasChoices("AI_TIMEOUT_MS", "ai_timeout_ms"))
     ai_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("AI_API_KEY", "ai_api_key"))
+    image_hosts: str = ""
     flower_port: int = Field(default=5555, ge=1, le=65_535)
     flower_basic_auth: SecretStr | None = None
     lease_seconds: float = Field(default=30.0, ge=1, le=3_600)
@@ -65,6 +66,11 @@ class Settings(BaseSettings):
     def home_folder(self) -> Path:
         """`YYC3_HOME` with `~` resolved."""
         return self.home.expanduser().absolute()
+
+    @property
+    def image_hosts_allowed(self) -> frozenset[str]:
+        """Hosts that pictures of vision jobs may be fetched from; none unless somebody names them."""
+        return frozenset(host.strip() for host in self.image_hosts.split(",") if host.strip())
 
     @property
     def request_timeout(self) -> timedelta:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-import orjson
 import structlog
 
-from pipeline.batching import INTERACTIVE_CHUNK_ROWS, Coalescer, chunk_rows
+from pipeline.batching import INTERACTIVE_CHUNK_ROWS, LARGEST_CHUNK_BYTES, Coalescer, chunk_rows
 from pipeline.broker import WINDOW, Bells
 from pipeline.fingerprint import payload_hash
+from pipeline.images import ImageDoor
 from pipeline.models import Models
 from pipeline.routing import route
 from pipeline.store import Database, reading, submission
@@ -19,7 +19,7 @@ from pipeline.store.ids import JobIds
 from pipeline.store.submission import NewChunk, NewJob, Stored
 from schemas.errors import BrokerUnavailable, DuplicateJob, InvalidJob, UnknownModel
 from schemas.ids import BatchId, JobId
-from schemas.jobs import Job, parse_job
+from schemas.jobs import Job, VisionJob, canonical, parse_job
 from schemas.messages import Doorbell, Lane
 
 _log = structlog.get_logger(__name__)
@@ -39,16 +39,22 @@ class Submitter:
     """Stores jobs and rings for them.
 
     Args:
+        images: looks at the pictures of vision jobs.
         reply_to: the channel on which this producer hears of its settled jobs.
     """
 
-    def __init__(self, models: Models, database: Database, bells: Bells, reply_to: str | None) -> None:
+    def __init__(
+        self, models: Models, database: Database, bells: Bells, images: ImageDoor, reply_to: str | None
+    ) -> None:
         self._models = models
         self._database = database
         self._bells = bells
+        self._images = images
         self._reply_to = reply_to
         self._ids = JobIds(database)
-        self._one: Coalescer[NewJob, JobId] = Coalescer(self._flush, largest=_LARGEST_GROUP)
+        self._one: Coalescer[NewJob, JobId] = Coalescer(
+            self._flush, largest=_LARGEST_GROUP, weight=lambda job: len(job.request), heaviest=LARGEST_CHUNK_BYTES
+        )
 
     async def submit(self, job: Job | dict[str, Any]) -> JobId:
         """Store a job that somebody waits for.
@@ -60,7 +66,7 @@ class Submitter:
             InvalidJob, UnknownModel, DuplicateJob: refused, nothing stored.
             StoreUnavailable: nothing is known to be stored.
         """
-        return await self._one(self._checked(job))
+        return await self._one(await self._checked(job))
 
     async def submit_many(
         self,
@@ -86,7 +92,7 @@ class Submitter:
             if position >= MAX_BATCH_JOBS:
                 raise InvalidJob(f"a batch holds at most {MAX_BATCH_JOBS:,} jobs; submit the rest as another")
             try:
-                checked = self._checked(job)
+                checked = await self._checked(job)
             except (InvalidJob, UnknownModel) as error:
                 raise type(error)(f"job {position}: {error.message}", position=position) from error
             if checked.idempotency_key is not None:
@@ -114,18 +120,21 @@ class Submitter:
         await self._ring(_permits(stored.chunks))
         return Batch(stored.batch_id, stored.job_ids)
 
-    def _checked(self, job: Job | dict[str, Any]) -> NewJob:
+    async def _checked(self, job: Job | dict[str, Any]) -> NewJob:
         checked = parse_job(job)
         entry = route(checked, self._models)
+        said = payload_hash(checked)  # of the pictures as they came: another Pillow writes other bytes
+        if isinstance(checked, VisionJob):
+            checked = await self._images.admitted(checked)
         return NewJob(
             kind=checked.kind,
             tenant=checked.tenant,
-            request=_request(checked),
+            request=canonical(checked),
             model=entry.name,
             priority=checked.priority,
             deadline=checked.deadline,
             idempotency_key=checked.idempotency_key,
-            payload_hash=payload_hash(checked),
+            payload_hash=said,
         )
 
     async def _flush(self, new: list[NewJob]) -> Sequence[JobId | BaseException]:
@@ -156,12 +165,6 @@ class Submitter:
         except BrokerUnavailable as error:
             # The jobs are rows: recovery rings for them as soon as the broker is back.
             _log.warning("jobs are stored, their doorbell was not rung", reason=error.message)
-
-
-def _request(job: Job) -> bytes:
-    """The job as it is stored: what the caller said, defaults and the key left out."""
-    said = job.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
-    return orjson.dumps({"kind": job.kind, **said})
 
 
 def _repeated_keys(new: Sequence[NewJob]) -> list[int]:

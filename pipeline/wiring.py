@@ -13,9 +13,12 @@ from celery import Celery
 from pipeline.broker import Bells, Whispers, make_app
 from pipeline.embedded.running import Running, find_running
 from pipeline.engine import EngineClient, EnginePool
+from pipeline.images import Fetcher, ImageDoor
 from pipeline.models import Models, load_models
 from pipeline.settings import Settings, load_settings
 from pipeline.store import Database
+from pipeline.streams import StreamReader, StreamWriter
+from pipeline.submit import Submitter
 from schemas.errors import InvalidSetting
 from schemas.messages import Lane
 
@@ -32,6 +35,13 @@ class Adapters:
     bells: Bells
     whispers: Whispers
     engine: EngineClient
+    images: ImageDoor
+    stream_writer: StreamWriter
+    stream_reader: StreamReader
+
+    def submitter(self, reply_to: str | None) -> Submitter:
+        """The way in; `reply_to` is where this producer hears of its settled jobs."""
+        return Submitter(self.models, self.database, self.bells, self.images, reply_to)
 
     def pool(self, model: str, lane: Lane) -> EnginePool:
         """A model's endpoints with the room this lane may use."""
@@ -114,11 +124,16 @@ class Wiring:
         """Open connections for the running loop, closed at the end."""
         key = self.settings.ai_api_key
         database = await Database(self.database_url).open()
+        writer, reader = StreamWriter(self.redis_url), StreamReader(self.redis_url)
         bells, whispers = Bells(self.redis_url), Whispers(self.redis_url)
         engine = EngineClient(self.settings.request_timeout, key.get_secret_value() if key else None)
+        images = ImageDoor(Fetcher(self.settings.image_hosts_allowed))
         try:
-            yield Adapters(self.models, database, bells, whispers, engine)
+            yield Adapters(self.models, database, bells, whispers, engine, images, writer, reader)
         finally:
+            images.close()
+            await reader.close()
+            await writer.close()
             await engine.close()
             await whispers.close()
             await bells.close()

@@ -218,7 +218,7 @@ def explain(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     # Discriminated unions put the tag ("intent") in front of the field; a person knows which kind they sent.
     parts = [str(part) for part in first["loc"]]
-    if len(parts) > 1 and parts[0] in {"intent", "sentiment", "chat"}:
+    if len(parts) > 1 and parts[0] in {"intent", "sentiment", "chat", "code", "vision"}:
         parts = parts[1:]
     reason = first["msg"].removeprefix("Value error, ")
     field = ".".join(parts)

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -14,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.answer_schema import check_answer_schema
 from schemas.calls import Language, Turn
 from schemas.errors import InvalidJob, explain
 
@@ -21,6 +23,10 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 MAX_DIALOGUE_CHARACTERS = 400_000
 MAX_LABELS = 100
+MAX_IMAGES = 8
+MAX_IMAGE_BYTES = 10 * 1024 * 1024
+MAX_IMAGE_CHARACTERS = MAX_IMAGE_BYTES * 4 // 3 + 100  # as base64, with the head of a data URL
+Image = Annotated[str, StringConstraints(min_length=1, max_length=MAX_IMAGE_CHARACTERS)]
 
 
 class JobFields(BaseModel):
@@ -136,11 +142,12 @@ class Sampling(BaseModel):
 
 
 class ChatJob(JobFields):
-    """Continue a conversation."""
+    """Continue a conversation. `stream` sends the answer piece by piece while it is written, see schemas/streams.py."""
 
     kind: Literal["chat"] = "chat"
     messages: tuple[Message, ...] = Field(min_length=1, max_length=500)
     sampling: Sampling = Sampling()
+    stream: bool = False
 
     @field_validator("messages")
     @classmethod
@@ -150,7 +157,62 @@ class ChatJob(JobFields):
         return messages
 
 
-Job = IntentJob | SentimentJob | ChatJob
+class CodeJob(JobFields):
+    """Write code. An answer without code, or one that `max_tokens` cut, is a failed try.
+
+    Attributes:
+        instruction: what the code should do.
+        language: the programming language, such as `python`.
+        context: code that is there already.
+        file_name: where the code belongs.
+    """
+
+    kind: Literal["code"] = "code"
+    instruction: Text
+    language: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+#._ -]{1,40}$")]
+    context: Annotated[str, StringConstraints(min_length=1, max_length=200_000)] | None = None
+    file_name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\n]*$")] | None = None
+    sampling: Sampling = Sampling(max_tokens=2_048)
+    stream: bool = False
+
+
+class VisionJob(JobFields):
+    """Look at pictures and answer.
+
+    Attributes:
+        images: data URLs (`data:image/png;base64,...`) of PNG, JPEG, WebP or GIF; an https URL is fetched at submit if its
+            host is allowed. What is stored is the picture itself, re-encoded.
+        answer_schema: a JSON schema the answer must obey; without it the answer is text.
+    """
+
+    kind: Literal["vision"] = "vision"
+    question: Text
+    images: tuple[Image, ...] = Field(min_length=1, max_length=MAX_IMAGES)
+    answer_schema: dict[str, Any] | None = None
+    sampling: Sampling = Sampling()
+    stream: bool = False
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _said_in_a_sentence(cls, images: Any) -> Any:
+        for index, image in enumerate(images if isinstance(images, list | tuple) else ()):
+            # Before pydantic looks: its own complaint about a text of 100 MB names no way out.
+            if isinstance(image, str) and len(image) > MAX_IMAGE_CHARACTERS:
+                raise ValueError(f"image {index} is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
+            if isinstance(image, str) and not image.startswith(("data:", "https://", "http://")):
+                raise ValueError(f"image {index} is neither a data URL (data:image/png;base64,...) nor an https URL")
+        return images
+
+    @field_validator("answer_schema")
+    @classmethod
+    def _can_be_checked(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
+        if schema is not None:
+            check_answer_schema(schema)
+        return schema
+
+
+Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob
+StreamedJob = ChatJob | CodeJob | VisionJob
 _ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
 
 
@@ -170,15 +232,16 @@ def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
 
 
 def canonical(job: Job) -> bytes:
-    """Everything the caller asked for but the idempotency key, as JSON; the same for the same job.
+    """What the caller asked for as JSON: defaults and the idempotency key left out. The same for the same job.
 
     Raises:
         InvalidJob: it holds a character that cannot be stored.
     """
-    dumped = job.model_dump_json(exclude={"idempotency_key"})
-    if "\\u0000" in dumped or "\x00" in (job.idempotency_key or ""):
+    said = job.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
+    written = orjson.dumps({"kind": job.kind, **said})
+    if b"\\u0000" in written or "\x00" in (job.idempotency_key or ""):
         _refuse_nul(job.model_dump(mode="json"))
-    return dumped.encode()
+    return written
 
 
 def parse_job(value: Job | dict[str, Any] | str | bytes) -> Job:
@@ -196,7 +259,10 @@ def parse_job(value: Job | dict[str, Any] | str | bytes) -> Job:
 
 
 __all__ = [
+    "MAX_IMAGES",
+    "MAX_IMAGE_BYTES",
     "ChatJob",
+    "CodeJob",
     "IntentJob",
     "Job",
     "JobFields",
@@ -204,6 +270,8 @@ __all__ = [
     "Message",
     "Sampling",
     "SentimentJob",
+    "StreamedJob",
+    "VisionJob",
     "canonical",
     "parse_job",
 ]

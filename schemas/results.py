@@ -1,7 +1,7 @@
 """What a job came to: a result type for every kind, and the outcome around it."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,7 +68,25 @@ class ChatResult(_Result):
     finish_reason: Literal["stop", "length"]
 
 
-Result = Annotated[IntentResult | SentimentResult | ChatResult, Field(discriminator="kind")]
+class CodeResult(_Result):
+    """The code without its fence. `explanation` is what the model wrote around it, null where it wrote nothing."""
+
+    kind: Literal["code"] = "code"
+    code: str
+    language: str
+    explanation: str | None = None
+
+
+class VisionResult(_Result):
+    """The answer; with an `answer_schema` it is JSON, and `answer` holds it parsed."""
+
+    kind: Literal["vision"] = "vision"
+    text: str
+    answer: Any = None
+    finish_reason: Literal["stop", "length"]
+
+
+Result = Annotated[IntentResult | SentimentResult | ChatResult | CodeResult | VisionResult, Field(discriminator="kind")]
 
 
 class JobError(BaseModel):
@@ -116,6 +134,7 @@ class Outcome(BaseModel):
 
 __all__ = [
     "ChatResult",
+    "CodeResult",
     "IntentResult",
     "JobError",
     "JobState",
@@ -123,4 +142,5 @@ __all__ = [
     "Result",
     "SentimentLabel",
     "SentimentResult",
+    "VisionResult",
 ]

@@ -1,6 +1,7 @@
 """What this process holds, kept alive on the database clock. A run that is no longer ours stops at once."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -8,6 +9,7 @@ import structlog
 
 from pipeline.store import Database, claims
 from schemas.errors import StoreUnavailable
+from schemas.ids import JobId
 from workers.run import Run
 
 _log = structlog.get_logger(__name__)
@@ -46,11 +48,29 @@ class Leases:
             return
         for run_id in asked:
             run, work = self._held.get(run_id, (None, None))
-            if run_id not in still and run is not None and work is not None and not run.ended.is_set():
+            if run is None or work is None or run.ended.is_set():
+                continue
+            if run_id not in still:
                 del self._held[run_id]
                 run.lost = True
                 work.cancel()
                 _log.warning("run is no longer ours", chunk=run.claim.first_job_id, model=run.claim.model)
+            elif still[run_id] > run.cancelled:
+                await self._find_cancelled(run, still[run_id])
+
+    async def _find_cancelled(self, run: Run, cancelled: int) -> None:
+        """Somebody cancelled jobs of a run, and word of it did not come."""
+        try:
+            run.cancel(await claims.cancelled(self._database, list(run.left)))
+        except StoreUnavailable as error:
+            _log.warning("cancelled jobs were not looked up", reason=error.message)
+            return
+        run.cancelled = cancelled  # those of a former run are counted on the chunk too
+
+    def cancel(self, job_ids: Sequence[JobId]) -> None:
+        """Word has come that these jobs were cancelled."""
+        for run, _ in list(self._held.values()):
+            run.cancel(job_ids)
 
 
 __all__ = ["Leases"]

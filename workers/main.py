@@ -82,7 +82,9 @@ class WorkerProcess:
         async with self._wiring.adapters() as adapters:
             pools = {name: adapters.pool(name, self._lane) for name in self._models}
             limits = Limits(lease=settings.lease, drain=settings.drain)
-            self._process = Process(adapters.database, adapters.bells, adapters.whispers, pools, limits, self._node)
+            self._process = Process(
+                adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer, pools, limits, self._node
+            )
             leases, end = asyncio.create_task(self._process.serve()), asyncio.create_task(self._end.wait())
             self._ready.set()
             await asyncio.wait({leases, end}, return_when=asyncio.FIRST_COMPLETED)

@@ -11,16 +11,17 @@ import structlog
 
 from pipeline import kinds, retries
 from pipeline.batching import Coalescer
-from pipeline.broker import Bells, Whispers
+from pipeline.broker import CANCELLED, Bells, Whispers
 from pipeline.engine import EnginePool
 from pipeline.models import LabelForm
 from pipeline.store import Database, claims, settlement
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.store.settlement import NextState, RunReport
+from pipeline.streams import StreamWriter
 from pipeline.telemetry import fault
 from schemas.errors import BrokerUnavailable, EngineError, ErrorCode, InvalidJob, StoreUnavailable, ValueRefused
 from schemas.ids import JobId
-from schemas.jobs import Job, parse_job
+from schemas.jobs import Job, StreamedJob, parse_job
 from schemas.messages import Doorbell, Lane
 from schemas.results import JobState
 from workers.leases import Leases
@@ -54,6 +55,7 @@ class Process:
         database: Database,
         bells: Bells,
         whispers: Whispers,
+        streams: StreamWriter,
         pools: Mapping[str, EnginePool],
         limits: Limits,
         worker: str,
@@ -61,8 +63,9 @@ class Process:
         self._database = database
         self._bells = bells
         self._whispers = whispers
+        self._streams = streams
         self._pools = pools
-        self._schedulers = {name: Scheduler(pool) for name, pool in pools.items()}
+        self._schedulers = {name: Scheduler(pool, streams) for name, pool in pools.items()}
         self._limits = limits
         self._worker = worker
         self._leases = Leases(database, limits.lease)
@@ -72,8 +75,22 @@ class Process:
         self._settle: Coalescer[RunReport, bool] = Coalescer(self._settle_many, largest=256)
 
     async def serve(self) -> None:
-        """Keep leases until cancelled."""
-        await self._leases.keep()
+        """Keep leases and hear of cancelled jobs, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leases.keep())
+            group.create_task(self._hear_of_cancelled())
+
+    async def _hear_of_cancelled(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                async for job_ids in self._whispers.listen(CANCELLED, asyncio.Event()):
+                    attempt = 0
+                    self._leases.cancel(job_ids)
+            except BrokerUnavailable as error:
+                _log.warning("cancelled jobs are noticed later for now", reason=error.message)
+            attempt += 1
+            await asyncio.sleep(retries.delay(attempt).total_seconds())
 
     async def answer(self, doorbell: Doorbell, started: Callable[[Run], None]) -> dict[str, Any]:
         """Take what the doorbell is for, run and settle it.
@@ -178,25 +195,30 @@ class Process:
             return []
         jobs: list[tuple[ClaimedJob, Job]] = []
         for claimed in run.claim.jobs:
-            if claimed.expired:
-                message = "its deadline had passed before an engine was asked"
-                run.refuse(claimed.job_id, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, message)
-                continue
             try:
-                jobs.append((claimed, parse_job(claimed.request)))
+                job = parse_job(claimed.request)
             except InvalidJob as error:  # stored by another version of this program
                 run.refuse(claimed.job_id, JobState.FAILED, error.code, error.message)
+                continue
+            if isinstance(job, StreamedJob) and job.stream:
+                run.streamed.add(claimed.job_id)
+            if run.past_deadline(claimed):
+                run.expire(claimed.job_id)
+            else:
+                jobs.append((claimed, job))
         if not jobs:
             return []
         pool = self._pools[run.claim.model]
         facts = await pool.facts()
-        context = min(facts.context_tokens or pool.entry.context_tokens, pool.entry.context_tokens)
+        entry = pool.entry
+        context = min(facts.context_tokens or entry.context_tokens, entry.context_tokens)
         rows = []
         for claimed, job in jobs:
             words = kinds.label_words(job)
             form = await pool.form_for(words) if words else LabelForm.WHOLE_WORD
+            target = kinds.Target(form, facts.constraint, context, entry.stop_token_ids, entry.system_prompt)
             try:
-                rows.append(Row(claimed, job, kinds.build(job, form, facts.constraint, context), form, context))
+                rows.append(Row(claimed, job, kinds.build(job, target), target))
             except Exception as error:  # noqa: BLE001 - a mistake of ours costs this one job, and the log names it
                 _log.error(
                     "a job could not be turned into a request", job=claimed.job_id, kind=job.kind, fault=fault(error)
@@ -239,6 +261,7 @@ class Process:
             run.lost = True
             _log.warning("chunk was taken by others meanwhile", chunk=run.claim.first_job_id, rows=len(rows))
             return
+        self._streams.end(row.job_id for row in rows if row.job_id in run.streamed)
         await self._whisper(run.claim.reply_to, [row.job_id for row in rows])
 
     def _last_report(self, run: Run, report: RunReport) -> RunReport:
@@ -269,7 +292,7 @@ class Process:
         if channel is None or not job_ids:
             return
         try:
-            await self._whispers.settled(channel, job_ids)
+            await self._whispers.say(channel, job_ids)
         except BrokerUnavailable as error:
             _log.warning("waiting callers will find their results a moment later", reason=error.message)
 

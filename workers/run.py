@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline import kinds
 from pipeline.engine.pool import Endpoint
-from pipeline.kinds import Answer, Ask, Constraint
+from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
 from pipeline.retries import tried_enough
 from pipeline.store.claims import Claim, ClaimedJob
@@ -32,16 +34,16 @@ class Row:
     claimed: ClaimedJob
     job: Job
     ask: Ask
-    form: LabelForm
-    context_tokens: int
+    target: Target
     sent_at: float = 0.0
+    times_sent: int = 0
     unread: bool = False
     too_long: bool = False
 
     @property
     def can_be_shortened(self) -> bool:
         """Whether it is a dialogue of which more can be left out."""
-        return getattr(self.job, "turns", None) is not None and self.context_tokens > _SHORTEST_CONTEXT_TOKENS
+        return getattr(self.job, "turns", None) is not None and self.target.context_tokens > _SHORTEST_CONTEXT_TOKENS
 
     def reshaped(self, constraint: Constraint) -> "Row | None":
         """The same row asked in another way, for at once; None where there is none.
@@ -50,13 +52,12 @@ class Row:
         pieces. A dialogue that was too long loses more of its middle: tokenizers differ in how much fits.
         """
         if self.too_long:
-            form, context_tokens = self.form, self.context_tokens // 2
-        elif self.unread and self.form is LabelForm.WORD:
-            form, context_tokens = LabelForm.CODE, self.context_tokens
+            target = replace(self.target, constraint=constraint, context_tokens=self.target.context_tokens // 2)
+        elif self.unread and self.target.form is LabelForm.WORD:
+            target = replace(self.target, constraint=constraint, form=LabelForm.CODE)
         else:
             return None
-        ask = kinds.build(self.job, form, constraint, context_tokens)
-        return Row(self.claimed, self.job, ask, form, context_tokens, self.sent_at)
+        return Row(self.claimed, self.job, kinds.build(self.job, target), target, self.sent_at)
 
     @property
     def failed_tries(self) -> int:
@@ -64,11 +65,20 @@ class Row:
         return self.claimed.failed_tries
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A request that is under way, and whose rows it carries."""
+
+    task: "asyncio.Task[Any]"
+    job_ids: tuple[JobId, ...]
+
+
 @dataclass(slots=True)
 class Run:
     """A claim and what came of it.
 
-    `ready` and `failures` wait for the next write; `left` are rows without an outcome. `changed` is set when something is
+    `ready` and `failures` wait for the next write; `left` are rows without an outcome, `streamed` those that somebody may
+    be reading, `asking` the requests under way. `changed` is set when something is
     ready, and when the run has `ended`. Everything happens on one asyncio loop, so plain fields do.
     """
 
@@ -77,7 +87,10 @@ class Run:
     ready: list[SettledRow] = field(default_factory=list)
     failures: list[FailedTry] = field(default_factory=list)
     left: set[JobId] = field(default_factory=set)
+    streamed: set[JobId] = field(default_factory=set)
     tries: dict[JobId, int] = field(default_factory=dict)
+    asking: dict[JobId, Asking] = field(default_factory=dict)
+    cancelled: int = 0
     last_code: ErrorCode | None = None
     lost: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -94,8 +107,26 @@ class Run:
         """Rows of the chunk that have an outcome, from this run or a former one."""
         return self.claim.rows - len(self.left)
 
+    def past_deadline(self, job: ClaimedJob) -> bool:
+        """Whether a job's deadline has come."""
+        left = job.seconds_to_deadline
+        return left is not None and time.perf_counter() - self.started >= left
+
+    def cancel(self, job_ids: Iterable[JobId]) -> None:
+        """These have an outcome already: ask no engine, and hang up where nobody else's row is in the request."""
+        for job_id in job_ids:
+            if job_id not in self.left:
+                continue
+            self.left.discard(job_id)
+            self.cancelled += 1
+            asking = self.asking.get(job_id)
+            if asking is not None and not self.left.intersection(asking.job_ids):
+                asking.task.cancel()
+
     def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> None:
-        """An answer was understood."""
+        """An answer was understood; of a job that was cancelled meanwhile it is thrown away."""
+        if row.claimed.job_id not in self.left:
+            return
         self._settle(
             replace(
                 self._settled_row(row, endpoint, answer),
@@ -108,6 +139,8 @@ class Run:
 
     def fail_try(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
         """A try failed: the job's last one makes a dead letter, otherwise it stays for another run."""
+        if row.claimed.job_id not in self.left:
+            return
         if isinstance(error, PromptTooLong) and row.can_be_shortened:
             row.too_long = True
             return
@@ -125,6 +158,11 @@ class Run:
         """Settle a row that no engine is asked about."""
         self._settle(SettledRow(job_id=job_id, state=state, code=code, message=message, model=self.claim.model))
         self.failed += state is JobState.FAILED
+
+    def expire(self, job_id: JobId) -> None:
+        """Settle a row whose deadline came before an engine was asked."""
+        message = "its deadline had passed before an engine was asked"
+        self.refuse(job_id, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, message)
 
     def _settle(self, row: SettledRow) -> None:
         self.left.discard(row.job_id)

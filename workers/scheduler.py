@@ -11,10 +11,11 @@ from pipeline.batching import micro_batches
 from pipeline.engine.client import BatchRouteMissing
 from pipeline.engine.pool import Endpoint, EnginePool
 from pipeline.kinds import Answer
+from pipeline.streams import TRIES_OF_A_RUN, StreamWriter
 from pipeline.telemetry import fault
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidOutput, OwnFault, RequestRejected
 from schemas.messages import Lane
-from workers.run import Row, Run
+from workers.run import Asking, Row, Run
 
 _log = structlog.get_logger(__name__)
 BULK_PRIORITY = 100
@@ -22,10 +23,11 @@ BULK_PRIORITY = 100
 
 
 class Scheduler:
-    """Sends the rows of runs to one model's endpoints."""
+    """Sends the rows of runs to one model's endpoints, and what they say piece by piece to whoever reads it."""
 
-    def __init__(self, pool: EnginePool) -> None:
+    def __init__(self, pool: EnginePool, streams: StreamWriter) -> None:
         self._pool = pool
+        self._streams = streams
 
     async def send(self, run: Run, rows: Sequence[Row], stop: asyncio.Event) -> None:
         """Send rows until each was tried once, here or at another endpoint; what came of them stands in the run.
@@ -38,7 +40,10 @@ class Scheduler:
         batches = [[rows[i] for i in indexes] for indexes in micro_batches(fresh, self._pool.entry.micro_batch_rows)]
         async with asyncio.TaskGroup() as group:
             for batch in batches + again:
-                group.create_task(self._try_batch(run, batch, stop))
+                job_ids = tuple(row.claimed.job_id for row in batch)
+                asking = Asking(group.create_task(self._try_batch(run, batch, stop)), job_ids)
+                run.asking.update(dict.fromkeys(job_ids, asking))
+        run.asking.clear()
 
     async def _try_batch(self, run: Run, batch: list[Row], stop: asyncio.Event) -> None:
         """Try a micro-batch at one endpoint after another until one takes it."""
@@ -46,6 +51,9 @@ class Scheduler:
         while batch:
             async with self._pool.use(len(batch), avoid) as endpoint:
                 if stop.is_set() or run.lost:
+                    return
+                batch = self._worth_asking(run, batch)  # the wait for a seat may have been long
+                if not batch:
                     return
                 try:
                     error, batch = await self._at(run, batch, endpoint, stop)
@@ -68,6 +76,13 @@ class Scheduler:
                 return
             batch = [row for row in batch if row.claimed.job_id in run.left]
 
+    def _worth_asking(self, run: Run, batch: Sequence[Row]) -> list[Row]:
+        """Without the rows that were cancelled or whose deadline has come."""
+        for row in batch:
+            if row.claimed.job_id in run.left and run.past_deadline(row.claimed):
+                run.expire(row.claimed.job_id)
+        return [row for row in batch if row.claimed.job_id in run.left]
+
     async def _at(
         self, run: Run, batch: list[Row], endpoint: Endpoint, stop: asyncio.Event
     ) -> tuple[EngineError | None, list[Row]]:
@@ -79,35 +94,47 @@ class Scheduler:
         try:
             await self._pool.facts_of(endpoint)
             if len(batch) == 1 or not endpoint.batch_route:
-                answers = await self._singly(batch, endpoint, priority)
+                answers = await self._singly(run, batch, endpoint, priority)
             else:
-                answers = await self._together(batch, endpoint, priority)
+                answers = await self._together(run, batch, endpoint, priority)
         except EngineError as error:
             return await self._whole_failed(run, batch, endpoint, error, stop)
         for row, answer in zip(batch, answers, strict=True):
             self._judge(run, row, answer, endpoint)
         return None, []
 
-    async def _together(self, batch: list[Row], endpoint: Endpoint, priority: int) -> list[Answer | EngineError]:
+    async def _together(
+        self, run: Run, batch: list[Row], endpoint: Endpoint, priority: int
+    ) -> list[Answer | EngineError]:
         try:
             return await self._pool.client.ask_many(
                 endpoint.url, self._pool.entry.name, [row.ask for row in batch], priority
             )
         except BatchRouteMissing:
             endpoint.batch_route = False
-            return await self._singly(batch, endpoint, priority)
+            return await self._singly(run, batch, endpoint, priority)
 
-    async def _singly(self, batch: list[Row], endpoint: Endpoint, priority: int) -> list[Answer | EngineError]:
-        name = self._pool.entry.name
+    async def _singly(
+        self, run: Run, batch: list[Row], endpoint: Endpoint, priority: int
+    ) -> list[Answer | EngineError]:
         if len(batch) == 1:
-            return [await self._pool.client.ask(endpoint.url, name, batch[0].ask, priority)]
-        asked = [self._pool.client.ask(endpoint.url, name, row.ask, priority) for row in batch]
+            return [await self._ask(run, batch[0], endpoint, priority)]
+        asked = [self._ask(run, row, endpoint, priority) for row in batch]
         found: list[Answer | EngineError] = []
         for answer in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(answer, BaseException) and not isinstance(answer, EngineError):
                 raise answer
             found.append(answer)
         return found
+
+    async def _ask(self, run: Run, row: Row, endpoint: Endpoint, priority: int) -> Answer:
+        on_text = None
+        if row.claimed.job_id in run.streamed:
+            # A later claim has a higher fence, a later try of this run a higher number.
+            order = run.claim.fence * TRIES_OF_A_RUN + min(row.times_sent, TRIES_OF_A_RUN - 1)
+            on_text = self._streams.begin(row.claimed.job_id, order)
+            row.times_sent += 1
+        return await self._pool.client.ask(endpoint.url, self._pool.entry.name, row.ask, priority, on_text)
 
     async def _whole_failed(
         self, run: Run, batch: list[Row], endpoint: Endpoint, error: EngineError, stop: asyncio.Event

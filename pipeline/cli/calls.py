@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipeline.calls import BadLine, Tally, read_calls
 from pipeline.calls import analyze as analyze_calls
 from pipeline.cli.console import Exit, command, err, print_json, wiring
-from pipeline.submit import Submitter
 from pipeline.wiring import Wiring
 from schemas.calls import Call, CallReport
 from schemas.errors import ErrorCode, InvalidCall
@@ -89,7 +88,7 @@ def run_analysis(
 
     async def run() -> None:
         async with here.adapters() as adapters:
-            submitter = Submitter(adapters.models, adapters.database, adapters.bells, None)
+            submitter = adapters.submitter(None)
             told: set[ErrorCode] = set()
             task = bar.add_task("analysing calls", total=None)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import Exit, command, out, print_json, table, wiring
-from pipeline.cli.submit import print_outcome
+from pipeline.cli.outcome import print_outcome
 from pipeline.client import Client
 from pipeline.store import reading
 from pipeline.store.reading import QueueState

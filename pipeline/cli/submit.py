@@ -1,6 +1,7 @@
 """`yyc3 submit KIND`: one job from the command line."""
 
 import inspect
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import Exit, command, err, out, print_json
+from pipeline.cli.outcome import print_outcome, print_stream
 from pipeline.client import Client
+from pipeline.images.checking import data_url, sniffed
 from schemas.errors import InvalidJob, ResultTimeout
 from schemas.ids import JobId
-from schemas.results import ChatResult, IntentResult, JobState, Outcome, SentimentResult
+from schemas.jobs import MAX_IMAGE_BYTES
+from schemas.results import JobState, Outcome
 
 _PATIENCE_SECONDS = 3.0
 submit = typer.Typer(help="Submit one job.", no_args_is_help=True)
@@ -41,14 +45,21 @@ def _submitted(
     priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0,
     deadline: Annotated[datetime | None, typer.Option(help="Expire the job after this moment (local time).")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print the answer while it is written (chat, code, vision).")
+    ] = False,
     timeout: Annotated[float | None, typer.Option(help="Stop waiting after so many seconds; the job goes on.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Submit a job with the options that every kind has; wait for it if asked to."""
     given: dict[str, Any] = {"model": model, "idempotency_key": key, "tenant": tenant, "priority": priority}
     given["deadline"] = deadline.astimezone() if deadline else None
+    job |= {name: value for name, value in given.items() if value is not None}
     with Client() as client:
-        job_id = client.submit(job | {name: value for name, value in given.items() if value is not None})
+        if stream:
+            outcome = print_stream(client.stream(job), as_json)
+            raise typer.Exit(Exit.DONE if outcome.state is JobState.SUCCEEDED else Exit.SOME_FAILED)
+        job_id = client.submit(job)
         if not wait:
             print_json({"job_id": job_id}) if as_json else out.print(
                 f"job {job_id} is stored; see: yyc3 jobs show {job_id}"
@@ -97,37 +108,6 @@ def _kind(build: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]
     return build
 
 
-def print_outcome(job_id: JobId, outcome: Outcome, as_json: bool) -> None:
-    """Show a job: its result first, then what a person would ask next."""
-    if as_json:
-        print_json(outcome)
-        return
-    match outcome.result:
-        case IntentResult() as result:
-            line = result.label + _percent(result.confidence)
-        case SentimentResult() as result:
-            line = f"{result.label} (score {result.score:+.2f}){_percent(result.confidence)}"
-        case ChatResult() as result:
-            line = result.text
-        case None:
-            line = f"{outcome.state}: {outcome.error.message}" if outcome.error else str(outcome.state)
-    out.print(line, markup=False, highlight=False)
-    facts = [f"job {job_id}", str(outcome.state)]
-    if outcome.model:
-        facts.append(f"{outcome.model} at {outcome.endpoint}" if outcome.endpoint else outcome.model)
-    if outcome.timings.total_seconds is not None:
-        facts.append(f"{outcome.timings.total_seconds * 1000:.0f} ms")
-    if outcome.simulated:
-        facts.append("simulated: no model answered this")
-    if outcome.error:
-        facts.append(outcome.error.code)
-    err.print(" · ".join(facts), style="dim", markup=False, highlight=False)
-
-
-def _percent(confidence: float | None) -> str:
-    return "" if confidence is None else f", confidence {confidence:.0%}"
-
-
 @_kind
 def intent(
     text: Text,
@@ -163,4 +143,55 @@ def chat(
     return {"kind": "chat", "messages": messages, "sampling": {k: v for k, v in sampling.items() if v is not None}}
 
 
-__all__ = ["print_outcome", "submit"]
+@_kind
+def code(
+    text: Annotated[str, typer.Option("--text", help="What the code should do; @FILE reads a file.")],
+    language: Annotated[str, typer.Option(help="The programming language, such as python.")],
+    context: Annotated[str | None, typer.Option(help="Code that is there already; @FILE reads a file.")] = None,
+    file_name: Annotated[str | None, typer.Option(help="Where the code belongs.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; code that is cut is tried again.")] = None,
+) -> dict[str, Any]:
+    """Write code."""
+    job: dict[str, Any] = {"kind": "code", "instruction": _text(text), "language": language}
+    job |= {"context": _text(context)} if context else {}
+    job |= {"file_name": file_name} if file_name else {}
+    return job | ({"sampling": {"max_tokens": max_tokens}} if max_tokens else {})
+
+
+@_kind
+def vision(
+    text: Annotated[str, typer.Option("--text", help="The question; @FILE reads a file.")],
+    image: Annotated[
+        list[str], typer.Option(help="A picture: a PNG, JPEG, WebP or GIF file, or an https URL; repeatable.")
+    ],
+    schema: Annotated[str | None, typer.Option(help="A JSON schema the answer must obey; @FILE reads a file.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.")] = None,
+) -> dict[str, Any]:
+    """Look at pictures and answer."""
+    job: dict[str, Any] = {"kind": "vision", "question": _text(text), "images": [_image(given) for given in image]}
+    if schema:
+        try:
+            job["answer_schema"] = json.loads(_text(schema))
+        except json.JSONDecodeError as error:
+            raise InvalidJob(f"schema: is not JSON: {error}") from None
+    return job | ({"sampling": {"max_tokens": max_tokens}} if max_tokens else {})
+
+
+def _image(given: str) -> str:
+    """A URL as it is, a file as a data URL."""
+    if given.startswith(("https://", "http://", "data:")):
+        return given
+    try:
+        size = Path(given).stat().st_size
+        if size > MAX_IMAGE_BYTES:
+            raise InvalidJob(f"image: {given} is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
+        raw = Path(given).read_bytes()
+    except OSError as error:
+        raise InvalidJob(f"image: {given} cannot be read: {error.strerror}") from None
+    try:
+        return data_url(sniffed(raw).lower(), raw)
+    except ValueError as error:
+        raise InvalidJob(f"image: {given} {error}") from None
+
+
+__all__ = ["submit"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -67,15 +67,19 @@ class EngineClient:
             async with asyncio.timeout(self._seconds):
                 return await self._http.post(endpoint + path, content=orjson.dumps(body), headers=_JSON)
 
-    async def ask(self, endpoint: str, model: str, ask: Ask, priority: int = 0) -> Answer:
+    async def ask(
+        self, endpoint: str, model: str, ask: Ask, priority: int = 0, on_text: Callable[[str], None] | None = None
+    ) -> Answer:
         """One row in a request of its own; streamed if its kind wants the time to the first token.
+
+        `on_text` hears of each piece of a streamed answer as it comes. A caller that is cancelled hangs up on the engine.
 
         Raises:
             EngineError: the try failed.
         """
         body = _body(model, orjson.Fragment(ask.conversation_json()), ask, priority)
         if ask.shape.streamed:
-            return await self._stream(endpoint, body)
+            return await self._stream(endpoint, body, on_text)
         started = time.perf_counter()
         response = await self.post(endpoint, "/v1/chat/completions", body)
         if response.status_code != 200:
@@ -101,7 +105,7 @@ class EngineClient:
             raise from_status(response.status_code, response.content, endpoint)
         return read_batch(response.content, asks, time.perf_counter() - started)
 
-    async def _stream(self, endpoint: str, body: dict[str, Any]) -> Answer:
+    async def _stream(self, endpoint: str, body: dict[str, Any], on_text: Callable[[str], None] | None) -> Answer:
         started = time.perf_counter()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         pieces: list[str] = []
@@ -132,6 +136,8 @@ class EngineClient:
                     if text:
                         first = time.perf_counter() - started if first is None else first
                         pieces.append(text)
+                        if on_text is not None:
+                            on_text(text)
         if not done:
             raise EngineFailed(f"{endpoint} cut the stream", endpoint=endpoint)
         prompt_tokens, completion_tokens = _usage(usage)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.engine.client import EngineClient
 from pipeline.engine.reading import count_of, loaded, text_of
-from pipeline.kinds.classification import Constraint
+from pipeline.kinds.asking import Constraint
 from schemas.errors import EngineUnavailable, InvalidOutput
 
 
@@ -69,10 +69,10 @@ def _facts(endpoint: str, model: str, served: dict[str, Any], said: dict[str, An
 
 
 def _constraint(version: object) -> Constraint:
-    """0.12 removed guided_choice and ignores it silently; before, it is what works."""
+    """0.12 removed the guided_ fields and ignores them silently; before, they are what works."""
     numbers = re.match(r"(\d+)\.(\d+)", str(version or ""))
     if numbers and (int(numbers[1]), int(numbers[2])) < (0, 12):
-        return Constraint.GUIDED_CHOICE
+        return Constraint.GUIDED
     return Constraint.STRUCTURED_OUTPUTS
 
 

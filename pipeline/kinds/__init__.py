@@ -1,10 +1,9 @@
 """One module a job kind: build the engine request, read the answer. Pure; a new kind is one new module and one line here."""
 
-from pipeline.kinds import chat, intent, sentiment
-from pipeline.kinds.asking import Answer, Ask, Shape
-from pipeline.kinds.classification import Constraint
+from pipeline.kinds import chat, code, intent, sentiment, vision
+from pipeline.kinds.asking import Answer, Ask, Constraint, Shape, Target
 from pipeline.models import LabelForm
-from schemas.jobs import ChatJob, IntentJob, Job, SentimentJob
+from schemas.jobs import ChatJob, CodeJob, IntentJob, Job, SentimentJob, VisionJob
 from schemas.results import Result
 
 
@@ -15,19 +14,23 @@ def label_words(job: Job) -> tuple[str, ...]:
             return tuple(option.word for option in intent.options(job))
         case SentimentJob():
             return tuple(option.word for option in sentiment.options(job))
-        case ChatJob():
+        case ChatJob() | CodeJob() | VisionJob():
             return ()
 
 
-def build(job: Job, form: LabelForm, constraint: Constraint, context_tokens: int) -> Ask:
+def build(job: Job, target: Target) -> Ask:
     """The engine request of a job."""
     match job:
         case IntentJob():
-            return intent.build(job, form, constraint, context_tokens)
+            return intent.build(job, target)
         case SentimentJob():
-            return sentiment.build(job, form, constraint, context_tokens)
+            return sentiment.build(job, target)
         case ChatJob():
-            return chat.build(job)
+            return chat.build(job, target)
+        case CodeJob():
+            return code.build(job, target)
+        case VisionJob():
+            return vision.build(job, target)
 
 
 def read(job: Job, ask: Ask, answer: Answer) -> Result:
@@ -43,6 +46,10 @@ def read(job: Job, ask: Ask, answer: Answer) -> Result:
             return sentiment.read(ask, answer)
         case ChatJob():
             return chat.read(answer)
+        case CodeJob():
+            return code.read(job, answer)
+        case VisionJob():
+            return vision.read(job, answer)
 
 
-__all__ = ["Answer", "Ask", "Constraint", "LabelForm", "Shape", "build", "label_words", "read"]
+__all__ = ["Answer", "Ask", "Constraint", "LabelForm", "Shape", "Target", "build", "label_words", "read"]

@@ -1,9 +1,39 @@
 """What every kind speaks: an ask goes to an engine, an answer comes back. Pure data."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import orjson
+
+from pipeline.models import LabelForm
+
+_PICTURE_CHARACTERS = 1_000
+
+
+class Constraint(StrEnum):
+    """How the endpoint wants to be told the allowed answers."""
+
+    STRUCTURED_OUTPUTS = "structured_outputs"  # vLLM >= 0.12 (0.11 knows both)
+    GUIDED = "guided"  # guided_choice and guided_json before; newer servers ignore them silently
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request is written for.
+
+    Attributes:
+        form: how a label is asked for; of no matter where the answer is free text.
+        context_tokens: how much the endpoint reads.
+        stop_token_ids: where the model ends an answer, beside its end-of-text token.
+        system_prompt: what the model wants to be told first.
+    """
+
+    form: LabelForm
+    constraint: Constraint
+    context_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +65,7 @@ class Ask:
     """One row's request: its shape and the caller's messages."""
 
     shape: Shape
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     truncated: bool = False
 
     def conversation_json(self) -> bytes:
@@ -45,8 +75,14 @@ class Ask:
 
     @property
     def characters(self) -> int:
-        """Characters of the caller's messages, to share out a micro-batch's prompt tokens."""
-        return sum(len(message["content"]) for message in self.messages)
+        """Characters of the caller's messages, to share out a micro-batch's prompt tokens; a picture counts as many."""
+        return sum(_characters(message["content"]) for message in self.messages)
+
+
+def _characters(content: str | list[dict[str, Any]]) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part["text"]) if part["type"] == "text" else _PICTURE_CHARACTERS for part in content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +108,4 @@ class Answer:
     simulated: bool = False
 
 
-__all__ = ["Answer", "Ask", "Shape"]
+__all__ = ["Answer", "Ask", "Constraint", "Shape", "Target"]

@@ -8,25 +8,17 @@ asks for one token with its alternatives, so confidence is the model's own and c
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
 from string import ascii_uppercase
 from typing import Any
 
-from pipeline.kinds.asking import Answer, Shape
+from pipeline.kinds.asking import Answer, Constraint, Shape
 from pipeline.models import LabelForm
 from schemas.errors import InvalidOutput
 
 MAX_TOP_LOGPROBS = 20  # vLLM's --max-logprobs unless set otherwise; more is refused with 400
 WHOLE_WORD_TOKENS = 48
-
-
-class Constraint(StrEnum):
-    """How the endpoint wants to be told the allowed answers."""
-
-    STRUCTURED_OUTPUTS = "structured_outputs"  # vLLM >= 0.12 (0.11 knows both)
-    GUIDED_CHOICE = "guided_choice"  # before; newer servers ignore it silently
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +166,6 @@ def read_verdict(answer: Answer, reading: Reading) -> Verdict:
 
 __all__ = [
     "MAX_TOP_LOGPROBS",
-    "Constraint",
     "Option",
     "Reading",
     "Verdict",

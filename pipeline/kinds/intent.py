@@ -2,11 +2,10 @@
 
 from functools import lru_cache
 
-from pipeline.kinds.asking import Answer, Ask
-from pipeline.kinds.classification import Constraint, Option, read_verdict, shape_for
+from pipeline.kinds.asking import Answer, Ask, Target
+from pipeline.kinds.classification import Option, read_verdict, shape_for
 from pipeline.kinds.dialogue import fitted, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS, OTHER
-from pipeline.models import LabelForm
 from schemas.calls import Language
 from schemas.jobs import IntentJob, Label
 from schemas.results import IntentResult
@@ -41,11 +40,13 @@ def options(job: IntentJob) -> tuple[Option, ...]:
     return DEFAULT_OPTIONS[spoken] if job.labels is None else _own_options(job.labels, spoken)
 
 
-def build(job: IntentJob, form: LabelForm, constraint: Constraint, context_tokens: int) -> Ask:
+def build(job: IntentJob, target: Target) -> Ask:
     """The request for one utterance or dialogue."""
     spoken = language(job)
-    shape = shape_for(_INSTRUCTION[spoken], _CLOSING[spoken], options(job), form, constraint)
-    text, truncated = (job.text, False) if job.text is not None else fitted(job.turns or (), spoken, context_tokens)
+    shape = shape_for(_INSTRUCTION[spoken], _CLOSING[spoken], options(job), target.form, target.constraint)
+    text, truncated = (
+        (job.text, False) if job.text is not None else fitted(job.turns or (), spoken, target.context_tokens)
+    )
     return Ask(shape, ({"role": "user", "content": text},), truncated)
 
 

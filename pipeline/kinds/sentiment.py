@@ -1,9 +1,8 @@
 """Sentiment: how the customer feels, as a label and a score in [-1, 1]."""
 
-from pipeline.kinds.asking import Answer, Ask
-from pipeline.kinds.classification import Constraint, Option, read_verdict, shape_for
+from pipeline.kinds.asking import Answer, Ask, Target
+from pipeline.kinds.classification import Option, read_verdict, shape_for
 from pipeline.kinds.dialogue import fitted, language_of, written
-from pipeline.models import LabelForm
 from schemas.calls import Language
 from schemas.jobs import SentimentJob
 from schemas.results import SentimentLabel, SentimentResult
@@ -46,13 +45,13 @@ def options(job: SentimentJob) -> tuple[Option, ...]:
     return _OPTIONS[language(job)]
 
 
-def build(job: SentimentJob, form: LabelForm, constraint: Constraint, context_tokens: int) -> Ask:
+def build(job: SentimentJob, target: Target) -> Ask:
     """The request for one utterance, with its context where given, or one dialogue."""
     spoken = language(job)
-    shape = shape_for(_INSTRUCTION[spoken], _CLOSING[spoken], _OPTIONS[spoken], form, constraint)
+    shape = shape_for(_INSTRUCTION[spoken], _CLOSING[spoken], _OPTIONS[spoken], target.form, target.constraint)
     truncated = False
     if job.text is None:
-        text, truncated = fitted(job.turns or (), spoken, context_tokens)
+        text, truncated = fitted(job.turns or (), spoken, target.context_tokens)
     elif job.context:
         before, now = _CONTEXT[spoken]
         text = f"{before}\n{written(job.context, spoken)}\n{now}\n{job.text}"

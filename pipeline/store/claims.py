@@ -20,14 +20,14 @@ class ClaimedJob:
 
     Attributes:
         queue_wait_seconds: since it was stored, on the database clock.
-        expired: its deadline has passed.
+        seconds_to_deadline: on the database clock, when it was claimed; None where it has no deadline.
         failed_tries: engine attempts that failed before and counted.
     """
 
     job_id: JobId
     request: str
     queue_wait_seconds: float
-    expired: bool
+    seconds_to_deadline: float | None
     failed_tries: int
 
 
@@ -95,7 +95,7 @@ UPDATE chunks c SET {_TAKEN}
 # The ids are named twice: without the second the planner may read a whole partition of outcomes.
 _ROWS = """
 SELECT j.job_id, j.request::text AS request, extract(epoch FROM now() - j.created_at)::float8 AS queue_wait_seconds,
-       coalesce(j.deadline <= now(), false) AS expired, coalesce(f.tries, 0) AS failed_tries
+       extract(epoch FROM j.deadline - now())::float8 AS seconds_to_deadline, coalesce(f.tries, 0) AS failed_tries
 FROM jobs j
 LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.series = %(series)s AND o.job_id = ANY(%(ids)s)
 LEFT JOIN (
@@ -109,7 +109,7 @@ ORDER BY j.job_id
 # A chunk that is claimed for the first time, and of which nothing was cancelled, has neither outcomes nor failures.
 _ROWS_UNTOUCHED = """
 SELECT job_id, request::text AS request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
-       coalesce(deadline <= now(), false) AS expired, 0 AS failed_tries
+       extract(epoch FROM deadline - now())::float8 AS seconds_to_deadline, 0 AS failed_tries
 FROM jobs WHERE job_id = ANY(%(ids)s) ORDER BY job_id
 """
 
@@ -174,8 +174,12 @@ async def _with_rows(connection: AsyncConnection[DictRow], taken: Sequence[DictR
     return claims
 
 
-async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -> set[UUID]:
-    """Keep these runs for another lease; returns those still held. A run that is missing belongs to others now."""
+async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -> dict[UUID, int]:
+    """Keep these runs for another lease.
+
+    Returns:
+        Those still held, and how many jobs of the chunk were cancelled so far. A run that is missing belongs to others now.
+    """
     async with database.connection() as connection:
         cursor = await connection.execute(
             """WITH mine AS (
@@ -183,10 +187,19 @@ async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -
                    ORDER BY first_job_id FOR UPDATE
                )
                UPDATE chunks c SET lease_expires_at = now() + %s FROM mine WHERE c.first_job_id = mine.first_job_id
-               RETURNING c.run_id""",
+               RETURNING c.run_id, c.cancelled""",
             (list(run_ids), lease),
         )
-        return {row["run_id"] for row in await cursor.fetchall()}
+        return {row["run_id"]: row["cancelled"] for row in await cursor.fetchall()}
 
 
-__all__ = ["Claim", "ClaimedJob", "claim_best", "claim_named", "renew"]
+async def cancelled(database: Database, job_ids: Sequence[JobId]) -> list[JobId]:
+    """Which of these were cancelled."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT job_id FROM outcomes WHERE job_id = ANY(%s) AND state = 'cancelled'", (list(job_ids),)
+        )
+        return [JobId(row["job_id"]) for row in await cursor.fetchall()]
+
+
+__all__ = ["Claim", "ClaimedJob", "cancelled", "claim_best", "claim_named", "renew"]

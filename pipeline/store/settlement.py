@@ -199,25 +199,41 @@ async def settle(database: Database, reports: Sequence[RunReport]) -> set[tuple[
 
 
 _CHUNK_OF = """
-SELECT first_job_id, rows, series FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
+SELECT first_job_id, rows, series, reply_to FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
 """
+_STREAMED = "SELECT coalesce((request ->> 'stream')::bool, false) AS streamed FROM jobs WHERE job_id = %s"
 _CANCEL = """
 INSERT INTO outcomes (job_id, series, state, code, message)
 VALUES (%s, %s, 'cancelled', 'cancelled', 'cancelled before it was settled') ON CONFLICT DO NOTHING RETURNING job_id
 """
 
 
-async def cancel(database: Database, job_id: JobId) -> bool | None:
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What a cancel found.
+
+    Attributes:
+        now: whether this one cancelled the job; False where it was settled already.
+        reply_to: the channel of whoever waits for it.
+        streamed: whether somebody may be reading its answer.
+    """
+
+    now: bool
+    reply_to: str | None
+    streamed: bool
+
+
+async def cancel(database: Database, job_id: JobId) -> Cancelled | None:
     """Settle a job as cancelled unless it has an outcome already.
 
     The chunk only counts it. It is closed by the next claim, which finds what is left: counters of a chunk that was halved
     say nothing about its own rows.
 
     Returns:
-        Whether this cancelled it; None if there is no such job.
+        None if there is no such job.
     """
     async with database.transaction() as connection:
-        there = await (await connection.execute("SELECT 1 FROM jobs WHERE job_id = %s", (job_id,))).fetchone()
+        there = await (await connection.execute(_STREAMED, (job_id,))).fetchone()
         if there is None:
             return None
         while True:
@@ -231,7 +247,7 @@ async def cancel(database: Database, job_id: JobId) -> bool | None:
             await connection.execute(
                 "UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s", (chunk["first_job_id"],)
             )
-        return stored is not None
+        return Cancelled(stored is not None, chunk["reply_to"], there["streamed"])
 
 
-__all__ = ["FailedTry", "NextState", "RunReport", "SettledRow", "cancel", "settle"]
+__all__ = ["Cancelled", "FailedTry", "NextState", "RunReport", "SettledRow", "cancel", "settle"]

@@ -7,6 +7,7 @@ from datetime import datetime
 import orjson
 import psycopg
 
+from pipeline.batching import LARGEST_CHUNK_BYTES, light_runs
 from pipeline.store.connection import Database
 from pipeline.store.ids import JobIds
 from schemas.errors import DuplicateJob
@@ -143,7 +144,15 @@ def _group(jobs: Sequence[tuple[int, NewJob]], chunk_rows: int) -> list[list[int
     by_shape: dict[tuple[str, int], list[int]] = {}
     for index, job in jobs:
         by_shape.setdefault((job.model, job.priority), []).append(index)
-    return [indexes[k : k + chunk_rows] for indexes in by_shape.values() for k in range(0, len(indexes), chunk_rows)]
+    sizes = {index: len(job.request) for index, job in jobs}
+    groups: list[list[int]] = []
+    for indexes in by_shape.values():
+        for k in range(0, len(indexes), chunk_rows):
+            group = indexes[k : k + chunk_rows]
+            for length in light_runs([sizes[i] for i in group], LARGEST_CHUNK_BYTES):
+                groups.append(group[:length])
+                group = group[length:]
+    return groups
 
 
 async def _insert(
@@ -258,12 +267,13 @@ async def insert_batch(
 def _consecutive(new: Sequence[NewJob], chunk_rows: int) -> list[tuple[int, int]]:
     """Slices of neighbours of one model and priority, at most chunk_rows long."""
     slices: list[tuple[int, int]] = []
-    start = 0
+    start = size = 0
     for i in range(1, len(new) + 1):
-        full = i - start == chunk_rows
+        size += len(new[i - 1].request)
+        full = i - start == chunk_rows or (i < len(new) and size + len(new[i].request) > LARGEST_CHUNK_BYTES)
         if i == len(new) or full or (new[i].model, new[i].priority) != (new[start].model, new[start].priority):
             slices.append((start, i))
-            start = i
+            start, size = i, 0
     return slices
 
 

@@ -10,7 +10,7 @@ from model_server import CONTEXT_TOKENS, ModelServer
 from pipeline import kinds
 from pipeline.engine import EngineClient
 from pipeline.engine.facts import ask_facts, first_tokens
-from pipeline.kinds import Answer, Ask, Constraint
+from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
 from schemas.jobs import parse_job
@@ -26,7 +26,7 @@ async def client() -> AsyncIterator[EngineClient]:
 
 def sentiment(text: str, form: LabelForm) -> tuple[object, Ask]:
     job = parse_job({"kind": "sentiment", "text": text})
-    return job, kinds.build(job, form, Constraint.STRUCTURED_OUTPUTS, CONTEXT_TOKENS)
+    return job, kinds.build(job, Target(form, Constraint.STRUCTURED_OUTPUTS, CONTEXT_TOKENS))
 
 
 async def test_facts_of_an_endpoint(server: ModelServer, client: EngineClient) -> None:
@@ -91,7 +91,7 @@ async def test_words_are_answered_inside_the_labels_or_fail_the_try(
 async def test_chat_is_streamed_and_counted(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 12}})
     answer = await client.ask(
-        server.url, server.model, kinds.build(job, LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
+        server.url, server.model, kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
     )
     assert answer.text
     assert answer.first_token_seconds is not None
@@ -113,7 +113,7 @@ async def test_a_prompt_that_is_too_long_is_called_so_alone_and_in_a_batch(
 
 async def test_a_refused_parameter_is_final_and_named(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "hi"}]})
-    ask = kinds.build(job, LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
+    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
     ask.shape.parameters["top_p"] = 7
     with pytest.raises(RequestRejected, match="HTTP 400"):
         await client.ask(server.url, server.model, ask)

@@ -256,8 +256,8 @@ async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: 
     stored = await batch(database, 2)
     claim = await take(database)
     assert claim is not None
-    assert await settlement.cancel(database, stored.job_ids[0]) is True
-    assert await settlement.cancel(database, stored.job_ids[0]) is False
+    assert (found := await settlement.cancel(database, stored.job_ids[0])) and found.now
+    assert (found := await settlement.cancel(database, stored.job_ids[0])) and not found.now
     assert await settlement.cancel(database, JobId(1)) is None
     await settlement.settle(database, [report(claim)])
     found = await reading.outcomes_of(database, list(stored.job_ids))
@@ -282,8 +282,8 @@ async def test_cancelling_after_a_halving_leaves_the_neighbours_claimable(databa
     settled = RunReport(claim.first_job_id, claim.fence, report(claim).rows[5:8] + report(claim).rows[:1])  # type: ignore[operator]
     await settlement.settle(database, [settled])
     await recovery.return_lost(database)
-    assert await settlement.cancel(database, stored.job_ids[1]) is True
-    assert await settlement.cancel(database, stored.job_ids[9]) is True
+    assert (found := await settlement.cancel(database, stored.job_ids[1])) and found.now
+    assert (found := await settlement.cancel(database, stored.job_ids[9])) and found.now
     while again := await take(database):
         await settlement.settle(database, [report(again)])
     found = await reading.outcomes_of(database, list(stored.job_ids))

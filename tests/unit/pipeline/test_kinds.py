@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline import kinds
-from pipeline.kinds import Answer, Constraint
+from pipeline.kinds import Answer, Constraint, Target
 from pipeline.kinds.classification import Option, choose_form, read_verdict, shape_for, words_tell_apart
 from pipeline.kinds.dialogue import fitted, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS
@@ -22,7 +22,7 @@ def build(
     job: dict[str, object], form: LabelForm = LabelForm.WORD, constraint: Constraint = STRUCTURED
 ) -> tuple[Job, kinds.Ask]:
     parsed = parse_job(job)
-    return parsed, kinds.build(parsed, form, constraint, 8192)
+    return parsed, kinds.build(parsed, Target(form, constraint, 8192))
 
 
 @pytest.mark.parametrize("language", list(Language))
@@ -52,7 +52,7 @@ def test_a_request_asks_for_one_token_of_the_labels_with_its_alternatives() -> N
         "logprobs": True,
         "top_logprobs": 8,
     }
-    _, old = build({"kind": "sentiment", "text": "thank you"}, constraint=Constraint.GUIDED_CHOICE)
+    _, old = build({"kind": "sentiment", "text": "thank you"}, constraint=Constraint.GUIDED)
     assert old.shape.parameters["guided_choice"] == ["good", "neutral", "bad"]
     assert "structured_outputs" not in old.shape.parameters
 
@@ -150,7 +150,7 @@ def test_a_long_call_keeps_its_beginning_and_its_end_and_says_so() -> None:
     assert "第199句" in text
     assert "第60句" not in text
     job = parse_job({"kind": "sentiment", "turns": [turn.model_dump() for turn in turns]})
-    assert kinds.build(job, LabelForm.WORD, STRUCTURED, 8192).truncated
+    assert kinds.build(job, Target(LabelForm.WORD, STRUCTURED, 8192)).truncated
 
 
 def test_one_endless_turn_still_fits() -> None:

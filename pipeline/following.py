@@ -1,0 +1,103 @@
+"""Following a streamed answer: frames say what is new, the store says what is true."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from pipeline.streams import Frame, StreamReader
+from pipeline.waiting import Waiter
+from schemas.ids import JobId
+from schemas.results import ChatResult, CodeResult, Outcome, VisionResult
+from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent
+
+
+class _Shown:
+    """What the reader has seen so far, and the events that take it further."""
+
+    def __init__(self, job_id: JobId) -> None:
+        self._job_id = job_id
+        self._text = ""
+        self._try_number = 1
+        self._whole = True
+
+    def frame(self, frame: Frame) -> list[StreamEvent]:
+        """Events of the next frame; after a gap none until a try begins anew, the stored result makes up for it."""
+        self._whole = frame.whole
+        if not frame.whole:
+            return []
+        events: list[StreamEvent] = []
+        if frame.event == "restart" and self._text:
+            events.append(self._restart(frame.try_number))
+        self._try_number = frame.try_number
+        return [*events, *self._more(frame.text)]
+
+    def outcome(self, outcome: Outcome) -> list[StreamEvent]:
+        """What is missing from the stored result, and the end."""
+        events: list[StreamEvent] = []
+        stored = _text_of(outcome)
+        if isinstance(outcome.result, CodeResult) and self._whole and outcome.result.code in self._text:
+            stored = None  # shown as the model wrote it, fence and all
+        if stored is not None:
+            if not stored.startswith(self._text):
+                events.append(self._restart(self._try_number + 1))
+            events += self._more(stored[len(self._text) :])
+        return [*events, EndEvent(job_id=self._job_id, outcome=outcome)]
+
+    def _restart(self, try_number: int) -> RestartEvent:
+        self._text, self._try_number = "", try_number
+        return RestartEvent(job_id=self._job_id, try_number=try_number)
+
+    def _more(self, text: str) -> list[StreamEvent]:
+        self._text += text
+        return [TextEvent(job_id=self._job_id, text=text)] if text else []
+
+
+def _text_of(outcome: Outcome) -> str | None:
+    match outcome.result:
+        case ChatResult() | VisionResult() as result:
+            return result.text
+        case CodeResult() as result:
+            block = f"```{result.language}\n{result.code}\n```"
+            return block if result.explanation is None else f"{block}\n\n{result.explanation}"
+        case _:
+            return None
+
+
+async def follow(waiter: Waiter, reader: StreamReader, job_id: JobId) -> AsyncIterator[StreamEvent]:
+    """The answer of a streamed job from its first piece on, then its outcome.
+
+    Whatever is lost on the way, the text since the last restart is that of the stored result when the end comes. For a job
+    that was not streamed, or whose stream is gone, the whole text comes in one piece.
+
+    Raises:
+        JobNotFound: there is no such job.
+    """
+    shown = _Shown(job_id)
+    settled = asyncio.create_task(waiter.outcome(job_id))
+    async with reader.follow(job_id) as frames:
+        arriving = asyncio.create_task(frames.get())
+        try:
+            while True:
+                await asyncio.wait({settled, arriving}, return_when=asyncio.FIRST_COMPLETED)
+                if not arriving.done():
+                    break
+                frame = arriving.result()
+                if frame.event == "end":
+                    break
+                for event in shown.frame(frame):
+                    yield event
+                arriving = asyncio.create_task(frames.get())
+            outcome = await settled
+            while not frames.empty():
+                frame = frames.get_nowait()
+                if frame.event != "end":
+                    for event in shown.frame(frame):
+                        yield event
+            for event in shown.outcome(outcome):
+                yield event
+        finally:
+            for task in (settled, arriving):
+                task.cancel()
+            await asyncio.gather(settled, arriving, return_exceptions=True)
+
+
+__all__ = ["follow"]

@@ -1,0 +1,128 @@
+"""Pictures behind URLs: only of hosts that somebody allowed, and never from a private address.
+
+The address is checked where the connection is made, so a name that resolves differently the second time gains nothing,
+and a redirect is a URL like any other.
+"""
+
+import socket
+from collections.abc import Callable, Collection
+from ipaddress import ip_address
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from schemas.jobs import MAX_IMAGE_BYTES
+
+_MAX_REDIRECTS = 3
+_SECONDS = 10.0
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address belongs to the open internet."""
+    found = ip_address(address)
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_global and not found.is_multicast
+
+
+class _CheckedResolver(AbstractResolver):
+    """Resolves names, and hands out only addresses that may be connected to."""
+
+    def __init__(self, may_connect: Callable[[str], bool]) -> None:
+        self._may_connect = may_connect
+        self._inner = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        if not all(self._may_connect(entry["host"]) for entry in found):
+            raise _PrivateAddress
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class _PrivateAddress(Exception):  # noqa: N818 - it says where a name leads
+    pass
+
+
+class Fetcher:
+    """Fetches pictures.
+
+    Args:
+        hosts: allowed names, as they stand in URLs; none by default.
+        may_connect: whether an address may be connected to.
+    """
+
+    def __init__(self, hosts: Collection[str] = (), may_connect: Callable[[str], bool] = is_public) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._may_connect = may_connect
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes behind a URL, at most 10 MiB of them.
+
+        Raises:
+            ValueError: a clause that says why not, without the URL.
+        """
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=_CheckedResolver(self._may_connect), use_dns_cache=False),
+            timeout=aiohttp.ClientTimeout(total=_SECONDS),
+            auto_decompress=False,  # a picture is compressed already; anything more is a bomb
+            cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session:
+            for _ in range(_MAX_REDIRECTS + 1):
+                self._check(url)
+                try:
+                    async with session.get(url, allow_redirects=False) as response:
+                        if response.status in _REDIRECTS and "location" in response.headers:
+                            url = urljoin(url, response.headers["location"])
+                            continue
+                        if response.status != 200:
+                            raise ValueError(f"could not be fetched: its host answered with HTTP {response.status}")
+                        return await _limited(response)
+                except _PrivateAddress:
+                    raise ValueError("leads to a private address; send the picture itself as a data URL") from None
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    raise ValueError(f"could not be fetched ({type(error).__name__})") from None
+            raise ValueError(f"was redirected more than {_MAX_REDIRECTS} times")
+
+    def _check(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host = (parts.hostname or "").lower()
+            literal = _is_literal(host)
+        except ValueError:
+            raise ValueError("is not a URL") from None
+        if parts.scheme not in {"https", "http"} or parts.username is not None:
+            raise ValueError("is not a plain https URL")
+        # aiohttp asks no resolver about an address, so it is looked at here.
+        if literal and not self._may_connect(host):
+            raise ValueError("leads to a private address; send the picture itself as a data URL")
+        if host not in self._hosts:
+            raise ValueError(
+                "is at a host that is not allowed; send a data URL, or name the host in YYC3_IMAGE_HOSTS of the submitter"
+            )
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+async def _limited(response: aiohttp.ClientResponse) -> bytes:
+    """The body, unless it is too large; no more than that is ever held."""
+    body = bytearray()
+    async for piece in response.content.iter_chunked(65_536):
+        body += piece
+        if len(body) > MAX_IMAGE_BYTES:
+            raise ValueError(f"is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
+    return bytes(body)
+
+
+__all__ = ["Fetcher", "is_public"]
