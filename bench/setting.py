@@ -21,7 +21,7 @@ _err = Console(stderr=True)
 
 
 @contextmanager
-def fast_pipeline(*, speed: float = 1_000.0) -> Iterator[Stack]:
+def fast_pipeline(*, speed: float = 1_000.0, simulator_arguments: tuple[str, ...] = ()) -> Iterator[Stack]:
     """Everything in a new home, simulators `speed` times faster than life."""
     with tempfile.TemporaryDirectory(prefix="yyc3-bench-") as folder:
         settings = Settings(_env_file=None, home=Path(folder), database_url=None, redis_url=None)
@@ -29,7 +29,12 @@ def fast_pipeline(*, speed: float = 1_000.0) -> Iterator[Stack]:
         for name in ("DATABASE_URL", "REDIS_URL", "AI_BASE_URL", "AI_MODEL"):
             os.environ.pop(name, None)
         with Stack(
-            settings, simulate=True, speed=speed, flower=False, say=lambda text: _err.print(text, style="dim")
+            settings,
+            simulate=True,
+            speed=speed,
+            simulator_arguments=simulator_arguments,
+            flower=False,
+            say=lambda text: _err.print(text, style="dim"),
         ) as stack:
             yield stack
 

@@ -74,30 +74,17 @@ async def follow(waiter: Waiter, reader: StreamReader, job_id: JobId) -> AsyncIt
     shown = _Shown(job_id)
     settled = asyncio.create_task(waiter.outcome(job_id))
     async with reader.follow(job_id) as frames:
-        arriving = asyncio.create_task(frames.get())
+        # One thing to wait for instead of two: a stream without an end, or a Redis that is away, keeps nobody.
+        settled.add_done_callback(lambda _: frames.put_nowait(None))
         try:
-            while True:
-                await asyncio.wait({settled, arriving}, return_when=asyncio.FIRST_COMPLETED)
-                if not arriving.done():
-                    break
-                frame = arriving.result()
-                if frame.event == "end":
-                    break
+            while (frame := await frames.get()) is not None and frame.event != "end":
                 for event in shown.frame(frame):
                     yield event
-                arriving = asyncio.create_task(frames.get())
-            outcome = await settled
-            while not frames.empty():
-                frame = frames.get_nowait()
-                if frame.event != "end":
-                    for event in shown.frame(frame):
-                        yield event
-            for event in shown.outcome(outcome):
+            for event in shown.outcome(await settled):
                 yield event
         finally:
-            for task in (settled, arriving):
-                task.cancel()
-            await asyncio.gather(settled, arriving, return_exceptions=True)
+            settled.cancel()
+            await asyncio.gather(settled, return_exceptions=True)
 
 
 __all__ = ["follow"]

@@ -1,4 +1,4 @@
-"""Streamed answers through Redis: workers write frames of 25 ms, readers get everything from the start.
+"""Streamed answers through Redis: workers write frames of 40 ms, readers get everything from the start.
 
 One command carries the frames of all answers that a process writes at that moment. What the entries look like, and why
 a frame can neither be lost unnoticed nor come twice, stands in schemas/streams.py.
@@ -19,7 +19,7 @@ from schemas.ids import JobId
 from schemas.streams import stream_name
 
 _log = structlog.get_logger(__name__)
-_FRAME_SECONDS = 0.025
+_FRAME_SECONDS = 0.04
 _LIFETIME_MS = 600_000
 _END_ORDER = 2**53 - 1  # larger than any try's: after the end Redis takes nothing more
 _LOOK_MS = 20  # a reader's next look at streams it began to follow meanwhile
@@ -114,7 +114,7 @@ class StreamWriter:
             self._task.cancel()
             await asyncio.wait({self._task})
             if self._pending or self._ended:
-                await self._flush()
+                await self._flush(all_of_it=True)
         await self._redis.aclose()
 
     def _wake(self, *, hurry: bool) -> None:
@@ -125,32 +125,41 @@ class StreamWriter:
             self._hurry.set()
 
     async def _write_forever(self) -> None:
-        """A frame each 25 ms while there is text; the first of an answer and the end of one go at once."""
-        failed = 0
+        """All that was said, each 40 ms; an answer that begins or ends goes at once, without the others' half frames."""
+        due, failed = 0.0, 0
         while True:
             await self._something.wait()
+            all_of_it = False
             try:
-                async with asyncio.timeout(_FRAME_SECONDS):
+                async with asyncio.timeout_at(due):
                     await self._hurry.wait()
             except TimeoutError:
-                pass
-            self._something.clear()
-            self._hurry.clear()
-            if await self._flush():
+                all_of_it = True
+                due = asyncio.get_running_loop().time() + _FRAME_SECONDS
+            if await self._flush(all_of_it=all_of_it):
                 failed = 0
             else:
                 failed += 1
                 await asyncio.sleep(retries.delay(failed).total_seconds())
-                self._something.set()
 
-    async def _flush(self) -> bool:
-        """Write all that is pending in one command; what could not be written is kept for the next."""
-        pending, self._pending = self._pending, {}
+    async def _flush(self, *, all_of_it: bool) -> bool:
+        """Write what is pending in one command; what could not be written is kept for the next."""
+        self._hurry.clear()
+        taken = {
+            job_id: entry
+            for job_id, entry in self._pending.items()
+            if all_of_it or not entry.frames or job_id in self._ended
+        }
         ended, self._ended = self._ended, {}
-        for entry in pending.values():
+        for job_id, entry in taken.items():
+            del self._pending[job_id]
             entry.seal()
-        frames = [(entry, number, text) for entry in pending.values() for number, text in entry.unsure]
+        if not self._pending:
+            self._something.clear()
+        frames = [(entry, number, text) for entry in taken.values() for number, text in entry.unsure]
         keys = [stream_name(entry.job_id) for entry, _, _ in frames] + [stream_name(job_id) for job_id in ended]
+        if not keys:
+            return True
         arguments: list[Any] = [_LIFETIME_MS, _END_ORDER]
         for entry, number, text in frames:
             arguments += (entry.order, number, text)
@@ -158,12 +167,13 @@ class StreamWriter:
         try:
             refused = await self._script(keys=keys, args=arguments)
         except (RedisError, ConnectionError, TimeoutError) as error:
-            _log.warning("streams wait for Redis", reason=type(error).__name__, streams=len(pending))
+            _log.warning("streams wait for Redis", reason=type(error).__name__, streams=len(taken))
             # Of jobs that are settled nothing is kept: their readers find the stored result.
-            kept = {job_id: entry for job_id, entry in pending.items() if job_id not in ended}
-            self._pending = kept | self._pending
+            self._pending = {job_id: entry for job_id, entry in taken.items() if job_id not in ended} | self._pending
+            if self._pending:
+                self._something.set()
             return False
-        for entry in pending.values():
+        for entry in taken.values():
             entry.unsure.clear()
         for place in refused:
             if place <= len(frames):
@@ -187,11 +197,16 @@ class _Follower:
     def __init__(self) -> None:
         self.order = self.number = 0
         self.whole = True
-        self.frames: asyncio.Queue[Frame] = asyncio.Queue()
+        self.frames: asyncio.Queue[Frame | None] = asyncio.Queue()
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The last entry it has."""
+        return self.order, self.number
 
     def take(self, order: int, number: int, event: str, try_number: int, text: str) -> None:
         """An entry; those that were seen are passed over."""
-        if (order, number) <= (self.order, self.number) and self.order:
+        if (order, number) <= self.place:
             return
         if order != self.order:
             self.whole = number == 0
@@ -212,8 +227,8 @@ class StreamReader:
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
-    async def follow(self, job_id: JobId) -> AsyncIterator["asyncio.Queue[Frame]"]:
-        """The frames of a job from the first on, also of one that began long ago."""
+    async def follow(self, job_id: JobId) -> AsyncIterator["asyncio.Queue[Frame | None]"]:
+        """The frames of a job from the first on, also of one that began long ago. None is the caller's to put in."""
         key, follower = stream_name(job_id), _Follower()
         self._followers.setdefault(key, []).append(follower)
         if self._task is None or self._task.done():
@@ -244,15 +259,15 @@ class StreamReader:
                 await asyncio.sleep(retries.delay(failed).total_seconds())
 
     async def _read(self) -> None:
-        keys = list(self._followers)
         # Of two readers of one stream the one that is behind decides; the other passes over what it has.
-        places = [min((f.order, f.number) for f in self._followers[key]) for key in keys]
-        ids = [f"{order}-{number}" for order, number in places]
+        places = {key: min(follower.place for follower in followers) for key, followers in self._followers.items()}
+        ids = [f"{order}-{number}" for order, number in places.values()]
         found: Any = await self._redis.execute_command(  # type: ignore[no-untyped-call]
-            "XREAD", "COUNT", _ENTRIES_A_LOOK, "BLOCK", _LOOK_MS, "STREAMS", *keys, *ids
+            "XREAD", "COUNT", _ENTRIES_A_LOOK, "BLOCK", _LOOK_MS, "STREAMS", *places, *ids
         )
         for key, entries in found or ():
-            followers = self._followers.get(key, ())
+            # Whoever joined meanwhile wants what was before, and gets it with the next look.
+            followers = [follower for follower in self._followers.get(key, ()) if follower.place >= places[key]]
             for entry_id, fields in entries:
                 order, _, number = entry_id.partition("-")
                 for follower in followers:

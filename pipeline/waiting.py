@@ -1,6 +1,7 @@
 """Waiting for outcomes: a whisper says when, the store says what. A lost whisper costs at most the next look."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -17,6 +18,7 @@ from schemas.results import Outcome
 
 _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.5
+_LONGEST_LOOK_SECONDS = 5.0
 _REMEMBERED_JOBS = 100_000
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class Waiter:
             JobNotFound: there is no such job.
         """
         said = self._mine.pop(job_id, True)
-        event = asyncio.Event()
+        event, began = asyncio.Event(), time.monotonic()
         self._waiting.setdefault(job_id, []).append(event)
         try:
             while True:
@@ -83,7 +85,9 @@ class Waiter:
                     if outcome.settled:
                         return outcome
                 try:
-                    async with asyncio.timeout(_LOOK_SECONDS):
+                    # Whoever has waited long can wait a little longer: a thousand of them would ask all the time.
+                    waited = time.monotonic() - began
+                    async with asyncio.timeout(min(max(_LOOK_SECONDS, waited / 4), _LONGEST_LOOK_SECONDS)):
                         await event.wait()
                 except TimeoutError:
                     pass  # look anyway: the whisper may be lost

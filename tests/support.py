@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import psycopg
 
 from pipeline.store import schema
@@ -148,6 +149,11 @@ class Simulator:
 
     url: str
     started: Started
+
+    def state(self) -> dict[str, int]:
+        """Counts of requests, rows, running and aborted ones."""
+        found: dict[str, int] = httpx.get(f"{self.url}/simulator/state").json()
+        return found
 
 
 def new_database(server_url: str, name: str, template: str | None = None) -> str:

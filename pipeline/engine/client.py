@@ -11,9 +11,9 @@ import orjson
 from httpx_aiohttp import HttpxAiohttpClient
 
 from pipeline.engine.errors import from_status, mapped
-from pipeline.engine.reading import check_finish, count_of, is_simulated, loaded, read_batch, read_single, text_of
+from pipeline.engine.reading import Said, read_batch, read_single
 from pipeline.kinds.asking import Answer, Ask
-from schemas.errors import EngineError, EngineFailed, InvalidOutput
+from schemas.errors import EngineError
 
 _CONNECT_SECONDS = 5.0
 _MAX_CONNECTIONS = 1_024
@@ -108,11 +108,8 @@ class EngineClient:
     async def _stream(self, endpoint: str, body: dict[str, Any], on_text: Callable[[str], None] | None) -> Answer:
         started = time.perf_counter()
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        pieces: list[str] = []
+        said = Said()
         first: float | None = None
-        finish: str | None = None
-        usage: dict[str, Any] = {}
-        done = simulated = False
         with mapped(endpoint):
             async with (
                 asyncio.timeout(self._seconds),
@@ -122,51 +119,18 @@ class EngineClient:
             ):
                 if response.status_code != 200:
                     raise from_status(response.status_code, await response.aread(), endpoint)
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: "):
-                        continue
-                    if line == "data: [DONE]":
-                        done = True
-                        break
-                    event = loaded(line[6:].encode())
-                    if "error" in event:
-                        raise EngineFailed(f"{endpoint} broke while it worked", endpoint=endpoint)
-                    usage, simulated = event.get("usage") or usage, is_simulated(event)
-                    text, finish = _delta(event, finish)
+                # Lines are cut here and not by httpx: of a token's cost that was the larger part.
+                rest = b""
+                async for piece in response.aiter_raw():
+                    *lines, rest = (rest + piece).split(b"\n")
+                    text = said.hear(lines, endpoint)
                     if text:
                         first = time.perf_counter() - started if first is None else first
-                        pieces.append(text)
                         if on_text is not None:
                             on_text(text)
-        if not done:
-            raise EngineFailed(f"{endpoint} cut the stream", endpoint=endpoint)
-        prompt_tokens, completion_tokens = _usage(usage)
-        return Answer(
-            text="".join(pieces),
-            finish_reason=check_finish(finish),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            engine_seconds=time.perf_counter() - started,
-            first_token_seconds=first,
-            simulated=simulated,
-        )
-
-
-def _usage(usage: Any) -> tuple[int | None, int | None]:
-    try:
-        return count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
-    except (TypeError, AttributeError) as error:
-        raise InvalidOutput("the engine's token counts are no counts") from error
-
-
-def _delta(event: dict[str, Any], finish: str | None) -> tuple[str, str | None]:
-    try:
-        choices = event["choices"]
-        if not choices:
-            return "", finish
-        return text_of(choices[0]["delta"].get("content")), choices[0].get("finish_reason") or finish
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InvalidOutput("the engine's stream is not a chat completion") from error
+                    if said.done:
+                        break
+        return said.answer(time.perf_counter() - started, first, endpoint)
 
 
 def _body(model: str, messages: Any, ask: Ask, priority: int) -> dict[str, Any]:

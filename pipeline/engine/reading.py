@@ -1,6 +1,6 @@
 """Response bodies to answers. Shapes as recorded from vLLM 0.32; unknown fields are ignored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -96,6 +96,62 @@ def read_single(body: bytes, seconds: float) -> Answer:
         raise InvalidOutput("the engine's answer is not a chat completion") from error
 
 
+_EVENT, _DONE = b"data: ", b"data: [DONE]"
+
+
+class Said:
+    """A streamed answer, event by event."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self._pieces: list[str] = []
+        self._finish: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._simulated = False
+
+    def hear(self, lines: Iterable[bytes], endpoint: str) -> str:
+        """The text that whole lines of the stream add to the answer."""
+        before = len(self._pieces)
+        for line in lines:
+            if not line.startswith(_EVENT):
+                continue
+            if line.startswith(_DONE):
+                self.done = True
+                break
+            event = loaded(line[len(_EVENT) :])
+            if "error" in event:
+                raise EngineFailed(f"{endpoint} broke while it worked", endpoint=endpoint)
+            self._simulated = self._simulated or is_simulated(event)
+            self._usage = event.get("usage") or self._usage
+            try:
+                for choice in event["choices"][:1]:
+                    self._finish = choice.get("finish_reason") or self._finish
+                    if text := text_of(choice["delta"].get("content")):
+                        self._pieces.append(text)
+            except _UNREADABLE as error:
+                raise InvalidOutput("the engine's stream is not a chat completion") from error
+        return "".join(self._pieces[before:])
+
+    def answer(self, seconds: float, first_token_seconds: float | None, endpoint: str) -> Answer:
+        """The whole answer, if it came to its end."""
+        if not self.done:
+            raise EngineFailed(f"{endpoint} cut the stream", endpoint=endpoint)
+        try:
+            prompt_tokens = count_of(self._usage.get("prompt_tokens"))
+            completion_tokens = count_of(self._usage.get("completion_tokens"))
+        except _UNREADABLE as error:
+            raise InvalidOutput("the engine's token counts are no counts") from error
+        return Answer(
+            text="".join(self._pieces),
+            finish_reason=check_finish(self._finish),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            engine_seconds=seconds,
+            first_token_seconds=first_token_seconds,
+            simulated=self._simulated,
+        )
+
+
 def read_batch(body: bytes, asks: Sequence[Ask], seconds: float) -> list[Answer | EngineError]:
     """One answer or failed try a row, in the order of the asks.
 
@@ -144,4 +200,4 @@ def _shares(total: int | None, weights: Sequence[int]) -> list[int | None]:
     return shares
 
 
-__all__ = ["check_finish", "count_of", "is_simulated", "loaded", "read_batch", "read_single", "text_of"]
+__all__ = ["Said", "count_of", "loaded", "read_batch", "read_single", "text_of"]
