@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -12,11 +13,13 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
+from pydantic import BaseModel
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
+from schemas.intake import REPLY_TASK
 from schemas.messages import Doorbell, queue_name
 
 _log = structlog.get_logger(__name__)
@@ -25,6 +28,8 @@ WINDOW = 8
 """Permits that may wait in one queue: enough that no worker idles, few enough that they are never stale."""
 
 _PERMIT_LIFETIME_SECONDS = 3_600
+HIDDEN = "(hidden)"
+"""What events and Flower show in place of arguments that carry words."""
 
 
 def make_app(redis_url: str) -> Celery:
@@ -66,8 +71,20 @@ def _mapped() -> Any:
         raise BrokerUnavailable(f"Redis cannot be reached: {reason}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A Celery message; `shown` is what events and Flower say of its arguments."""
+
+    queue: str
+    task: str
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    shown: str
+    lifetime_seconds: int | None = _PERMIT_LIFETIME_SECONDS
+
+
 class Bells:
-    """Rings doorbells from asyncio. Celery publishes with blocking calls, so they run in one thread of their own."""
+    """Rings doorbells and sends replies from asyncio. Celery publishes with blocking calls, so one thread of its own does."""
 
     def __init__(self, redis_url: str) -> None:
         self.app = make_app(redis_url)
@@ -81,7 +98,25 @@ class Bells:
         Raises:
             BrokerUnavailable: nothing is known to be published. No job is lost by it: recovery rings again.
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, doorbells)
+        messages = [
+            # Their arguments may be seen: they are names and numbers.
+            _Message(queue_name(bell.model, bell.lane), TASK_NAME, (arguments,), {}, str((arguments,)))
+            for bell in doorbells
+            for arguments in (bell.model_dump(mode="json", exclude_none=True),)
+        ]
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, messages)
+
+    async def reply(self, replies: Sequence[tuple[str, BaseModel]]) -> None:
+        """Publish replies to callers' queues; their arguments are shown to nobody.
+
+        Raises:
+            BrokerUnavailable: nothing is known to be published; reply again.
+        """
+        messages = [
+            _Message(queue, REPLY_TASK, (), reply.model_dump(mode="json"), HIDDEN, None) for queue, reply in replies
+        ]
+        if messages:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, messages)
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """Messages waiting in each queue."""
@@ -105,32 +140,31 @@ class Bells:
             self._connection.release()
             self._connection = self._producer = None
 
-    def _publish(self, doorbells: Sequence[Doorbell]) -> None:
+    def _publish(self, messages: Sequence[_Message]) -> None:
         with _mapped():
             try:
-                self._send(doorbells)
+                self._send(messages)
             except (OperationalError, RedisError, ConnectionError, TimeoutError):
                 # An idle connection may have been closed by the server meanwhile: one more try on a new one.
                 self._disconnect()
-                self._send(doorbells)
+                self._send(messages)
 
-    def _send(self, doorbells: Sequence[Doorbell]) -> None:
+    def _send(self, messages: Sequence[_Message]) -> None:
         self._connected()
         amqp = self.app.amqp
-        for doorbell in doorbells:
+        for message in messages:
             # What Celery's send_task does, without what it works out anew for each message: a result object, the route, a
             # careful repr of the arguments. Half the time.
-            arguments = (doorbell.model_dump(mode="json", exclude_none=True),)
-            message = amqp.create_task_message(
+            task = amqp.create_task_message(
                 uuid(),
-                TASK_NAME,
-                args=arguments,
-                expires=_PERMIT_LIFETIME_SECONDS,
-                argsrepr=str(arguments),
-                kwargsrepr="{}",
+                message.task,
+                args=message.arguments,
+                kwargs=message.named,
+                expires=message.lifetime_seconds,
+                argsrepr=message.shown,
+                kwargsrepr=message.shown if message.named else "{}",
             )
-            queue = queue_name(doorbell.model, doorbell.lane)
-            amqp.send_task_message(self._producer, TASK_NAME, message, queue=queue, retry=False)
+            amqp.send_task_message(self._producer, message.task, task, queue=message.queue, retry=False)
 
     def _count(self, queues: list[str]) -> dict[str, int]:
         with _mapped():
@@ -184,4 +218,4 @@ class Whispers:
         await self._redis.aclose()
 
 
-__all__ = ["CANCELLED", "TASK_NAME", "WINDOW", "Bells", "Whispers", "make_app"]
+__all__ = ["CANCELLED", "HIDDEN", "TASK_NAME", "WINDOW", "Bells", "Whispers", "make_app"]

@@ -5,6 +5,7 @@ import structlog
 from pipeline.broker import CANCELLED, Whispers
 from pipeline.store import Database, settlement
 from pipeline.streams import StreamWriter
+from pipeline.telling import tell
 from schemas.errors import BrokerUnavailable, JobNotFound
 from schemas.ids import JobId
 
@@ -27,15 +28,14 @@ async def cancel(database: Database, whispers: Whispers, streams: StreamWriter, 
     found = await settlement.cancel(database, job_id)
     if found is None:
         raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
-    if found.now:
-        if found.streamed:
-            streams.end([job_id])
+    now, job = found
+    if now:
         try:
-            for channel in filter(None, (CANCELLED, found.reply_to)):
-                await whispers.say(channel, [job_id])
+            await whispers.say(CANCELLED, [job_id])
         except BrokerUnavailable as error:
             _log.warning("workers will hear of the cancelled job a moment later", reason=error.message)
-    return found.now
+        await tell(whispers, streams, [job])
+    return now
 
 
 __all__ = ["cancel"]

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from pipeline.broker import WINDOW, Bells
+from pipeline.broker import WINDOW, Bells, Whispers
 from pipeline.models import Models
 from pipeline.store import Database, recovery
+from pipeline.streams import StreamWriter
+from pipeline.telling import tell
 from schemas.errors import BrokerUnavailable, StoreUnavailable
 from schemas.messages import Doorbell, queue_name
 
@@ -21,40 +23,54 @@ class Sweep:
 
     returned_chunks: int
     poison_jobs: int
+    expired_jobs: int
     permits: int
     unknown_models: frozenset[str] = frozenset()
 
 
-async def sweep(database: Database, bells: Bells, models: Models) -> Sweep:
-    """Return lost leases, then top permits up to the queued chunks or the window, less what is in the queue.
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What recovery works with."""
+
+    database: Database
+    bells: Bells
+    whispers: Whispers
+    streams: StreamWriter
+
+
+async def sweep(reach: Reach, models: Models) -> Sweep:
+    """Return lost leases, expire what waited too long, then top permits up to the queued chunks or the window, less what is
+    in the queue.
 
     Safe to run anywhere, any number of times.
 
     Raises:
         StoreUnavailable, BrokerUnavailable: nothing is lost; call again.
     """
-    returned, poison = await recovery.return_lost(database)
+    returned, poison = await recovery.return_lost(reach.database)
+    expired = await recovery.expire(reach.database)
+    await tell(reach.whispers, reach.streams, [*poison, *expired])
     known = {entry.name for entry in models}
-    everything = await recovery.waiting(database)
+    everything = await recovery.waiting(reach.database)
     waiting = [found for found in everything if found.model in known]
-    depths = await bells.depths(queue_name(found.model, found.lane) for found in waiting) if waiting else {}
+    depths = await reach.bells.depths(queue_name(found.model, found.lane) for found in waiting) if waiting else {}
     permits = [
         Doorbell(model=found.model, lane=found.lane)
         for found in waiting
         for _ in range(min(found.chunks, WINDOW) - depths[queue_name(found.model, found.lane)])
     ]
     if permits:
-        await bells.ring(permits)
+        await reach.bells.ring(permits)
     strangers = frozenset(found.model for found in everything) - known
-    return Sweep(returned, poison, len(permits), strangers)
+    return Sweep(returned, len(poison), len(expired), len(permits), strangers)
 
 
-async def sweep_forever(database: Database, bells: Bells, models: Models) -> None:
+async def sweep_forever(reach: Reach, models: Models) -> None:
     """Sweep once a second until cancelled; an outage of a server is waited out."""
     away, strangers = False, frozenset[str]()
     while True:
         try:
-            done = await sweep(database, bells, models)
+            done = await sweep(reach, models)
         except (StoreUnavailable, BrokerUnavailable) as error:
             if not away:
                 _log.warning("recovery waits", reason=error.message)
@@ -74,4 +90,4 @@ async def sweep_forever(database: Database, bells: Bells, models: Models) -> Non
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-__all__ = ["SWEEP_SECONDS", "Sweep", "sweep", "sweep_forever"]
+__all__ = ["SWEEP_SECONDS", "Reach", "Sweep", "sweep", "sweep_forever"]

@@ -13,6 +13,7 @@ def configure_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s"
     )
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_WithoutBodies())
     people = sys.stderr.isatty()
     structlog.configure(
         processors=[
@@ -23,6 +24,19 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class _WithoutBodies(logging.Filter):
+    """Celery logs the whole content of a message it cannot take. That may be a caller's words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "body" in str(record.msg) or "body" in str(record.args):
+            record.msg, record.args, record.exc_info = (
+                "a message could not be taken; its content is not logged",
+                (),
+                None,
+            )
+        return True
 
 
 def fault(error: BaseException) -> str:

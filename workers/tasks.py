@@ -1,7 +1,5 @@
 """The one Celery task: a doorbell comes in, a chunk of jobs is done, Flower sees how far it is."""
 
-import asyncio
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +12,7 @@ from pipeline.broker import TASK_NAME
 from pipeline.telemetry import fault
 from schemas.errors import UndecodableMessage
 from schemas.messages import Doorbell
+from workers.loop import LoopThread
 from workers.process import Process
 from workers.run import Run
 
@@ -21,8 +20,8 @@ _log = structlog.get_logger(__name__)
 _PROGRESS_SECONDS = 1.0
 
 
-def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractEventLoop]]) -> None:
-    """Add the task to an application; `process` gives the running process and its loop."""
+def register(app: Celery, process: Process, loop: LoopThread) -> None:
+    """Add the task to an application."""
 
     @app.task(name=TASK_NAME, bind=True, ignore_result=True, shared=False)
     def run_chunk(self: "Task[Any, Any]", message: Any = None) -> dict[str, Any]:
@@ -36,9 +35,8 @@ def register(app: Celery, process: Callable[[], tuple[Process, asyncio.AbstractE
                 message_id=self.request.id,
             )
             return {"rows": 0, "note": "not a doorbell"}
-        worker, loop = process()
         seen: list[Run] = []
-        answer = asyncio.run_coroutine_threadsafe(worker.answer(doorbell, seen.append), loop)
+        answer = loop.run(process.answer(doorbell, seen.append))
         try:
             return _wait(self, doorbell, answer, seen)
         except Exception as error:  # noqa: BLE001 - Celery shows an exception's text in events; it may quote a caller

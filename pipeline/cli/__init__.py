@@ -26,6 +26,7 @@ app.add_typer(calls, name="calls")
 app.command()(queues)
 app.command()(health)
 app.command()(services.worker)
+app.command()(services.intake)
 app.command()(services.recover)
 app.command()(services.flower)
 app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(

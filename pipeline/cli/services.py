@@ -1,4 +1,4 @@
-"""Commands that run one part each: worker, recover, flower, simulator, db.
+"""Commands that run one part each: worker, intake, recover, flower, simulator, db.
 
 Flower, Alembic and the simulator are imported where they run: together they take longer than most commands.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import command, out, print_json, wiring
-from pipeline.recover import sweep, sweep_forever
+from pipeline.recover import Reach, sweep, sweep_forever
 from schemas.messages import Lane
 
 db = typer.Typer(help="The database's tables.", no_args_is_help=True)
@@ -30,6 +30,13 @@ def worker(
 
 
 @command
+def intake() -> None:
+    """Run the intake process: jobs that come as Celery messages, and their replies. See docs/submitting.md."""
+    arguments = [sys.executable, "-m", "workers.intake"]
+    os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
+
+
+@command
 def recover(
     once: Annotated[bool, typer.Option("--once", help="One sweep, then stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print what was done as JSON.")] = False,
@@ -38,22 +45,29 @@ def recover(
 
     async def run() -> None:
         async with wiring().adapters() as adapters:
+            reach = Reach(adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer)
             if not once:
-                sweeping = asyncio.create_task(sweep_forever(adapters.database, adapters.bells, adapters.models))
+                sweeping = asyncio.create_task(sweep_forever(reach, adapters.models))
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
                 await asyncio.wait({sweeping})
                 if not sweeping.cancelled():
                     sweeping.result()
                 return
-            done = await sweep(adapters.database, adapters.bells, adapters.models)
+            done = await sweep(reach, adapters.models)
             if as_json:
                 print_json(
-                    {"returned_chunks": done.returned_chunks, "poison_jobs": done.poison_jobs, "permits": done.permits}
+                    {
+                        "returned_chunks": done.returned_chunks,
+                        "poison_jobs": done.poison_jobs,
+                        "expired_jobs": done.expired_jobs,
+                        "permits": done.permits,
+                    }
                 )
             else:
                 out.print(
-                    f"{done.returned_chunks} chunks returned, {done.poison_jobs} jobs given up, {done.permits} permits rung"
+                    f"{done.returned_chunks} chunks returned, {done.poison_jobs} jobs given up, {done.expired_jobs} expired, "
+                    f"{done.permits} permits rung"
                 )
 
     asyncio.run(run())
@@ -89,4 +103,4 @@ def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the r
     print_json({"revision": revision}) if as_json else out.print(f"database is at revision {revision}")
 
 
-__all__ = ["db", "flower", "recover", "simulator", "worker"]
+__all__ = ["db", "flower", "intake", "recover", "simulator", "worker"]

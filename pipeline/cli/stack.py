@@ -94,6 +94,7 @@ class Stack:
         write_running(self.folder, self.running)
         for lane in Lane:
             self.start(f"worker-{lane}", ["-m", "workers.main", lane])
+        self.start("intake", ["-m", "workers.intake"])
         self.start("recover", ["-m", "pipeline.cli", "recover"])
         if port:
             self.start("flower", ["-m", "pipeline.cli", "flower", "--port", str(port)])
@@ -101,7 +102,7 @@ class Stack:
         for name, url in addresses.items():
             _until(lambda url=url: _answers(f"{url}/health"), f"the simulator of {name}", self.folder)  # type: ignore[misc]
         app = make_app(redis_url)
-        _until(lambda: _nodes(app) >= len(Lane), "the workers", self.folder)
+        _until(lambda: _nodes(app) > len(Lane), "the workers", self.folder)
         app.close()
         if self.running.flower_url:
             _until(lambda: _answers(f"{self.running.flower_url}/healthcheck"), "Flower", self.folder)

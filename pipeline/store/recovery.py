@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.retries import MAX_CRASHES
 from pipeline.store.connection import Database
+from pipeline.store.settlement import SettledOutside
 from schemas.messages import Lane
 
 _SWEEP_LOCK = 0x79796334
@@ -38,10 +39,42 @@ WITH poison AS (
 UPDATE chunks c SET state = 'done', finished_at = now(),
     failed = c.failed + (SELECT count(*) FROM stored WHERE stored.job_id = c.first_job_id)
 FROM poison WHERE c.first_job_id = poison.first_job_id
-RETURNING c.first_job_id
+RETURNING c.first_job_id AS job_id, c.reply_to,
+    (SELECT coalesce((j.request ->> 'stream')::bool, false) FROM jobs j WHERE j.job_id = c.first_job_id) AS streamed
 """
 _WAITING = """
 SELECT model, lane, count(*) AS chunks FROM chunks WHERE state = 'queued' AND due_at <= now() GROUP BY model, lane
+"""
+
+
+# What waits while nobody serves it expires all the same. The chunk first, as settling does.
+_DUE = """
+SELECT first_job_id FROM chunks WHERE state = 'queued' AND deadline <= now()
+ORDER BY first_job_id LIMIT 256 FOR UPDATE SKIP LOCKED
+"""
+_EXPIRE = """
+WITH stored AS (
+    INSERT INTO outcomes (job_id, series, state, code, message, model)
+    SELECT j.job_id, c.series, 'expired', 'deadline_passed', 'its deadline had passed before an engine was asked', c.model
+    FROM chunks c JOIN jobs j ON j.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1
+    WHERE c.first_job_id = ANY(%(due)s) AND j.deadline <= now() ON CONFLICT DO NOTHING RETURNING job_id
+)
+SELECT s.job_id, c.first_job_id, c.reply_to, coalesce((j.request ->> 'stream')::bool, false) AS streamed
+FROM stored s JOIN jobs j USING (job_id)
+JOIN chunks c ON c.first_job_id = ANY(%(due)s) AND s.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1
+"""
+_COUNT_EXPIRED = """
+UPDATE chunks c SET
+    expired = c.expired + (SELECT count(*) FROM unnest(%(chunks)s::bigint[]) AS e WHERE e = c.first_job_id),
+    deadline = l.deadline, state = CASE WHEN l.jobs = 0 THEN 'done' ELSE 'queued' END,
+    finished_at = CASE WHEN l.jobs = 0 THEN now() END
+FROM unnest(%(due)s::bigint[]) AS d(first_job_id), LATERAL (
+    SELECT count(*) AS jobs, min(j.deadline) AS deadline FROM chunks mine
+    JOIN jobs j ON j.job_id BETWEEN mine.first_job_id AND mine.first_job_id + mine.rows - 1
+    WHERE mine.first_job_id = d.first_job_id
+      AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = j.job_id AND o.series = mine.series)
+) l
+WHERE c.first_job_id = d.first_job_id
 """
 
 
@@ -54,21 +87,33 @@ class Waiting:
     chunks: int
 
 
-async def return_lost(database: Database) -> tuple[int, int]:
+async def return_lost(database: Database) -> tuple[int, list[SettledOutside]]:
     """Put chunks whose lease ran out back into the queue, halved if they have several rows; fail poison rows.
 
     Returns:
-        Chunks returned and rows failed; (0, 0) where another process is sweeping right now.
+        Chunks returned, and rows failed; nothing where another process is sweeping right now.
     """
     async with database.transaction() as connection:
         row = await (
             await connection.execute("SELECT pg_try_advisory_xact_lock(%s) AS mine", (_SWEEP_LOCK,))
         ).fetchone()
         if row is None or not row["mine"]:
-            return 0, 0
+            return 0, []
         returned = await (await connection.execute(_RETURN_LOST)).fetchall()
         poison = await (await connection.execute(_FAIL_POISON, (MAX_CRASHES,))).fetchall()
-    return len(returned), len(poison)
+    return len(returned), [SettledOutside(**row) for row in poison]
+
+
+async def expire(database: Database) -> list[SettledOutside]:
+    """Settle queued jobs whose deadline has come, some hundred chunks at a time. Safe to run anywhere."""
+    async with database.transaction() as connection:
+        due = [row["first_job_id"] for row in await (await connection.execute(_DUE)).fetchall()]
+        if not due:
+            return []
+        settled = await (await connection.execute(_EXPIRE, {"due": due})).fetchall()
+        chunks = [row.pop("first_job_id") for row in settled]
+        await connection.execute(_COUNT_EXPIRED, {"due": due, "chunks": chunks})
+    return [SettledOutside(**row) for row in settled]
 
 
 async def waiting(database: Database) -> list[Waiting]:
@@ -78,4 +123,4 @@ async def waiting(database: Database) -> list[Waiting]:
     return [Waiting(row["model"], Lane(row["lane"]), row["chunks"]) for row in rows]
 
 
-__all__ = ["Waiting", "return_lost", "waiting"]
+__all__ = ["Waiting", "expire", "return_lost", "waiting"]

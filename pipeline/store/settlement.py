@@ -209,28 +209,27 @@ VALUES (%s, %s, 'cancelled', 'cancelled', 'cancelled before it was settled') ON 
 
 
 @dataclass(frozen=True, slots=True)
-class Cancelled:
-    """What a cancel found.
+class SettledOutside:
+    """A job that was settled without a run: cancelled, expired in the queue, or given up.
 
     Attributes:
-        now: whether this one cancelled the job; False where it was settled already.
         reply_to: the channel of whoever waits for it.
         streamed: whether somebody may be reading its answer.
     """
 
-    now: bool
+    job_id: JobId
     reply_to: str | None
     streamed: bool
 
 
-async def cancel(database: Database, job_id: JobId) -> Cancelled | None:
+async def cancel(database: Database, job_id: JobId) -> tuple[bool, SettledOutside] | None:
     """Settle a job as cancelled unless it has an outcome already.
 
     The chunk only counts it. It is closed by the next claim, which finds what is left: counters of a chunk that was halved
     say nothing about its own rows.
 
     Returns:
-        None if there is no such job.
+        The job, and whether this cancelled it or it was settled already; None if there is no such job.
     """
     async with database.transaction() as connection:
         there = await (await connection.execute(_STREAMED, (job_id,))).fetchone()
@@ -247,7 +246,7 @@ async def cancel(database: Database, job_id: JobId) -> Cancelled | None:
             await connection.execute(
                 "UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s", (chunk["first_job_id"],)
             )
-        return Cancelled(stored is not None, chunk["reply_to"], there["streamed"])
+        return stored is not None, SettledOutside(job_id, chunk["reply_to"], there["streamed"])
 
 
-__all__ = ["Cancelled", "FailedTry", "NextState", "RunReport", "SettledRow", "cancel", "settle"]
+__all__ = ["FailedTry", "NextState", "RunReport", "SettledOutside", "SettledRow", "cancel", "settle"]

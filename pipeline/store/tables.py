@@ -109,6 +109,11 @@ sa.Index(
     chunks.c.first_job_id,
     postgresql_where=sa.text("state = 'queued'"),
 )
+sa.Index(
+    "ix_chunks_deadline",
+    chunks.c.deadline,
+    postgresql_where=sa.text("state = 'queued' AND deadline IS NOT NULL"),
+)
 sa.Index("ix_chunks_running", chunks.c.lease_expires_at, postgresql_where=sa.text("state = 'running'"))
 sa.Index("ix_chunks_run_id", chunks.c.run_id, postgresql_where=sa.text("state = 'running'"))
 sa.Index("ix_chunks_batch_id", chunks.c.batch_id, chunks.c.first_job_id)
@@ -157,6 +162,16 @@ failures = sa.Table(
     sa.Column("at", _INSTANT, nullable=False, server_default=sa.func.now()),
 )
 
+# Outcomes owed to callers behind the intake queue.
+replies = sa.Table(
+    "replies",
+    metadata,
+    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("queue", sa.Text, primary_key=True),
+    sa.Column("job_key", sa.Text, nullable=False),
+    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+)
+
 __all__ = [
     "batches",
     "chunks",
@@ -166,4 +181,5 @@ __all__ = [
     "jobs",
     "metadata",
     "outcomes",
+    "replies",
 ]

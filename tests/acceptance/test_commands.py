@@ -142,7 +142,7 @@ def test_queues_and_jobs_show_what_waits_and_why(place: Place) -> None:
 def test_recover_once_says_what_it_did(place: Place) -> None:
     place.yyc3("submit", "intent", "--text", "我要退款", REDIS_URL="redis://127.0.0.1:9/0")
     done = json.loads(place.yyc3("recover", "--once", "--json").stdout)
-    assert done == {"returned_chunks": 0, "poison_jobs": 0, "permits": 1}
+    assert done == {"returned_chunks": 0, "poison_jobs": 0, "expired_jobs": 0, "permits": 1}
     assert json.loads(place.yyc3("recover", "--once", "--json").stdout)["permits"] == 0
 
 

@@ -73,7 +73,7 @@ def test_the_tables_and_the_migrations_agree(place: Place) -> None:
 
 
 def test_upgrading_twice_changes_nothing(place: Place) -> None:
-    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0001"
+    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0002"
 
 
 async def test_a_database_without_tables_says_what_to_run(place: Place) -> None:
@@ -208,7 +208,7 @@ async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, plac
     await batch(database, 1)
     slow = await take(database, lease=GONE)
     assert slow is not None
-    assert await recovery.return_lost(database) == (1, 0)
+    assert await recovery.return_lost(database) == (1, [])
     other = await take(database)
     assert other is not None
     assert await settlement.settle(database, [report(slow)]) == set()
@@ -256,8 +256,8 @@ async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: 
     stored = await batch(database, 2)
     claim = await take(database)
     assert claim is not None
-    assert (found := await settlement.cancel(database, stored.job_ids[0])) and found.now
-    assert (found := await settlement.cancel(database, stored.job_ids[0])) and not found.now
+    assert (found := await settlement.cancel(database, stored.job_ids[0])) and found[0]
+    assert (found := await settlement.cancel(database, stored.job_ids[0])) and not found[0]
     assert await settlement.cancel(database, JobId(1)) is None
     await settlement.settle(database, [report(claim)])
     found = await reading.outcomes_of(database, list(stored.job_ids))
@@ -282,8 +282,8 @@ async def test_cancelling_after_a_halving_leaves_the_neighbours_claimable(databa
     settled = RunReport(claim.first_job_id, claim.fence, report(claim).rows[5:8] + report(claim).rows[:1])  # type: ignore[operator]
     await settlement.settle(database, [settled])
     await recovery.return_lost(database)
-    assert (found := await settlement.cancel(database, stored.job_ids[1])) and found.now
-    assert (found := await settlement.cancel(database, stored.job_ids[9])) and found.now
+    assert (found := await settlement.cancel(database, stored.job_ids[1])) and found[0]
+    assert (found := await settlement.cancel(database, stored.job_ids[9])) and found[0]
     while again := await take(database):
         await settlement.settle(database, [report(again)])
     found = await reading.outcomes_of(database, list(stored.job_ids))
@@ -387,7 +387,7 @@ async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(data
     claim = await take(database, lease=GONE)
     assert claim is not None
     await settlement.settle(database, [report(claim, rows=2, next_state=NextState.RUNNING)])
-    assert await recovery.return_lost(database) == (1, 0)
+    assert await recovery.return_lost(database) == (1, [])
     halves = place.query("SELECT rows, crashes, last_code, state FROM chunks ORDER BY first_job_id")
     assert halves == [(5, 0, "worker_lost", "queued"), (5, 0, "worker_lost", "queued")]
     claimed = [await take(database), await take(database)]

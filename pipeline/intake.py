@@ -1,0 +1,163 @@
+"""Jobs that come as messages: checked, stored and answered on the queue the caller named."""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from pipeline import retries
+from pipeline.batching import Coalescer
+from pipeline.broker import Bells, Whispers
+from pipeline.models import Models
+from pipeline.store import Database, reading, replies
+from pipeline.store.replies import Owed
+from pipeline.submit import Submitter
+from pipeline.telemetry import fault
+from schemas.errors import (
+    BrokerUnavailable,
+    ErrorCode,
+    InvalidJob,
+    PipelineError,
+    StoreUnavailable,
+)
+from schemas.ids import JobId
+from schemas.intake import AcceptedReply, OutcomeReply, RefusedReply, job_key, parse_intake, reply_queue
+from schemas.messages import Lane, queue_name
+from schemas.results import JobError
+
+_log = structlog.get_logger(__name__)
+_SWEEP_SECONDS = 5.0
+_PAGE_JOBS = 5_000
+
+
+class Closing(Exception):  # noqa: N818 - nothing failed
+    """This process stops; the message belongs back in its queue."""
+
+
+class Door:
+    """Admits jobs and sends their replies.
+
+    A message is acknowledged after its job is stored and `accepted` is said. One that comes twice finds its job by its key.
+
+    Args:
+        channel: on which workers whisper the jobs of this door.
+    """
+
+    def __init__(
+        self, models: Models, database: Database, bells: Bells, whispers: Whispers, submitter: Submitter, channel: str
+    ) -> None:
+        self._database = database
+        self._bells = bells
+        self._whispers = whispers
+        self._submitter = submitter
+        self._channel = channel
+        self._reserved = frozenset(queue_name(entry.name, lane) for entry in models for lane in Lane)
+        self._closing = asyncio.Event()
+        self._owe: Coalescer[Owed, None] = Coalescer(self._owe_many)
+        self._deliver: Coalescer[JobId, None] = Coalescer(self._deliver_many)
+
+    async def admit(self, arguments: dict[str, Any], message_id: str) -> str:
+        """One message; returns `accepted` or `refused` for Flower.
+
+        Raises:
+            Closing: the process stops before the job could be stored.
+        """
+        try:
+            said = parse_intake(arguments, self._reserved)
+            job_id = await self._patiently(lambda: self._submitter.submit(said.job))
+        except Closing:
+            raise
+        except PipelineError as error:
+            await self._refuse(arguments, error.code, error.message, message_id)
+            return "refused"
+        except Exception as error:  # noqa: BLE001 - a mistake of ours costs this one message, and its sender is told
+            _log.error("a message could not be admitted", message_id=message_id, fault=fault(error))
+            await self._refuse(arguments, ErrorCode.OWN_FAULT, f"a mistake in this program: {fault(error)}", message_id)
+            return "refused"
+        if said.reply_to is not None:
+            await self._say(said.reply_to, AcceptedReply(job_key=said.job_key, job_id=job_id))
+            await self._patiently(lambda: self._owe(Owed(job_id, str(said.reply_to), said.job_key)))
+            await self._patiently(lambda: self._deliver(job_id))  # it may have been settled before it was owed
+        return "accepted"
+
+    def close(self) -> None:
+        """Wait for no database any more: what is not stored goes back to its queue."""
+        self._closing.set()
+
+    async def serve(self) -> None:
+        """Send replies as jobs are settled, and look from time to time for those whose whisper was lost."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._hear())
+            group.create_task(self._sweep())
+
+    async def _patiently(self, work: Any) -> Any:
+        """Wait out a database that is away: the message is in nobody else's hands meanwhile."""
+        attempt = 0
+        while True:
+            try:
+                return await work()
+            except (StoreUnavailable, BrokerUnavailable) as error:
+                attempt += 1
+                _log.warning("the door waits", reason=error.message)
+                try:
+                    async with asyncio.timeout(retries.delay(attempt).total_seconds()):
+                        await self._closing.wait()
+                except TimeoutError:
+                    continue
+                raise Closing from None
+
+    async def _refuse(self, arguments: dict[str, Any], code: ErrorCode, message: str, message_id: str) -> None:
+        try:
+            queue = reply_queue(arguments, self._reserved)
+        except InvalidJob:
+            queue = None
+        if queue is None:
+            _log.warning("a job was refused, and nobody is to be told", code=code, message_id=message_id)
+            return
+        try:
+            key = job_key(arguments)
+        except InvalidJob:
+            key = None
+        await self._say(queue, RefusedReply(job_key=key, error=JobError(code=code, message=message)))
+
+    async def _say(self, queue: str, reply: AcceptedReply | RefusedReply | OutcomeReply) -> None:
+        await self._patiently(lambda: self._bells.reply([(queue, reply)]))
+
+    async def _owe_many(self, owed: list[Owed]) -> list[None]:
+        await replies.owe(self._database, owed)
+        return [None] * len(owed)
+
+    async def _deliver_many(self, job_ids: list[JobId]) -> list[None]:
+        async with replies.due(self._database, sorted(set(job_ids))) as owed:
+            found = await reading.outcomes_of(self._database, [o.job_id for o in owed]) if owed else {}
+            await self._bells.reply(
+                [(o.queue, OutcomeReply(job_key=o.job_key, job_id=o.job_id, outcome=found[o.job_id])) for o in owed]
+            )
+        return [None] * len(job_ids)
+
+    async def _hear(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                async for job_ids in self._whispers.listen(self._channel, asyncio.Event()):
+                    attempt = 0
+                    await asyncio.gather(*[self._deliver(job_id) for job_id in job_ids])
+            except (BrokerUnavailable, StoreUnavailable) as error:
+                _log.warning("replies are late for now", reason=error.message)
+            attempt += 1
+            await asyncio.sleep(retries.delay(attempt).total_seconds())
+
+    async def _sweep(self) -> None:
+        """A page of what is owed each few seconds: whispers get lost, and so do the doors they were meant for."""
+        after = JobId(0)
+        while True:
+            try:
+                page = await replies.owed_after(self._database, after, _PAGE_JOBS)
+                await asyncio.gather(*[self._deliver(job_id) for job_id in page])
+                after = page[-1] if len(page) == _PAGE_JOBS else JobId(0)
+            except (BrokerUnavailable, StoreUnavailable) as error:
+                _log.warning("replies are late for now", reason=error.message)
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+
+__all__ = ["Closing", "Door"]

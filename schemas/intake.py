@@ -1,0 +1,125 @@
+"""The door for any system that speaks Celery: task `yyc3.submit` on queue `yyc3.intake`, answers as task `yyc3.reply`.
+
+Keyword arguments of `yyc3.submit` are the fields of a job, and beside them `job_key` and `reply_to`. It is the one message
+that carries a caller's words, as the reply with the outcome is the one that carries the answer: see docs/submitting.md.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import InvalidJob
+from schemas.ids import JobId
+from schemas.jobs import Job, parse_job
+from schemas.results import JobError, Outcome
+
+INTAKE_QUEUE = "yyc3.intake"
+SUBMIT_TASK = "yyc3.submit"
+REPLY_TASK = "yyc3.reply"
+MAX_KEY_CHARACTERS = 200
+_QUEUE = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """A job as it came through the door.
+
+    Attributes:
+        job_key: the caller's name for it; the same key with the same job is the same job, however often it is sent.
+        reply_to: the queue that gets the replies; None where nobody wants them.
+    """
+
+    job: Job
+    job_key: str
+    reply_to: str | None
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    job_key: str | None
+
+
+class AcceptedReply(_Reply):
+    """The job is stored; its outcome follows."""
+
+    event: Literal["accepted"] = "accepted"
+    job_id: JobId
+
+
+class RefusedReply(_Reply):
+    """Nothing was stored; nothing follows. `job_key` is null where the message had none that can be used."""
+
+    event: Literal["refused"] = "refused"
+    error: JobError
+
+
+class OutcomeReply(_Reply):
+    """The job is settled. It may come twice, and then says the same."""
+
+    event: Literal["outcome"] = "outcome"
+    job_id: JobId
+    outcome: Outcome
+
+
+IntakeReply = Annotated[AcceptedReply | RefusedReply | OutcomeReply, Field(discriminator="event")]
+
+
+def reply_queue(arguments: dict[str, Any], reserved: frozenset[str]) -> str | None:
+    """The queue that replies go to.
+
+    Raises:
+        InvalidJob: it is no name of a queue, or one of ours.
+    """
+    queue = arguments.get("reply_to")
+    if queue is None:
+        return None
+    if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
+        raise InvalidJob("job refused: reply_to: is no name of a queue; use letters, digits and _ . : -")
+    if queue in reserved or queue.startswith(("yyc3.", "_kombu", "celery")):
+        raise InvalidJob("job refused: reply_to: is a queue of this system; use one of your own")
+    return queue
+
+
+def job_key(arguments: dict[str, Any]) -> str:
+    """The caller's name for the job.
+
+    Raises:
+        InvalidJob: there is none.
+    """
+    key = arguments.get("job_key")
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS or "\x00" in key:
+        raise InvalidJob(f"job refused: job_key: must be a text of 1 to {MAX_KEY_CHARACTERS} characters, without NUL")
+    return key
+
+
+def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> Intake:
+    """The arguments of `yyc3.submit`.
+
+    `reserved` are names of queues that no reply may go to.
+
+    Raises:
+        InvalidJob: one sentence that names the field.
+    """
+    queue, key = reply_queue(arguments, reserved), job_key(arguments)
+    if "idempotency_key" in arguments:
+        raise InvalidJob("job refused: idempotency_key: job_key is the idempotency key of this door; leave it out")
+    fields = {name: value for name, value in arguments.items() if name not in {"job_key", "reply_to"}}
+    return Intake(parse_job({**fields, "idempotency_key": key}), key, queue)
+
+
+__all__ = [
+    "INTAKE_QUEUE",
+    "REPLY_TASK",
+    "SUBMIT_TASK",
+    "AcceptedReply",
+    "Intake",
+    "IntakeReply",
+    "OutcomeReply",
+    "RefusedReply",
+    "job_key",
+    "parse_intake",
+    "reply_queue",
+]
