@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -32,11 +33,12 @@ HIDDEN = "(hidden)"
 """What events and Flower show in place of arguments that carry words."""
 
 
-def make_app(redis_url: str) -> Celery:
+def make_app(redis_url: str, *, visibility: timedelta = timedelta(hours=1)) -> Celery:
     """The Celery application: JSON only, early acknowledgement, no results in Redis.
 
     A message is acknowledged when its task starts: leases in Postgres recover what a lost worker held, and a second
-    recovery in the broker would run it twice.
+    recovery in the broker would run it twice. `visibility` is for tasks that are acknowledged late: after it, what a lost
+    process held goes back to its queue.
     """
     app = Celery("yyc3", broker=redis_url, set_as_current=False)
     app.conf.update(
@@ -54,7 +56,13 @@ def make_app(redis_url: str) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=5,
-        broker_transport_options={"visibility_timeout": 3_600, "socket_connect_timeout": 5, "socket_timeout": 30},
+        broker_transport_options={
+            "visibility_timeout": int(visibility.total_seconds()),
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,  # look each 5 s
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+        },
         event_queue_expires=60,
         control_queue_expires=60,
         timezone="UTC",

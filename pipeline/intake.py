@@ -53,6 +53,7 @@ class Door:
         self._channel = channel
         self._reserved = frozenset(queue_name(entry.name, lane) for entry in models for lane in Lane)
         self._closing = asyncio.Event()
+        self._promising: set[JobId] = set()
         self._owe: Coalescer[Owed, None] = Coalescer(self._owe_many)
         self._deliver: Coalescer[JobId, None] = Coalescer(self._deliver_many)
 
@@ -75,10 +76,18 @@ class Door:
             await self._refuse(arguments, ErrorCode.OWN_FAULT, f"a mistake in this program: {fault(error)}", message_id)
             return "refused"
         if said.reply_to is not None:
-            await self._say(said.reply_to, AcceptedReply(job_key=said.job_key, job_id=job_id))
-            await self._patiently(lambda: self._owe(Owed(job_id, str(said.reply_to), said.job_key)))
-            await self._patiently(lambda: self._deliver(job_id))  # it may have been settled before it was owed
+            await self._promise(Owed(job_id, said.reply_to, said.job_key))
         return "accepted"
+
+    async def _promise(self, owed: Owed) -> None:
+        """Say that the job is accepted, after it was written down that its outcome is owed."""
+        self._promising.add(owed.job_id)  # its outcome waits until this is said
+        try:
+            await self._patiently(lambda: self._owe(owed))
+            await self._say(owed.queue, AcceptedReply(job_key=owed.job_key, job_id=owed.job_id))
+        finally:
+            self._promising.discard(owed.job_id)
+        await self._patiently(lambda: self._deliver(owed.job_id))  # it may be settled already
 
     def close(self) -> None:
         """Wait for no database any more: what is not stored goes back to its queue."""
@@ -128,7 +137,7 @@ class Door:
         return [None] * len(owed)
 
     async def _deliver_many(self, job_ids: list[JobId]) -> list[None]:
-        async with replies.due(self._database, sorted(set(job_ids))) as owed:
+        async with replies.due(self._database, sorted(set(job_ids) - self._promising)) as owed:
             found = await reading.outcomes_of(self._database, [o.job_id for o in owed]) if owed else {}
             await self._bells.reply(
                 [(o.queue, OutcomeReply(job_key=o.job_key, job_id=o.job_id, outcome=found[o.job_id])) for o in owed]

@@ -107,9 +107,9 @@ class Wiring:
     def _nowhere(self, variable: str) -> str:
         return f"no yyc3 up is running in {self.settings.home_folder} and {variable} is not set; start one, or set it"
 
-    def celery_app(self) -> Celery:
-        """The Celery application."""
-        return make_app(self.redis_url)
+    def celery_app(self, **options: Any) -> Celery:
+        """The Celery application; see make_app."""
+        return make_app(self.redis_url, **options)
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
         """Uvloop where it runs."""

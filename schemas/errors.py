@@ -13,36 +13,48 @@ A message is one sentence that names the thing and the way out. It never repeats
 """
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
 
 
 class ErrorCode(StrEnum):
-    """What stands in `outcomes.code` and in every refusal. The comment says what it means."""
+    """What stands in `outcomes.code` and in every refusal.
 
-    UNKNOWN_MODEL = "unknown_model"  # no entry of that name in models.toml, or it cannot do this kind
-    INVALID_SETTING = "invalid_setting"  # an environment variable or a file of ours says something impossible
-    INVALID_JOB = "invalid_job"  # refused at submit; the message names the field
-    DUPLICATE_JOB = "duplicate_job"  # this idempotency key was used for another job
-    INVALID_CALL = "invalid_call"  # a line of a call file that is no call
-    BROKER_UNAVAILABLE = "broker_unavailable"  # Redis cannot be reached
-    UNDECODABLE_MESSAGE = "undecodable_message"  # a queue message that is not ours
-    STORE_UNAVAILABLE = "store_unavailable"  # Postgres cannot be reached
-    VALUE_REFUSED = "value_refused"  # Postgres cannot store something in it
-    JOB_NOT_FOUND = "job_not_found"  # no job of that id
-    ENGINE_UNAVAILABLE = "engine_unavailable"  # nobody answers at the endpoint
-    ENGINE_OVERLOADED = "engine_overloaded"  # the engine refuses more work for now (503, 429)
-    ENGINE_TIMEOUT = "engine_timeout"  # no answer within the time limit
-    ENGINE_FAILED = "engine_failed"  # the engine broke while it worked (5xx, connection cut)
-    REQUEST_REJECTED = "request_rejected"  # the engine will not do this request (4xx), now or later
-    PROMPT_TOO_LONG = "prompt_too_long"  # more tokens than the model's context
-    INVALID_OUTPUT = "invalid_output"  # an answer outside what was asked for, empty or unreadable
-    OWN_FAULT = "own_fault"  # a mistake in this program; the worker's log names it
-    WORKER_LOST = "worker_lost"  # the workers that took this job died, time after time
-    DEADLINE_PASSED = "deadline_passed"  # the job's own deadline came first
-    CANCELLED = "cancelled"  # somebody cancelled it
-    RESULT_TIMEOUT = "result_timeout"  # the caller stopped waiting; the job goes on
+    Attributes:
+        meaning: what it says, as a clause.
+    """
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    UNKNOWN_MODEL = "unknown_model", "no entry of that name in models.toml, or it cannot do this kind"
+    INVALID_SETTING = "invalid_setting", "an environment variable or a file of ours says something impossible"
+    INVALID_JOB = "invalid_job", "refused at submit; the message names the field"
+    DUPLICATE_JOB = "duplicate_job", "this idempotency key was used for another job"
+    INVALID_CALL = "invalid_call", "a line of a call file that is no call"
+    BROKER_UNAVAILABLE = "broker_unavailable", "Redis cannot be reached"
+    UNDECODABLE_MESSAGE = "undecodable_message", "a queue message that is not ours"
+    STORE_UNAVAILABLE = "store_unavailable", "Postgres cannot be reached"
+    VALUE_REFUSED = "value_refused", "Postgres cannot store something in it"
+    JOB_NOT_FOUND = "job_not_found", "no job of that id"
+    ENGINE_UNAVAILABLE = "engine_unavailable", "nobody answers at the endpoint"
+    ENGINE_OVERLOADED = "engine_overloaded", "the engine refuses more work for now (503, 429)"
+    ENGINE_TIMEOUT = "engine_timeout", "no answer within the time limit"
+    ENGINE_FAILED = "engine_failed", "the engine broke while it worked (5xx, connection cut)"
+    REQUEST_REJECTED = "request_rejected", "the engine will not do this request (4xx), now or later"
+    PROMPT_TOO_LONG = "prompt_too_long", "more tokens than the model's context"
+    INVALID_OUTPUT = "invalid_output", "an answer outside what was asked for, empty or unreadable"
+    OWN_FAULT = "own_fault", "a mistake in this program; the worker's log names it"
+    WORKER_LOST = "worker_lost", "the workers that took this job died, time after time"
+    DEADLINE_PASSED = "deadline_passed", "the job's own deadline came first"
+    CANCELLED = "cancelled", "somebody cancelled it"
+    RESULT_TIMEOUT = "result_timeout", "the caller stopped waiting; the job goes on"
 
 
 class PipelineError(Exception):

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from schemas.intake import INTAKE_QUEUE, SUBMIT_TASK
 from workers.loop import LoopThread, prefer_latency
 from workers.main import run_celery
 
+_VISIBILITY = timedelta(minutes=1)  # a message is held for milliseconds, and what comes twice finds its job by its key
 _THREADS = 64  # messages at once; those that arrive together are stored together
 
 
@@ -77,7 +79,7 @@ def run_intake() -> NoReturn:
 
     loop = LoopThread(wiring.loop_factory(), serve)
     loop.start()
-    app = wiring.celery_app()
+    app = wiring.celery_app(visibility=_VISIBILITY)
     register(app, doors[0], loop)
     worker_shutting_down.connect(lambda **_: loop.loop.call_soon_threadsafe(doors[0].close), weak=False)
     run_celery(app, loop, f"intake.{os.getpid()}@{socket.gethostname()}", [INTAKE_QUEUE], _THREADS)

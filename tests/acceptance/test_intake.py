@@ -1,0 +1,266 @@
+"""Jobs as Celery messages: from a plain Celery producer and from a bare Redis client in Node, through a real worker."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from celery import Celery
+from support import Place, Started, wait_for
+
+from pipeline import Client
+from schemas.errors import ErrorCode
+from schemas.results import JobState, Outcome
+
+QUEUE = "crm.replies"
+CANARY = "金丝雀在唱歌canary42"
+
+
+class Caller:
+    """A system that speaks Celery, and reads its replies from its own queue."""
+
+    def __init__(self, place: Place) -> None:
+        self._app = Celery("crm", broker=place.redis_url, set_as_current=False)
+        self._redis = redis.Redis.from_url(place.redis_url)
+        self.seen: list[dict[str, Any]] = []
+
+    def send(self, **arguments: Any) -> None:
+        self._app.send_task("yyc3.submit", kwargs={"reply_to": QUEUE, **arguments}, queue="yyc3.intake")
+
+    def replies(self, count: int, seconds: float = 20) -> list[dict[str, Any]]:
+        """The next replies."""
+        found: list[dict[str, Any]] = []
+        end = time.monotonic() + seconds
+        while len(found) < count:
+            assert time.monotonic() < end, f"{count} replies, found {found}"
+            popped: Any = self._redis.brpop([QUEUE], timeout=1)
+            if popped:
+                message = json.loads(popped[1])
+                assert message["headers"]["task"] == "yyc3.reply"
+                assert "hidden" in message["headers"]["kwargsrepr"]
+                _, arguments, _ = json.loads(base64.b64decode(message["body"]))
+                found.append(arguments)
+        self.seen += found
+        return found
+
+    def close(self) -> None:
+        self._app.close()
+        self._redis.close()
+
+
+@pytest.fixture
+def caller(place: Place) -> Iterator[Caller]:
+    made = Caller(place)
+    yield made
+    made.close()
+
+
+def intake(place: Place, stack: ExitStack) -> Started:
+    started = stack.enter_context(place.process("workers.intake"))
+    wait_for(lambda: started.says(r"\"event\": ?\"ready\"") or started.ended, "the intake")
+    assert not started.ended, started.text
+    return started
+
+
+@pytest.fixture
+def running(place: Place) -> Iterator[Place]:
+    with ExitStack() as stack:
+        stack.enter_context(place.simulator())
+        stack.enter_context(place.worker("interactive"))
+        stack.enter_context(place.process("pipeline.cli", "recover"))
+        intake(place, stack)
+        yield place
+
+
+def test_a_message_is_accepted_and_its_outcome_follows(running: Place, caller: Caller) -> None:
+    caller.send(kind="intent", text="东西我不要了，我要退款", job_key="order-7")
+    accepted, outcome = caller.replies(2)
+    assert (accepted["event"], accepted["job_key"]) == ("accepted", "order-7")
+    assert (outcome["event"], outcome["job_key"], outcome["job_id"]) == ("outcome", "order-7", accepted["job_id"])
+    found = Outcome.model_validate(outcome["outcome"])
+    assert found.state is JobState.SUCCEEDED
+    assert found.result is not None
+    assert running.query("SELECT count(*) FROM replies") == [(0,)]
+    assert running.query("SELECT idempotency_key FROM job_keys") == [("order-7",)]
+
+
+def test_the_same_key_is_the_same_job_and_is_answered_again(running: Place, caller: Caller) -> None:
+    for _ in range(3):
+        caller.send(kind="sentiment", text="谢谢", job_key="order-8")
+        accepted, outcome = caller.replies(2)
+        assert (accepted["event"], outcome["event"]) == ("accepted", "outcome")
+    assert len({reply["job_id"] for reply in caller.seen}) == 1
+    assert running.query("SELECT count(*) FROM jobs") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "code", "says"),
+    [
+        ({"kind": "intent", "job_key": "a"}, "a", ErrorCode.INVALID_JOB, "text"),
+        ({"kind": "weather", "text": "x", "job_key": "b"}, "b", ErrorCode.INVALID_JOB, "kind"),
+        ({"kind": "intent", "text": "x"}, None, ErrorCode.INVALID_JOB, "job_key"),
+        ({"kind": "intent", "text": "x", "job_key": 5}, None, ErrorCode.INVALID_JOB, "job_key"),
+        ({"kind": "intent", "text": "x", "job_key": "c", "model": "gpt"}, "c", ErrorCode.UNKNOWN_MODEL, "model"),
+        (
+            {"kind": "intent", "text": "x", "job_key": "d", "idempotency_key": "d"},
+            "d",
+            ErrorCode.INVALID_JOB,
+            "idempotency_key",
+        ),
+        (
+            {"kind": "vision", "question": "x", "images": ["data:image/svg+xml;base64,PHN2Zz4="], "job_key": "e"},
+            "e",
+            ErrorCode.INVALID_JOB,
+            "images.0",
+        ),
+    ],
+)
+def test_what_is_refused_is_said_in_a_sentence_that_names_the_field(
+    running: Place, caller: Caller, arguments: dict[str, Any], key: str | None, code: ErrorCode, says: str
+) -> None:
+    caller.send(**arguments)
+    (refused,) = caller.replies(1)
+    assert (refused["event"], refused["job_key"]) == ("refused", key)
+    assert refused["error"]["code"] == code
+    assert says in refused["error"]["message"]
+    assert running.query("SELECT count(*) FROM jobs") == [(0,)]
+
+
+def test_a_key_of_another_job_is_refused(running: Place, caller: Caller) -> None:
+    caller.send(kind="sentiment", text="谢谢", job_key="k")
+    caller.replies(2)
+    caller.send(kind="sentiment", text="太差", job_key="k")
+    (refused,) = caller.replies(1)
+    assert refused["error"]["code"] == ErrorCode.DUPLICATE_JOB
+
+
+def test_nobody_can_have_replies_sent_into_our_own_queues(running: Place, caller: Caller) -> None:
+    for queue in ("chatglm3-6b", "cogagent.bulk", "yyc3.intake", "_kombu.x", "a b", "x" * 300):
+        caller.send(kind="sentiment", text="好", job_key="q", reply_to=queue)
+    caller.send(kind="sentiment", text="好", job_key="fine")
+    caller.replies(2)
+    assert running.query("SELECT count(*) FROM jobs") == [(1,)]
+
+
+def test_words_are_hidden_from_events_inspection_and_logs(place: Place, caller: Caller) -> None:
+    with ExitStack() as stack:
+        # The database is away, so that the message stays in the worker while it is looked at.
+        there = place.environment["DATABASE_URL"]
+        place.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:9/none"
+        started = intake(place, stack)
+        place.environment["DATABASE_URL"] = there
+        dump = stack.enter_context(place.process("celery", "-b", place.redis_url, "events", "--dump"))
+        wait_for(lambda: dump.says("heartbeat"), "events")
+        caller.send(kind="sentiment", text=CANARY, job_key="secret")
+        wait_for(lambda: dump.says("task received"), "the event of the message")
+        app = Celery("watch", broker=place.redis_url, set_as_current=False)
+
+        def active() -> dict[str, Any]:
+            found: dict[str, Any] = app.control.inspect(timeout=1).active() or {}
+            return found if any(found.values()) else {}
+
+        assert "(hidden)" in json.dumps(wait_for(active, "the message in hand"))
+        assert CANARY not in json.dumps(active(), ensure_ascii=False)
+        app.close()
+        client = redis.Redis.from_url(place.redis_url)
+        client.lpush("yyc3.intake", json.dumps({"body": CANARY, "headers": {}, "properties": {}}))
+        client.lpush("yyc3.intake", foreign({"task": "yyc3.other"}, [[CANARY], {}, {}]))
+        wait_for(lambda: started.text.count("its content is not logged") >= 1, "the broken message to be put aside")
+        # It is the only copy of the job: a worker that stops hands the message back.
+        assert started.terminate() == 0
+        assert CANARY not in started.text
+        assert CANARY not in dump.text
+        assert "(hidden)" in dump.text
+        client.close()
+        place.environment["DATABASE_URL"] = there
+        stack.enter_context(place.simulator())
+        stack.enter_context(place.worker("interactive"))
+        intake(place, stack)
+        assert [reply["event"] for reply in caller.replies(2)] == ["accepted", "outcome"]
+
+
+def test_a_killed_intake_loses_nothing_that_was_accepted(place: Place, caller: Caller) -> None:
+    with ExitStack() as stack:
+        first = intake(place, stack)
+        for number in range(50):
+            caller.send(kind="sentiment", text=f"第{number}位：谢谢", job_key=f"order-{number}")
+        accepted = caller.replies(50)
+        first.kill()
+        assert {reply["event"] for reply in accepted} == {"accepted"}
+        stack.enter_context(place.simulator())
+        stack.enter_context(place.worker("interactive"))
+        stack.enter_context(place.process("pipeline.cli", "recover"))
+        intake(place, stack)
+        replies = caller.replies(50, 30)
+        assert {reply["event"] for reply in replies} == {"outcome"}
+        assert {reply["job_key"] for reply in replies} == {f"order-{number}" for number in range(50)}
+        wait_for(lambda: place.query("SELECT count(*) FROM replies") == [(0,)], "every reply to be sent")
+
+
+def foreign(headers: dict[str, Any], body: list[Any]) -> str:
+    """A Celery message as another implementation writes it."""
+    identity = str(uuid4())
+    return json.dumps(
+        {
+            "body": base64.b64encode(json.dumps(body).encode()).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {"lang": "js", "id": identity, **headers},
+            "properties": {
+                "correlation_id": identity,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": "yyc3.intake"},
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid4()),
+            },
+        }
+    )
+
+
+NODE = """
+import net from "node:net";
+import { randomUUID } from "node:crypto";
+const url = new URL(process.env.REDIS_URL);
+const id = randomUUID();
+const body = [[], { kind: "chat", messages: [{ role: "user", content: "你好" }], job_key: "from-node",
+  reply_to: "crm.replies" }, {}];
+const message = JSON.stringify({
+  body: Buffer.from(JSON.stringify(body)).toString("base64"),
+  "content-encoding": "utf-8",
+  "content-type": "application/json",
+  headers: { lang: "js", task: "yyc3.submit", id },
+  properties: { correlation_id: id, delivery_mode: 2, delivery_info: { exchange: "", routing_key: "yyc3.intake" },
+    body_encoding: "base64", delivery_tag: randomUUID() },
+});
+const command = (...parts) =>
+  `*${parts.length}\\r\\n` + parts.map((part) => `$${Buffer.byteLength(part)}\\r\\n${part}\\r\\n`).join("");
+const socket = net.connect(Number(url.port), url.hostname);
+let heard = "";
+socket.on("data", (data) => { heard += data; if (heard.includes(":1\\r\\n")) socket.end(); });
+socket.on("close", () => process.exit(heard.includes(":1") ? 0 : 1));
+const login = url.password ? command("AUTH", decodeURIComponent(url.password)) : "";
+socket.write(login + command("SELECT", url.pathname.slice(1) || "0") + command("LPUSH", "yyc3.intake", message));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None and "CI" not in os.environ, reason="Node is not here")
+def test_a_bare_node_program_submits_and_the_outcome_can_be_asked_for_from_python(
+    running: Place, caller: Caller, tmp_path: Path
+) -> None:
+    program = tmp_path / "submit.mjs"
+    program.write_text(NODE, encoding="utf-8")
+    subprocess.run(["node", str(program)], env={**os.environ, "REDIS_URL": running.redis_url}, check=True, timeout=20)
+    accepted, outcome = caller.replies(2)
+    assert (accepted["event"], accepted["job_key"]) == ("accepted", "from-node")
+    assert outcome["outcome"]["result"]["text"]
+    with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
+        assert client.look(accepted["job_id"]).state is JobState.SUCCEEDED
