@@ -27,7 +27,8 @@ class ErrorCode(StrEnum):
 
     meaning: str
 
-    def __new__(cls, value: str, meaning: str) -> Self:
+    def __new__(cls, value: str, meaning: str = "") -> Self:
+        """A member with its meaning; the default is for the type checker, which takes `ErrorCode(value)` for this."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning

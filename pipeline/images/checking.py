@@ -88,15 +88,15 @@ def reencoded(raw: bytes) -> tuple[str, bytes]:
             with Image.open(BytesIO(raw), formats=[name]) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
-                    raise ValueError(
-                        f"has {width} x {height} pixels, more than {MAX_PIXELS // 1_000_000} million; send a smaller one"
-                    )
+                    raise Image.DecompressionBombError
                 if name == "JPEG":
                     picture.draft("RGB", (LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
                 plain = ImageOps.exif_transpose(picture)
                 plain = plain.convert("RGBA" if plain.has_transparency_data else "RGB")
                 plain.thumbnail((LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, EOFError) as error:
+    except Image.DecompressionBombError:
+        raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} million pixels; send a smaller one") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, ValueError) as error:
         raise ValueError(f"is a damaged {name} ({type(error).__name__}); save it again") from None
     kind = "JPEG" if name == "JPEG" else "PNG"
     written = BytesIO()

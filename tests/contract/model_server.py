@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import httpx
 
 VLLM_URL = os.environ.get("YYC3_TEST_VLLM_URL")
+VLLM_VISION_URL = os.environ.get("YYC3_TEST_VLLM_VISION_URL")
 CONTEXT_TOKENS = 512
 
 

@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from io import BytesIO
 
 import pytest
-from model_server import CONTEXT_TOKENS, ModelServer
+from model_server import CONTEXT_TOKENS, ModelServer, simulator_process
+from PIL import Image
 
 from pipeline import kinds
 from pipeline.engine import EngineClient
 from pipeline.engine.facts import ask_facts, first_tokens
+from pipeline.images.checking import data_url
 from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
 from schemas.jobs import parse_job
-from schemas.results import SentimentResult
+from schemas.results import CodeResult, SentimentResult, VisionResult
 
 
 @pytest.fixture
@@ -123,3 +126,100 @@ async def test_256_requests_are_in_flight_at_once(server: ModelServer, client: E
     rows = [sentiment(f"好 {i}", LabelForm.CODE)[1] for i in range(256)]
     answers = await asyncio.gather(*[client.ask(server.url, server.model, ask) for ask in rows])
     assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+async def test_an_answer_is_heard_piece_by_piece(server: ModelServer, client: EngineClient) -> None:
+    job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 20}})
+    heard: list[str] = []
+    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    answer = await client.ask(server.url, server.model, ask, on_text=heard.append)
+    assert len(heard) > 1
+    assert "".join(heard) == answer.text
+
+
+async def test_an_answer_ends_where_the_model_entry_says(server: ModelServer, client: EngineClient) -> None:
+    job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 20}})
+    plain = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
+    long = await client.ask(server.url, server.model, kinds.build(job, plain))
+    # Every token of the vocabulary is an end: the first one is the last.
+    ending = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, stop_token_ids=tuple(range(3, 2_000)))
+    ended = await client.ask(server.url, server.model, kinds.build(job, ending))
+    assert (long.completion_tokens or 0) > 1
+    if not server.simulated:  # the simulator's vocabulary is made up; it takes the field and does nothing with it
+        assert (ended.completion_tokens, ended.finish_reason) == (1, "stop")
+
+
+async def test_code_is_asked_for_with_the_models_own_prompt(server: ModelServer, client: EngineClient) -> None:
+    job = parse_job(
+        {"kind": "code", "instruction": "add", "language": "python", "context": "x = 1", "sampling": {"max_tokens": 60}}
+    )
+    target = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, system_prompt="你是编程助手。")
+    ask = kinds.build(job, target)
+    answer = await client.ask(server.url, server.model, ask)
+    try:
+        result = kinds.read(job, ask, answer)
+    except InvalidOutput as error:
+        assert not server.simulated, error  # a model of random weights writes no code
+    else:
+        assert isinstance(result, CodeResult)
+        assert result.code
+
+
+def picture(color: str) -> str:
+    raw = BytesIO()
+    Image.new("RGB", (64, 48), color).save(raw, "PNG")
+    return data_url("png", raw.getvalue())
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"brand": {"type": "string", "maxLength": 12}, "broken": {"type": "boolean"}},
+    "required": ["brand", "broken"],
+    "additionalProperties": False,
+}
+
+
+async def test_pictures_are_looked_at_and_answered_in_text(seeing: ModelServer, client: EngineClient) -> None:
+    job = parse_job({"kind": "vision", "question": "what?", "images": [picture("red")], "sampling": {"max_tokens": 12}})
+    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    result = kinds.read(job, ask, await client.ask(seeing.url, seeing.model, ask))
+    assert isinstance(result, VisionResult)
+    assert result.text
+    assert result.answer is None
+
+
+async def test_pictures_are_answered_in_the_callers_schema_or_the_try_fails(
+    seeing: ModelServer, client: EngineClient
+) -> None:
+    understood = 0
+    for color in ("red", "green", "blue", "white"):
+        job = parse_job(
+            {
+                "kind": "vision",
+                "question": "what?",
+                "images": [picture(color)],
+                "answer_schema": SCHEMA,
+                "sampling": {"max_tokens": 120},
+            }
+        )
+        ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+        try:
+            result = kinds.read(job, ask, await client.ask(seeing.url, seeing.model, ask))
+        except InvalidOutput as error:
+            assert not seeing.simulated, error  # a model of random weights may fill its answer with white space
+            continue
+        assert isinstance(result, VisionResult)
+        assert set(result.answer) == {"brand", "broken"}
+        understood += 1
+    assert understood or not seeing.simulated
+
+
+async def test_a_text_model_refuses_pictures_for_good(server: ModelServer, client: EngineClient) -> None:
+    job = parse_job({"kind": "vision", "question": "what?", "images": [picture("red")]})
+    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    if server.simulated:
+        with simulator_process("--no-images") as url, pytest.raises(RequestRejected):
+            await client.ask(url, "chatglm3-6b", ask)
+    else:
+        with pytest.raises(RequestRejected):
+            await client.ask(server.url, server.model, ask)
