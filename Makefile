@@ -41,6 +41,10 @@ bench: $(STAMP)  ## cost of a job and latency of a single job
 	@$(BIN)/python -m bench.bulk_cost
 	@$(BIN)/python -m bench.interactive
 
+types: $(STAMP)  ## renew what callers build on: docs/schemas/ and the table of errors in docs/submitting.md
+	@$(BIN)/yyc3 schema --out docs/schemas
+	@$(BIN)/python -c 'from pathlib import Path; from schemas.published import with_error_table; page = Path("docs/submitting.md"); page.write_text(with_error_table(page.read_text("utf-8")), "utf-8")'
+
 lock: $(STAMP)  ## renew both lock files (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group dev pyproject.toml -o requirements-dev.lock
@@ -49,4 +53,4 @@ clean:  ## remove .venv and caches (your data under YYC3_HOME stays)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help venv demo up test test-vllm check bench lock clean
+.PHONY: help venv demo up test test-vllm check bench types lock clean

@@ -22,10 +22,11 @@ from schemas.streams import StreamEvent
 from schemas.timings import Timings, Usage
 from schemas.typescript import typescript
 
-_ABOUT = """\
-Everything that a caller of the YYC3 AI-Call pipeline sends and gets; see docs/submitting.md. Beside it the pipeline looks at \
-what a schema cannot say: texts of one job hold at most 400,000 characters together, labels differ, a sentiment's context goes \
-with text, pictures are pictures, an answer_schema is one, and no text holds a NUL character."""
+_ABOUT = (
+    "Everything that a caller of the YYC3 AI-Call pipeline sends and gets; see docs/submitting.md. Beside it the pipeline "
+    "looks at what a schema cannot say: the texts of one job hold at most 400,000 characters together, labels differ, a "
+    "sentiment's context goes with text, pictures are pictures, an answer_schema is one, and no text holds a NUL character."
+)
 _Mode = Literal["validation", "serialization"]
 # Jobs as they may be sent, all else as we say it. A doorbell leaves its chunk out where it names none, as a sender may.
 _PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
@@ -41,7 +42,11 @@ _PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
     ("IntakeReply", "serialization", IntakeReply, "Keyword arguments of the task `yyc3.reply`, told apart by `event`."),
     ("Doorbell", "validation", Doorbell, ""),
 )
-_REPLY_TO = r"^(?!yyc3\.|_kombu|celery)[A-Za-z0-9_.:-]{1,200}$"
+_REPLY_QUEUE = {
+    "type": "string",
+    "pattern": "^[A-Za-z0-9_.:-]{1,200}$",
+    "not": {"pattern": "^(yyc3\\.|_kombu|celery)"},  # a lookahead says it shorter, and is unknown to Go
+}
 
 
 class _Generator(GenerateJsonSchema):
@@ -65,15 +70,6 @@ class _Generator(GenerateJsonSchema):
         made = super().tagged_union_schema(schema)
         return {keyword: value for keyword, value in made.items() if keyword != "discriminator"}
 
-    def enum_schema(self, schema: core_schema.EnumSchema) -> JsonSchemaValue:
-        """Names; error codes with their meanings."""
-        made = super().enum_schema(schema)
-        made["description"], _ = _read(schema["cls"])
-        if schema["cls"] is ErrorCode:
-            made["oneOf"] = [{"const": code, "description": code.meaning} for code in ErrorCode]
-            del made["enum"]
-        return made
-
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         """A model; what its docstring says about a field stands at the field."""
         made, cls = super().model_schema(schema), schema["cls"]
@@ -86,6 +82,8 @@ class _Generator(GenerateJsonSchema):
                 {"type": "object", "properties": {name: made["properties"][name]["anyOf"][0]}, "required": [name]}
                 for name in ("text", "turns")
             ]
+        # The tag first: it says what the rest is.
+        made["properties"] = dict(sorted(made["properties"].items(), key=lambda field: "const" not in field[1]))
         return made
 
 
@@ -109,13 +107,18 @@ def json_schema() -> dict[str, Any]:
     definitions = {name: _referring(schema, bare) for name, schema in document["$defs"].items()}
     about = {name: text for name, _, _, text in _PUBLISHED}
     definitions |= {name: {"title": name, "description": about[name], **schema} for name, schema in bare.items()}
-    definitions |= _submit_arguments(definitions)
+    definitions |= _submit_arguments(definitions) | {"ErrorCode": _error_codes()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "YYC3 AI-Call pipeline",
         "description": _ABOUT,
         "$defs": _in_reading_order(definitions, ["Job", "SubmitArguments", *about]),
     }
+
+
+def _error_codes() -> dict[str, Any]:
+    members = [{"const": str(code), "description": code.meaning} for code in ErrorCode]
+    return {"title": "ErrorCode", "description": _read(ErrorCode)[0], "type": "string", "oneOf": members}
 
 
 def _referring(schema: Any, bare: dict[str, Any]) -> Any:
@@ -136,7 +139,7 @@ def _submit_arguments(definitions: dict[str, Any]) -> dict[str, Any]:
         "description": "the queue that gets the replies; left out, nobody is told",
         "default": None,
     }
-    queue |= {"anyOf": [{"type": "string", "pattern": _REPLY_TO}, {"type": "null"}]}
+    queue |= {"anyOf": [_REPLY_QUEUE, {"type": "null"}]}
     made: dict[str, Any] = {}
     for job in (IntentJob, SentimentJob, ChatJob, CodeJob, VisionJob):
         name, schema = job.__name__.replace("Job", "Arguments"), definitions[job.__name__]
@@ -165,7 +168,8 @@ def _in_reading_order(definitions: dict[str, Any], names: list[str]) -> dict[str
 
 _AT_SUBMIT = "at submit: raised, or in a `refused` reply"
 _IN_AN_OUTCOME = "in an outcome"
-_IN_BOTH = "in an outcome; while a job is queued, why its last try failed"
+_WAITING = "while a job is queued: why its last try failed"
+_IN_BOTH = f"{_IN_AN_OUTCOME}; {_WAITING}"
 _MET = {
     ErrorCode.UNKNOWN_MODEL: _AT_SUBMIT,
     ErrorCode.INVALID_SETTING: "when a client or a command starts",
@@ -177,8 +181,8 @@ _MET = {
     ErrorCode.STORE_UNAVAILABLE: "in any call; the intake queue waits instead",
     ErrorCode.VALUE_REFUSED: _IN_AN_OUTCOME,
     ErrorCode.JOB_NOT_FOUND: "when a job is asked for",
-    ErrorCode.ENGINE_UNAVAILABLE: _IN_BOTH,
-    ErrorCode.ENGINE_OVERLOADED: _IN_BOTH,
+    ErrorCode.ENGINE_UNAVAILABLE: f"{_WAITING}, for as long as it takes",
+    ErrorCode.ENGINE_OVERLOADED: f"{_WAITING}, for as long as it takes",
     ErrorCode.ENGINE_TIMEOUT: _IN_BOTH,
     ErrorCode.ENGINE_FAILED: _IN_BOTH,
     ErrorCode.REQUEST_REJECTED: _IN_AN_OUTCOME,

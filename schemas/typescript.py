@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 
+_WIDTH = 116
 _SIMPLE = {
     "string": "string",
     "integer": "number",
@@ -21,13 +23,19 @@ def typescript(definitions: dict[str, Any]) -> str:
     Raises:
         ValueError: a schema without a keyword that is known here.
     """
-    types = [f"{_comment(made, '')}export type {name} = {_type(made, '')};\n" for name, made in definitions.items()]
-    return "\n".join(types)
+    return "\n".join(_declaration(name, schema) for name, schema in definitions.items())
+
+
+def _declaration(name: str, schema: dict[str, Any]) -> str:
+    written = _type(schema, "")
+    space = "" if written.startswith("\n") else " "
+    return f"{_comment(schema, '')}export type {name} ={space}{written};\n"
 
 
 def _comment(schema: dict[str, Any], indent: str) -> str:
     """A description as a comment on the lines before, empty where there is none."""
-    lines = schema.get("description", "").replace("*/", "* /").splitlines()
+    said = schema.get("description", "").replace("*/", "* /").splitlines()
+    lines = [line for paragraph in said for line in wrap(paragraph, _WIDTH) or [""]]
     if len(lines) < 2:
         return f"{indent}/** {lines[0]} */\n" if lines else ""
     return f"{indent}/**\n" + "".join(f"{indent} * {line}".rstrip() + "\n" for line in lines) + f"{indent} */\n"

@@ -36,8 +36,8 @@ class Script:
     def __init__(self, answers: list[ScriptedAnswer] | None = None) -> None:
         self._answers = answers or []
 
-    def __bool__(self) -> bool:
-        return bool(self._answers)
+    def __len__(self) -> int:
+        return len(self._answers)
 
     def find(self, text: str) -> ScriptedAnswer | None:
         """The answer for this text, and one use less of it."""
@@ -70,11 +70,34 @@ def read_script(path: Path) -> Script:
     return Script(answers)
 
 
+def script_from_json(body: Any) -> Script:
+    """A script given as `{"answers": [{...}, ...]}`, each like a line of the file.
+
+    Raises:
+        SimulatorError: names the entry.
+
+    """
+    entries = body.get("answers") if isinstance(body, dict) else None
+    if not isinstance(entries, list):
+        raise SimulatorError('The body must be like {"answers": [{"when": "order 7", "answer": "refund"}]}.')
+    answers = []
+    for number, entry in enumerate(entries):
+        try:
+            answers.append(_read_entry(entry))
+        except SimulatorError as problem:
+            raise SimulatorError(f"Answer {number} cannot be used: {problem}") from problem
+    return Script(answers)
+
+
 def _read_line(line: str) -> ScriptedAnswer:
     try:
         entry = orjson.loads(line)
     except orjson.JSONDecodeError as problem:
         raise SimulatorError(f"it is not JSON ({problem}).") from problem
+    return _read_entry(entry)
+
+
+def _read_entry(entry: Any) -> ScriptedAnswer:
     if not isinstance(entry, dict) or not isinstance(entry.get("when"), str):
         raise SimulatorError('it needs "when", a part of the last user message.')
     unknown = sorted(set(entry) - _FIELDS)

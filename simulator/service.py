@@ -63,7 +63,7 @@ class Service:
         self.requests = 0
         self.rows = 0
         self.faults_struck = 0
-        self._script = read_script(options.answers) if options.answers else Script()
+        self.script = read_script(options.answers) if options.answers else Script()
         self._answerer = Answerer(options.seed, options.max_model_len, self.tokenizer)
         self._takes_images = None if options.images else options.model
 
@@ -203,7 +203,7 @@ class Service:
         fault = self.faults.draw()
         rows = []
         for prompt in prompts:
-            scripted = self._script.find(prompt.question) if self._script else None
+            scripted = self.script.find(prompt.question) if self.script else None
             if scripted is not None and scripted.fault is not None and fault is None:
                 fault = self._scripted_fault(scripted)
             if self.faults.picks_rows and self.faults.strikes_row(prompt.question):

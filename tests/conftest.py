@@ -12,6 +12,7 @@ from support import Place, new_database
 from pipeline.embedded.home import Home
 from pipeline.store import Database
 
+pytest_plugins = ["pipeline.testing"]
 _numbers = itertools.count()
 
 

@@ -7,6 +7,7 @@ from pipeline.cli.calls import calls
 from pipeline.cli.demo import demo
 from pipeline.cli.health import health
 from pipeline.cli.jobs import jobs, queues
+from pipeline.cli.schema import schema
 from pipeline.cli.submit import submit
 from pipeline.cli.up import up
 from pipeline.telemetry import configure_logging
@@ -25,6 +26,7 @@ app.add_typer(jobs, name="jobs")
 app.add_typer(calls, name="calls")
 app.command()(queues)
 app.command()(health)
+app.command()(schema)
 app.command()(services.worker)
 app.command()(services.intake)
 app.command()(services.recover)

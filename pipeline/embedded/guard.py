@@ -3,9 +3,10 @@
     python -m pipeline.embedded.guard HOME [postgres] [valkey]
 
 It starts the named servers, prints one JSON line with their URLs, then reads JSON lines on stdin:
-`{"start": NAME, "argv": [...], "env": {...}, "log": PATH}` and `{"stop": NAME}`; it prints `{"exited": NAME, "code": N}`
-when a child ends. End of input, SIGTERM or SIGINT stop all children, the last started first. A parent that is killed with
--9 closes our stdin; a guard that is killed with -9 takes its children along through PDEATHSIG (Linux).
+`{"start": NAME, "argv": [...], "env": {...}, "log": PATH}`, `{"stop": NAME}` and `{"kill": NAME}`; it prints
+`{"exited": NAME, "code": N}` when a child ends by itself. End of input, SIGTERM or SIGINT stop all children, the last started
+first. A parent that is killed with -9 closes our stdin; a guard that is killed with -9 takes its children along through
+PDEATHSIG (Linux).
 """
 
 import fcntl
@@ -52,6 +53,9 @@ class Guard:
         order = json.loads(line)
         if "start" in order:
             self._start(order["start"], order["argv"], order.get("env", {}), Path(order["log"]))
+        elif "kill" in order and (child := self._children.pop(order["kill"], None)):
+            child.process.kill()
+            child.process.wait()
         elif "stop" in order and (child := self._children.pop(order["stop"], None)):
             self._end([child])
 

@@ -45,6 +45,10 @@ class Home:
         """Stop one child, politely first."""
         self._order({"stop": name})
 
+    def kill(self, name: str) -> None:
+        """Kill -9 one child; its end is not reported."""
+        self._order({"kill": name})
+
     def next_exit(self) -> tuple[str, int] | None:
         """Wait until a child ends by itself; None when the guard itself is gone."""
         line = self._read()

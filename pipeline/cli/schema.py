@@ -1,0 +1,39 @@
+"""`yyc3 schema`: what callers send and get, for programs in other languages.
+
+The generator is imported where it runs: it asks pydantic for every model, which most commands need not wait for.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import command, err
+from schemas.errors import InvalidSetting
+
+
+@command
+def schema(
+    typescript: Annotated[bool, typer.Option("--typescript", help="Print TypeScript types instead.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Write yyc3.schema.json and yyc3.d.ts into this folder instead.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of jobs, results, replies, stream events and errors. See docs/submitting.md."""
+    from schemas.published import files
+
+    made = files()
+    if folder is None:
+        sys.stdout.write(made["yyc3.d.ts" if typescript else "yyc3.schema.json"])
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in made.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidSetting(f"{folder} cannot be written: {error.strerror or error}") from error
+    err.print(f"{' and '.join(made)} are in {folder}", highlight=False)
+
+
+__all__ = ["schema"]
