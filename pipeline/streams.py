@@ -34,7 +34,8 @@ local refused = {}
 for i, key in ipairs(KEYS) do
     local order, number, text = ARGV[3 * i], ARGV[3 * i + 1], ARGV[3 * i + 2]
     local id, event, try = order .. '-' .. number, 'text', 1
-    local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
+    local found = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
+    local last = found[1]
     local there = false
     if last then
         local last_order, last_number = string.match(last[1], '(%d+)-(%d+)')
@@ -43,7 +44,9 @@ for i, key in ipairs(KEYS) do
         if number == '0' then event, try = 'restart', try + 1 end
     end
     if order == ARGV[2] then event, try = 'end', last and tonumber(last[2][4]) or 1 end
-    if not there then
+    if found.err then
+        refused[#refused + 1] = i
+    elseif not there then
         local done = redis.pcall('XADD', key, id, 'event', event, 'try', try, 'text', text)
         if type(done) == 'table' and done.err then refused[#refused + 1] = i end
     end
