@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from pipeline.ending import ended
 from pipeline.streams import Frame, StreamReader
 from pipeline.waiting import Waiter
 from schemas.ids import JobId
@@ -83,8 +84,7 @@ async def follow(waiter: Waiter, reader: StreamReader, job_id: JobId) -> AsyncIt
             for event in shown.outcome(await settled):
                 yield event
         finally:
-            settled.cancel()
-            await asyncio.gather(settled, return_exceptions=True)
+            await ended(settled)
 
 
 __all__ = ["follow"]

@@ -6,7 +6,7 @@ a frame can neither be lost unnoticed nor come twice, stands in schemas/streams.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
 from pipeline import retries
+from pipeline.ending import ended
 from schemas.ids import JobId
 from schemas.streams import stream_name
 
@@ -85,6 +86,7 @@ class StreamWriter:
         self._ended: dict[JobId, None] = {}
         self._something = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, job_id: JobId, order: int) -> Callable[[str], None]:
@@ -112,12 +114,12 @@ class StreamWriter:
             self._wake(hurry=True)
 
     async def close(self) -> None:
-        """Write what is left, and close."""
+        """Write what is left, if Redis takes it, and close."""
         if self._task is not None:
-            self._task.cancel()
+            self._closing.set()
+            self._wake(hurry=True)
             await asyncio.wait({self._task})
-            if self._pending or self._ended:
-                await self._flush(all_of_it=True)
+            await self._flush(all_of_it=True)  # what came while the last one was under way
         await self._redis.aclose()
 
     def _wake(self, *, hurry: bool) -> None:
@@ -130,7 +132,7 @@ class StreamWriter:
     async def _write_forever(self) -> None:
         """All that was said, each 40 ms; an answer that begins or ends goes at once, without the others' half frames."""
         due, failed = 0.0, 0
-        while True:
+        while not self._closing.is_set():
             await self._something.wait()
             all_of_it = False
             try:
@@ -139,11 +141,13 @@ class StreamWriter:
             except TimeoutError:
                 all_of_it = True
                 due = asyncio.get_running_loop().time() + _FRAME_SECONDS
-            if await self._flush(all_of_it=all_of_it):
+            if await self._flush(all_of_it=all_of_it or self._closing.is_set()):
                 failed = 0
-            else:
-                failed += 1
-                await asyncio.sleep(retries.delay(failed).total_seconds())
+                continue
+            failed += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(retries.delay(failed).total_seconds()):
+                    await self._closing.wait()
 
     async def _flush(self, *, all_of_it: bool) -> bool:
         """Write what is pending in one command; what could not be written is kept for the next."""
@@ -246,8 +250,7 @@ class StreamReader:
     async def close(self) -> None:
         """Close the connection."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            await ended(self._task)
         await self._redis.aclose()
 
     async def _read_while_followed(self) -> None:

@@ -11,6 +11,7 @@ import structlog
 from pipeline import retries
 from pipeline.batching import Coalescer
 from pipeline.broker import Whispers
+from pipeline.ending import ended
 from pipeline.store import Database, reading
 from schemas.errors import BrokerUnavailable, JobNotFound, StoreUnavailable
 from schemas.ids import JobId
@@ -60,8 +61,7 @@ class Waiter:
     async def stop(self) -> None:
         """Stop listening."""
         if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait({self._listener})
+            await ended(self._listener)
 
     def expect(self, job_id: JobId) -> None:
         """A job was submitted here: its whisper will come, so nobody needs to look before."""

@@ -19,7 +19,7 @@ INTAKE_QUEUE = "yyc3.intake"
 SUBMIT_TASK = "yyc3.submit"
 REPLY_TASK = "yyc3.reply"
 MAX_KEY_CHARACTERS = 200
-_QUEUE = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+QUEUE_PATTERN = r"^[A-Za-z0-9_.:-]{1,200}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def reply_queue(arguments: dict[str, Any], reserved: frozenset[str]) -> str | No
     queue = arguments.get("reply_to")
     if queue is None:
         return None
-    if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
+    if not isinstance(queue, str) or not re.fullmatch(QUEUE_PATTERN, queue):
         raise InvalidJob("job refused: reply_to: is no name of a queue; use letters, digits and _ . : -")
     if queue in reserved or queue.startswith(("yyc3.", "_kombu", "celery")):
         raise InvalidJob("job refused: reply_to: is a queue of this system; use one of your own")
@@ -112,6 +112,7 @@ def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> Intake:
 
 __all__ = [
     "INTAKE_QUEUE",
+    "QUEUE_PATTERN",
     "REPLY_TASK",
     "SUBMIT_TASK",
     "AcceptedReply",

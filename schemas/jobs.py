@@ -33,7 +33,8 @@ class JobFields(BaseModel):
     """What every job carries, whatever its kind.
 
     Attributes:
-        idempotency_key: the same key with the same job returns that job; with another job it is refused.
+        idempotency_key: the same key with the same job returns that job, whatever its deadline and priority were; with another
+            job it is refused.
         tenant: a label to count by; keys are unique within it.
         priority: lower goes first, like vLLM's; 0 is normal.
         deadline: after this the job is `expired` without an engine being asked.
@@ -128,11 +129,14 @@ class Message(BaseModel):
 
 
 class Sampling(BaseModel):
-    """How the engine chooses tokens; the names and ranges are vLLM's."""
+    """How the engine chooses tokens; the names and ranges are vLLM's.
+
+    `max_tokens` left out is 512, for code 2,048.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_tokens: int = Field(default=512, ge=1, le=32_768)
+    max_tokens: int | None = Field(default=None, ge=1, le=32_768)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     stop: tuple[Annotated[str, StringConstraints(min_length=1, max_length=100)], ...] = Field(default=(), max_length=4)
@@ -172,7 +176,7 @@ class CodeJob(JobFields):
     language: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+#._ -]{1,40}$")]
     context: Annotated[str, StringConstraints(min_length=1, max_length=200_000)] | None = None
     file_name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\n]*$")] | None = None
-    sampling: Sampling = Sampling(max_tokens=2_048)
+    sampling: Sampling = Sampling()
     stream: bool = False
 
 

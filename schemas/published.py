@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from schemas.errors import ErrorCode, PipelineError
-from schemas.intake import MAX_KEY_CHARACTERS, IntakeReply
+from schemas.intake import MAX_KEY_CHARACTERS, QUEUE_PATTERN, IntakeReply
 from schemas.jobs import ChatJob, CodeJob, IntentJob, Job, SentimentJob, VisionJob
 from schemas.messages import Doorbell
 from schemas.results import JobError, JobState, Outcome, Result
@@ -44,7 +44,7 @@ _PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
 )
 _REPLY_QUEUE = {
     "type": "string",
-    "pattern": "^[A-Za-z0-9_.:-]{1,200}$",
+    "pattern": QUEUE_PATTERN,
     "not": {"pattern": "^(yyc3\\.|_kombu|celery)"},  # a lookahead says it shorter, and is unknown to Go
 }
 

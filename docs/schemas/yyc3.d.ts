@@ -6,7 +6,10 @@ export type Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob;
 /** What does the customer want? `labels` left out means the call-centre set in the text's language. */
 export type IntentJob = {
   kind: "intent";
-  /** the same key with the same job returns that job; with another job it is refused. */
+  /**
+   * the same key with the same job returns that job, whatever its deadline and priority were; with another job it is
+   * refused.
+   */
   idempotency_key?: string | null;
   /** a label to count by; keys are unique within it. */
   tenant?: string;
@@ -57,7 +60,10 @@ export type Label = {
 /** How does the customer feel? `context` holds the turns before the utterance, for the model to understand it. */
 export type SentimentJob = {
   kind: "sentiment";
-  /** the same key with the same job returns that job; with another job it is refused. */
+  /**
+   * the same key with the same job returns that job, whatever its deadline and priority were; with another job it is
+   * refused.
+   */
   idempotency_key?: string | null;
   /** a label to count by; keys are unique within it. */
   tenant?: string;
@@ -82,7 +88,10 @@ export type SentimentJob = {
 /** Continue a conversation. `stream` sends the answer piece by piece while it is written, see schemas/streams.py. */
 export type ChatJob = {
   kind: "chat";
-  /** the same key with the same job returns that job; with another job it is refused. */
+  /**
+   * the same key with the same job returns that job, whatever its deadline and priority were; with another job it is
+   * refused.
+   */
   idempotency_key?: string | null;
   /** a label to count by; keys are unique within it. */
   tenant?: string;
@@ -105,9 +114,13 @@ export type Message = {
   content: string;
 };
 
-/** How the engine chooses tokens; the names and ranges are vLLM's. */
+/**
+ * How the engine chooses tokens; the names and ranges are vLLM's.
+ *
+ * `max_tokens` left out is 512, for code 2,048.
+ */
 export type Sampling = {
-  max_tokens?: number;
+  max_tokens?: number | null;
   temperature?: number | null;
   top_p?: number | null;
   stop?: string[];
@@ -119,7 +132,10 @@ export type Sampling = {
 /** Write code. An answer without code, or one that `max_tokens` cut, is a failed try. */
 export type CodeJob = {
   kind: "code";
-  /** the same key with the same job returns that job; with another job it is refused. */
+  /**
+   * the same key with the same job returns that job, whatever its deadline and priority were; with another job it is
+   * refused.
+   */
   idempotency_key?: string | null;
   /** a label to count by; keys are unique within it. */
   tenant?: string;
@@ -146,7 +162,10 @@ export type CodeJob = {
 /** Look at pictures and answer. */
 export type VisionJob = {
   kind: "vision";
-  /** the same key with the same job returns that job; with another job it is refused. */
+  /**
+   * the same key with the same job returns that job, whatever its deadline and priority were; with another job it is
+   * refused.
+   */
   idempotency_key?: string | null;
   /** a label to count by; keys are unique within it. */
   tenant?: string;

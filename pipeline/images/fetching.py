@@ -55,11 +55,18 @@ class Fetcher:
     Args:
         hosts: allowed names, as they stand in URLs; none by default.
         may_connect: whether an address may be connected to.
+        schemes: how; a picture that anybody on the way may change is none that was asked about.
     """
 
-    def __init__(self, hosts: Collection[str] = (), may_connect: Callable[[str], bool] = is_public) -> None:
+    def __init__(
+        self,
+        hosts: Collection[str] = (),
+        may_connect: Callable[[str], bool] = is_public,
+        schemes: Collection[str] = ("https",),
+    ) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._may_connect = may_connect
+        self._schemes = frozenset(schemes)
 
     async def fetch(self, url: str) -> bytes:
         """The bytes behind a URL, at most 10 MiB of them.
@@ -96,7 +103,7 @@ class Fetcher:
             literal = _is_literal(host)
         except ValueError:
             raise ValueError("is not a URL") from None
-        if parts.scheme not in {"https", "http"} or parts.username is not None:
+        if parts.scheme not in self._schemes or parts.username is not None:
             raise ValueError("is not a plain https URL")
         # aiohttp asks no resolver about an address, so it is looked at here.
         if literal and not self._may_connect(host):

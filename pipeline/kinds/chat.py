@@ -8,7 +8,7 @@ from schemas.results import ChatResult
 
 def build(job: ChatJob, target: Target) -> Ask:
     """The request for one conversation."""
-    shape = writing_shape("chat", job.sampling, target)
+    shape = writing_shape("chat", job.sampling, target, max_tokens=512)
     return Ask(shape, tuple({"role": message.role, "content": message.content} for message in job.messages))
 
 

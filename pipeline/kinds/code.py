@@ -45,7 +45,9 @@ def build(job: CodeJob, target: Target) -> Ask:
         fence = "`" * (longest + 1)
         lines += [existing, f"{fence}{job.language}", job.context, fence]
     lines += [f"{task}{job.instruction}", closing]
-    shape = writing_shape("code", job.sampling, target, words="\n".join((target.system_prompt or "", *form)))
+    shape = writing_shape(
+        "code", job.sampling, target, max_tokens=2_048, words="\n".join((target.system_prompt or "", *form))
+    )
     return Ask(shape, (*opening(target), {"role": "user", "content": "\n".join(lines)}))
 
 

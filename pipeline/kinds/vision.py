@@ -11,6 +11,8 @@ from schemas.errors import InvalidOutput
 from schemas.jobs import VisionJob
 from schemas.results import VisionResult
 
+_DEEPEST = 100
+
 
 def build(job: VisionJob, target: Target) -> Ask:
     """The request for one question; the pictures come before it, as every vision model was trained."""
@@ -20,7 +22,7 @@ def build(job: VisionJob, target: Target) -> Ask:
         constraint = (
             {"structured_outputs": {"json": job.answer_schema}} if structured else {"guided_json": job.answer_schema}
         )
-    shape = writing_shape("vision", job.sampling, target, words=target.system_prompt, **constraint)
+    shape = writing_shape("vision", job.sampling, target, max_tokens=512, words=target.system_prompt, **constraint)
     content = [{"type": "image_url", "image_url": {"url": image}} for image in job.images]
     return Ask(
         shape, (*opening(target), {"role": "user", "content": [*content, {"type": "text", "text": job.question}]})
@@ -43,7 +45,24 @@ def read(job: VisionJob, answer: Answer) -> VisionResult:
         raise InvalidOutput(
             "the engine's JSON does not obey answer_schema; does the endpoint honour structured outputs?"
         )
+    if not _can_be_stored(parsed):
+        raise InvalidOutput(f"the engine's JSON is nested deeper than {_DEEPEST} levels")
     return VisionResult(text=text, answer=parsed, finish_reason=finish)
+
+
+def _can_be_stored(answer: Any) -> bool:
+    """Whether pydantic will write it again: it goes some 250 levels deep."""
+    level = [answer]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return True
+    return False
 
 
 __all__ = ["build", "read"]

@@ -13,14 +13,14 @@ _AS_GIVEN = "as-given"  # nothing of ours stands around the caller's words
 
 
 def writing_shape(
-    kind: str, sampling: Sampling, target: Target, *, words: str | None = None, **parameters: Any
+    kind: str, sampling: Sampling, target: Target, *, max_tokens: int, words: str | None = None, **parameters: Any
 ) -> Shape:
     """The request around a caller's words.
 
-    `words` are everything of ours that stands around them, they name the template; `parameters` are more fields of the
-    request.
+    `max_tokens` is for callers who say nothing of it; `words` are everything of ours that stands around theirs, they name the
+    template; `parameters` are more fields of the request.
     """
-    parameters |= sampling.model_dump(exclude_none=True, exclude={"stop"})
+    parameters |= {"max_tokens": max_tokens} | sampling.model_dump(exclude_none=True, exclude={"stop"})
     if sampling.stop:
         parameters["stop"] = list(sampling.stop)
     if target.stop_token_ids:

@@ -21,6 +21,10 @@ from schemas.errors import InvalidJob
 from schemas.jobs import MAX_IMAGE_BYTES, VisionJob, parse_job
 
 
+def here(address: str) -> bool:
+    return address in {"127.0.0.1", "::1"}
+
+
 def written(kind: str = "PNG", size: tuple[int, int] = (60, 40), **options: Any) -> bytes:
     raw = io.BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(raw, kind, **options)
@@ -192,10 +196,11 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
         ("http://localhost/a.png", "private address"),
         ("https://allowed.test@127.0.0.1/a.png", "is not a plain https URL"),
         ("https://[bad/a.png", "is not a URL"),
+        ("ftp://allowed.test/a.png", "neither a data URL"),
     ],
 )
 async def test_urls_of_other_hosts_and_private_addresses_are_refused(image: str, reason: str) -> None:
-    door = ImageDoor(Fetcher({"localhost", "127.0.0.1", "allowed.test"}))
+    door = ImageDoor(Fetcher({"localhost", "127.0.0.1", "allowed.test"}, schemes=("https", "http")))
     with pytest.raises(InvalidJob, match=reason):
         await door.admitted(vision(image))
     door.close()
@@ -249,7 +254,7 @@ async def site() -> AsyncIterator[Callable[[str], str]]:
 
 @pytest.mark.parametrize("path", ["/a.png", "/elsewhere"])
 async def test_an_allowed_host_is_fetched_from(site: Callable[[str], str], path: str) -> None:
-    door = ImageDoor(Fetcher({"localhost"}, may_connect=lambda address: address in {"127.0.0.1", "::1"}))
+    door = ImageDoor(Fetcher({"localhost"}, here, schemes=("http",)))
     (image,) = (await door.admitted(vision(site(path)))).images
     assert image.startswith("data:image/png;base64,")
     door.close()
@@ -268,7 +273,7 @@ async def test_an_allowed_host_is_fetched_from(site: Callable[[str], str], path:
 )
 async def test_what_an_allowed_host_may_not_do(site: Callable[[str], str], path: str, reason: str) -> None:
     allowed = {"localhost", "127.0.0.2"}
-    door = ImageDoor(Fetcher(allowed, may_connect=lambda address: address in {"127.0.0.1", "::1"}))
+    door = ImageDoor(Fetcher(allowed, here, schemes=("http",)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidJob, match=reason):
         await door.admitted(vision(site(path)))
@@ -277,7 +282,7 @@ async def test_what_an_allowed_host_may_not_do(site: Callable[[str], str], path:
 
 
 async def test_an_allowed_name_that_leads_to_a_private_address_is_refused(site: Callable[[str], str]) -> None:
-    door = ImageDoor(Fetcher({"localhost"}))
+    door = ImageDoor(Fetcher({"localhost"}, schemes=("http",)))
     with pytest.raises(InvalidJob, match="private address"):
         await door.admitted(vision(site("/a.png")))
     door.close()

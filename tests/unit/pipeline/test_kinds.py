@@ -9,11 +9,12 @@ from pipeline.kinds import Answer, Constraint, Target
 from pipeline.kinds.classification import Option, choose_form, read_verdict, shape_for, words_tell_apart
 from pipeline.kinds.dialogue import fitted, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS
-from pipeline.models import LabelForm
+from pipeline.models import LabelForm, load_models
+from pipeline.routing import route
 from schemas.calls import Language, Speaker, Turn
-from schemas.errors import InvalidOutput
+from schemas.errors import InvalidJob, InvalidOutput
 from schemas.jobs import Job, parse_job
-from schemas.results import ChatResult, IntentResult, SentimentResult
+from schemas.results import ChatResult, CodeResult, IntentResult, SentimentResult
 
 STRUCTURED = Constraint.STRUCTURED_OUTPUTS
 
@@ -169,3 +170,132 @@ def test_context_stands_before_the_utterance() -> None:
     _, ask = build({"kind": "sentiment", "text": "不用了", "context": context})
     content = ask.messages[0]["content"]
     assert content.index("坐席: 还需要别的吗？") < content.index("不用了")
+
+
+def code_answer(text: str, finish_reason: str = "stop", language: str = "python") -> CodeResult:
+    job, ask = build({"kind": "code", "instruction": "add", "language": language})
+    result = kinds.read(job, ask, Answer(text=text, finish_reason=finish_reason))
+    assert isinstance(result, CodeResult)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "language", "explanation"),
+    [
+        ("```python\nx = 1\n```", "x = 1", "python", None),
+        ("Here:\n```python\nx = 1\ny = 2\n```\nThat is all.", "x = 1\ny = 2", "python", "Here:\n\nThat is all."),
+        ("```\nx = 1\n```", "x = 1", "python", None),
+        ("```bash\npip install y\n```\n```Python\nx = 1\n```", "x = 1", "Python", "```bash\npip install y\n```"),
+        ("```js app.js\nlet x\n```", "let x", "js", None),
+        ("````markdown\n```\ninner\n```\n````", "```\ninner\n```", "markdown", None),
+        ("```python\nx = 1", "x = 1", "python", None),
+        ("```python\n\n    x = 1\n\n```", "\n    x = 1\n", "python", None),
+        ("```\n\n```\n```python\nx = 1\n```", "x = 1", "python", "```\n\n```"),
+    ],
+)
+def test_code_is_taken_out_of_its_fence(text: str, code: str, language: str, explanation: str | None) -> None:
+    result = code_answer(text)
+    assert (result.code, result.language, result.explanation) == (code, language, explanation)
+
+
+@pytest.mark.parametrize("text", ["", "I would rather not.", "```python\n```", "`x = 1`"])
+def test_an_answer_without_code_is_a_failed_try(text: str) -> None:
+    with pytest.raises(InvalidOutput):
+        code_answer(text)
+
+
+def test_code_that_was_cut_off_is_a_failed_try() -> None:
+    with pytest.raises(InvalidOutput, match=r"raise sampling\.max_tokens"):
+        code_answer("```python\nx = 1\n```", "length")
+
+
+def test_existing_code_cannot_end_its_own_block_and_the_model_is_told_what_it_wants_first() -> None:
+    job = parse_job(
+        {
+            "kind": "code",
+            "instruction": "更正它",
+            "language": "markdown",
+            "context": "```\na\n````",
+            "file_name": "a.md",
+        }
+    )
+    target = Target(LabelForm.WORD, STRUCTURED, 8192, stop_token_ids=(5, 6), system_prompt="你是编程助手。")
+    ask = kinds.build(job, target)
+    system, user = ask.messages
+    assert system == {"role": "system", "content": "你是编程助手。"}
+    assert "`````markdown\n```\na\n````\n`````" in user["content"]
+    assert "文件：a.md" in user["content"]
+    assert ask.shape.parameters["stop_token_ids"] == [5, 6]
+    assert ask.shape.parameters["max_tokens"] == 2_048
+    other = kinds.build(job, Target(LabelForm.WORD, STRUCTURED, 8192))
+    assert other.shape.template_hash != ask.shape.template_hash
+    assert "stop_token_ids" not in other.shape.parameters
+
+
+def test_pictures_come_before_the_question_and_a_schema_is_asked_for_as_the_engine_knows_it() -> None:
+    schema = {"type": "object"}
+    given = {"kind": "vision", "question": "what?", "images": ["data:a", "data:b"], "answer_schema": schema}
+    _, new = build(given)
+    (message,) = new.messages
+    assert [part["type"] for part in message["content"]] == ["image_url", "image_url", "text"]
+    assert new.shape.parameters["structured_outputs"] == {"json": schema}
+    _, old = build(given, constraint=Constraint.GUIDED)
+    assert old.shape.parameters["guided_json"] == schema
+    assert new.characters > len("what?")
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "reason"),
+    [
+        ('{"a": 1', "length", "cut off"),
+        ("{a}", "stop", "not JSON"),
+        ('{"a": "x"}', "stop", "does not obey"),
+        ("[1]", "stop", "does not obey"),
+        ('{"a": ' * 2_000, "stop", "not JSON"),
+        (" ", "stop", "nothing"),
+    ],
+)
+def test_an_answer_outside_the_callers_schema_is_a_failed_try(text: str, finish_reason: str, reason: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
+    with pytest.raises(InvalidOutput, match=reason):
+        kinds.read(job, ask, Answer(text=text, finish_reason=finish_reason))
+
+
+def test_an_answer_that_is_nested_deeper_than_can_be_stored_is_a_failed_try() -> None:
+    job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": {}})
+    with pytest.raises(InvalidOutput, match="nested"):
+        kinds.read(job, ask, Answer(text="[" * 300 + "]" * 300, finish_reason="stop"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "thing"}, "is no JSON schema, see type"),
+        ({"properties": {"a": {"pattern": "(a+)+$"}}}, "may not use pattern"),
+        ({"patternProperties": {"a": {}}}, "may not use patternProperties"),
+        ({"$ref": "https://example.com/schema"}, "may only point into the schema itself"),
+        ({"$ref": "#"}, "may only point into the schema itself"),
+        ({"description": "x" * 30_000}, "at most 20,000 bytes"),
+    ],
+)
+def test_a_schema_that_cannot_be_checked_safely_is_refused(schema: dict[str, object], reason: str) -> None:
+    with pytest.raises(InvalidJob, match=reason):
+        parse_job({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
+
+
+def test_a_property_may_be_called_pattern_and_a_circular_schema_is_obeyed_by_nothing() -> None:
+    fine = {"properties": {"pattern": {"type": "string"}}, "enum": [{"pattern": "a"}]}
+    parse_job({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": fine})
+    circular = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+    job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": circular})
+    with pytest.raises(InvalidOutput, match="does not obey"):
+        kinds.read(job, ask, Answer(text="{}", finish_reason="stop"))
+
+
+def test_a_vision_job_goes_to_a_model_that_reads_as_many_pictures() -> None:
+    job = parse_job({"kind": "vision", "question": "?", "images": ["data:a"] * 3})
+    with pytest.raises(InvalidJob, match="images: 3 are given, cogagent reads at most 1 a job"):
+        route(job, load_models())
+    one = parse_job({"kind": "vision", "question": "?", "images": ["data:a"]})
+    assert route(one, load_models()).name == "cogagent"

@@ -183,12 +183,15 @@ def test_an_impossible_setting_names_its_variable(
         load_settings()
 
 
-def test_a_payload_hash_is_blind_to_the_key_and_to_nothing_else() -> None:
+def test_a_payload_hash_is_blind_to_the_key_and_to_how_soon_and_how_the_answer_is_wanted() -> None:
     job = {"kind": "intent", "text": "a", "idempotency_key": "1"}
     same = payload_hash(parse_job(job | {"idempotency_key": "2"}))
     assert payload_hash(parse_job(job)) == same
-    for change in ({"text": "b"}, {"priority": 1}, {"tags": {"a": "b"}}, {"labels": [{"name": "x"}]}):
+    for change in ({"text": "b"}, {"tenant": "b"}, {"tags": {"a": "b"}}, {"labels": [{"name": "x"}]}):
         assert payload_hash(parse_job(job | change)) != same
+    assert payload_hash(parse_job(job | {"priority": 1, "deadline": "2031-05-01T12:00:00Z"})) == same
+    chat = {"kind": "chat", "messages": [{"role": "user", "content": "a"}]}
+    assert payload_hash(parse_job(chat | {"stream": True})) == payload_hash(parse_job(chat))
 
 
 @pytest.mark.parametrize(
