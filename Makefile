@@ -37,9 +37,10 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(STAMP)  ## cost of a job and latency of a single job
+bench: $(STAMP)  ## cost of a job, latency of a single job, streamed answers
 	@$(BIN)/python -m bench.bulk_cost
 	@$(BIN)/python -m bench.interactive
+	@$(BIN)/python -m bench.streaming
 
 types: $(STAMP)  ## renew what callers build on: docs/schemas/ and the table of errors in docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas

@@ -40,6 +40,7 @@ from pipeline.embedded.home import Home
 from pipeline.embedded.servers import free_port
 from pipeline.models import ModelEntry, load_models
 from pipeline.settings import Settings
+from schemas.intake import INTAKE_QUEUE
 from schemas.messages import Lane, queue_name
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,7 @@ def test_every_dependency_can_come_about() -> None:
                 assert "healthcheck" in SERVICES[wanted], f"{name} waits for the health of {wanted}"
             else:
                 assert SERVICES[wanted]["restart"] == "no", f"{name} waits for the end of {wanted}"
-    for name in [*WORKERS, "recover", "flower"]:
+    for name in [*WORKERS, "intake", "recover", "flower"]:
         assert set(SERVICES[name]["depends_on"]) == {"redis", "migrate"}
 
 
@@ -576,13 +577,13 @@ def test_every_service_of_ours_comes_up_as_a_process_and_ends_on_sigterm(
         def workers_answer() -> bool:
             for name, one in running.items():
                 assert one.process.poll() is None, f"{name} ended: {one.said}"
-            return nodes(addresses["REDIS_URL"]) == len(WORKERS)
+            return nodes(addresses["REDIS_URL"]) == len(WORKERS) + 1
 
         until(workers_answer, "the workers")
         expected = {
             running[name].process.pid: {queue_name(service["command"][4], Lane(service["command"][2]))}
             for name, service in WORKERS.items()
-        }
+        } | {running["intake"].process.pid: {INTAKE_QUEUE}}
         # Asked again until it fits: on a loaded machine an answer may come after the inspection has ended.
         until(lambda: queues_by_pid(addresses["REDIS_URL"]) == expected, "each worker to listen to its own queue")
         until(lambda: flower_is_healthy(SERVICES["flower"], port), "Flower")
