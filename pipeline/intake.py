@@ -1,27 +1,41 @@
 """Jobs that come as messages: checked, stored and answered on the queue the caller named."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 
 from pipeline import retries
 from pipeline.batching import Coalescer
 from pipeline.broker import Bells, Whispers
+from pipeline.cancel import cancel
 from pipeline.models import Models
 from pipeline.store import Database, reading, replies
 from pipeline.store.replies import Owed
+from pipeline.streams import StreamWriter
 from pipeline.submit import Submitter
 from pipeline.telemetry import fault
 from schemas.errors import (
     BrokerUnavailable,
     ErrorCode,
     InvalidJob,
+    JobNotFound,
     PipelineError,
     StoreUnavailable,
+    explain,
 )
 from schemas.ids import JobId
-from schemas.intake import AcceptedReply, OutcomeReply, RefusedReply, job_key, parse_intake, reply_queue
+from schemas.intake import (
+    AcceptedReply,
+    CancelArguments,
+    OutcomeReply,
+    RefusedReply,
+    job_key,
+    parse_intake,
+    reply_queue,
+)
 from schemas.messages import Lane, queue_name
 from schemas.results import JobError
 
@@ -44,11 +58,19 @@ class Door:
     """
 
     def __init__(
-        self, models: Models, database: Database, bells: Bells, whispers: Whispers, submitter: Submitter, channel: str
+        self,
+        models: Models,
+        database: Database,
+        bells: Bells,
+        whispers: Whispers,
+        streams: StreamWriter,
+        submitter: Submitter,
+        channel: str,
     ) -> None:
         self._database = database
         self._bells = bells
         self._whispers = whispers
+        self._streams = streams
         self._submitter = submitter
         self._channel = channel
         self._reserved = frozenset(queue_name(entry.name, lane) for entry in models for lane in Lane)
@@ -63,21 +85,50 @@ class Door:
         Raises:
             Closing: the process stops before the job could be stored.
         """
+        return await self._or_refused(self._admit, arguments, message_id)
+
+    async def cancel(self, arguments: dict[str, Any], message_id: str) -> str:
+        """Cancel a job by its key; returns `cancelled`, `settled before` or `refused` for Flower.
+
+        Its outcome goes to the queue it was submitted with.
+
+        Raises:
+            Closing: the process stops before that was done.
+        """
+        return await self._or_refused(self._cancel, arguments, message_id)
+
+    async def _admit(self, arguments: dict[str, Any]) -> str:
+        said = parse_intake(arguments, self._reserved)
+        job_id = await self._patiently(lambda: self._submitter.submit(said.job))
+        if said.reply_to is not None:
+            await self._promise(Owed(job_id, said.reply_to, said.job_key))
+        return "accepted"
+
+    async def _cancel(self, arguments: dict[str, Any]) -> str:
         try:
-            said = parse_intake(arguments, self._reserved)
-            job_id = await self._patiently(lambda: self._submitter.submit(said.job))
+            said = CancelArguments.model_validate(arguments)
+        except ValidationError as error:
+            raise InvalidJob(f"cancel refused: {explain(error)}") from None
+        reply_queue(arguments, self._reserved)
+        job_id = await self._patiently(lambda: reading.job_of_key(self._database, said.tenant, said.job_key))
+        if job_id is None:
+            raise JobNotFound("job_key: there is no job of this key and tenant")
+        now = await self._patiently(lambda: cancel(self._database, self._whispers, self._streams, job_id))
+        return "cancelled" if now else "settled before"
+
+    async def _or_refused(
+        self, work: Callable[[dict[str, Any]], Awaitable[str]], arguments: dict[str, Any], message_id: str
+    ) -> str:
+        try:
+            return await work(arguments)
         except Closing:
             raise
         except PipelineError as error:
             await self._refuse(arguments, error.code, error.message, message_id)
-            return "refused"
         except Exception as error:  # noqa: BLE001 - a mistake of ours costs this one message, and its sender is told
             _log.error("a message could not be admitted", message_id=message_id, fault=fault(error))
             await self._refuse(arguments, ErrorCode.OWN_FAULT, f"a mistake in this program: {fault(error)}", message_id)
-            return "refused"
-        if said.reply_to is not None:
-            await self._promise(Owed(job_id, said.reply_to, said.job_key))
-        return "accepted"
+        return "refused"
 
     async def _promise(self, owed: Owed) -> None:
         """Say that the job is accepted, after it was written down that its outcome is owed."""

@@ -1,7 +1,8 @@
 """The door for any system that speaks Celery: task `yyc3.submit` on queue `yyc3.intake`, answers as task `yyc3.reply`.
 
-Keyword arguments of `yyc3.submit` are the fields of a job, and beside them `job_key` and `reply_to`. It is the one message
-that carries a caller's words, as the reply with the outcome is the one that carries the answer: see docs/submitting.md.
+Keyword arguments of `yyc3.submit` are the fields of a job, and beside them `job_key` and `reply_to`; of `yyc3.cancel` they are
+`job_key`, `tenant` and `reply_to`. The first is the one message that carries a caller's words, as the reply with the outcome is
+the one that carries the answer: see docs/submitting.md.
 """
 
 import re
@@ -17,6 +18,7 @@ from schemas.results import JobError, Outcome
 
 INTAKE_QUEUE = "yyc3.intake"
 SUBMIT_TASK = "yyc3.submit"
+CANCEL_TASK = "yyc3.cancel"
 REPLY_TASK = "yyc3.reply"
 MAX_KEY_CHARACTERS = 200
 QUEUE_PATTERN = r"^[A-Za-z0-9_.:-]{1,200}$"
@@ -34,6 +36,22 @@ class Intake:
     job: Job
     job_key: str
     reply_to: str | None
+
+
+class CancelArguments(BaseModel):
+    """Keyword arguments of `yyc3.cancel`. The outcome comes to the queue that the job was submitted with.
+
+    Attributes:
+        job_key: of the job to be cancelled.
+        tenant: as it was submitted.
+        reply_to: the queue that hears if there is no such job.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_key: Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARACTERS)]
+    tenant: str = Field(default="default", max_length=64)
+    reply_to: Annotated[str, Field(pattern=QUEUE_PATTERN)] | None = None
 
 
 class _Reply(BaseModel):
@@ -111,11 +129,13 @@ def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> Intake:
 
 
 __all__ = [
+    "CANCEL_TASK",
     "INTAKE_QUEUE",
     "QUEUE_PATTERN",
     "REPLY_TASK",
     "SUBMIT_TASK",
     "AcceptedReply",
+    "CancelArguments",
     "Intake",
     "IntakeReply",
     "OutcomeReply",

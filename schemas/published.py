@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from schemas.errors import ErrorCode, PipelineError
-from schemas.intake import MAX_KEY_CHARACTERS, QUEUE_PATTERN, IntakeReply
+from schemas.intake import MAX_KEY_CHARACTERS, QUEUE_PATTERN, CancelArguments, IntakeReply
 from schemas.jobs import ChatJob, CodeJob, IntentJob, Job, SentimentJob, VisionJob
 from schemas.messages import Doorbell
 from schemas.results import JobError, JobState, Outcome, Result
@@ -40,6 +40,7 @@ _PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
     ("Timings", "serialization", Timings, ""),
     ("StreamEvent", "serialization", StreamEvent, "One event of a streamed answer, told apart by `event`."),
     ("IntakeReply", "serialization", IntakeReply, "Keyword arguments of the task `yyc3.reply`, told apart by `event`."),
+    ("CancelArguments", "validation", CancelArguments, ""),
     ("Doorbell", "validation", Doorbell, ""),
 )
 _REPLY_QUEUE = {

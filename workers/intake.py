@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -19,7 +19,7 @@ from pipeline.settings import load_settings
 from pipeline.telemetry import configure_logging
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
-from schemas.intake import INTAKE_QUEUE, SUBMIT_TASK
+from schemas.intake import CANCEL_TASK, INTAKE_QUEUE, SUBMIT_TASK
 from workers.loop import LoopThread, prefer_latency
 from workers.main import run_celery
 
@@ -51,15 +51,22 @@ class IntakeTask(Task[Any, Any]):
 
 
 def register(app: Celery, door: Door, loop: LoopThread) -> None:
-    """Add the task to an application."""
+    """Add the tasks to an application. Celery waits in a thread of each while the loop works."""
 
     @app.task(name=SUBMIT_TASK, base=IntakeTask, bind=True, shared=False)
     def submit(self: "Task[Any, Any]", *_: Any, **arguments: Any) -> str:
-        """Celery waits here in a thread while the loop works."""
-        try:
-            return loop.run(door.admit(arguments, str(self.request.id))).result()
-        except Closing:
-            raise Reject("this process stops", requeue=True) from None
+        return _wait(loop, door.admit(arguments, str(self.request.id)))
+
+    @app.task(name=CANCEL_TASK, base=IntakeTask, bind=True, shared=False)
+    def cancel(self: "Task[Any, Any]", *_: Any, **arguments: Any) -> str:
+        return _wait(loop, door.cancel(arguments, str(self.request.id)))
+
+
+def _wait(loop: LoopThread, work: Coroutine[Any, Any, str]) -> str:
+    try:
+        return loop.run(work).result()
+    except Closing:
+        raise Reject("this process stops", requeue=True) from None
 
 
 def run_intake() -> NoReturn:
@@ -72,7 +79,15 @@ def run_intake() -> NoReturn:
         channel = f"yyc3.settled.{uuid4().hex}"
         async with wiring.adapters() as adapters:
             submitter = adapters.submitter(channel)
-            door = Door(adapters.models, adapters.database, adapters.bells, adapters.whispers, submitter, channel)
+            door = Door(
+                adapters.models,
+                adapters.database,
+                adapters.bells,
+                adapters.whispers,
+                adapters.stream_writer,
+                submitter,
+                channel,
+            )
             doors.append(door)
             ready()
             await door.serve()

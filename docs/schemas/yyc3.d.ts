@@ -535,6 +535,16 @@ export type OutcomeReply = {
   outcome: Outcome;
 };
 
+/** Keyword arguments of `yyc3.cancel`. The outcome comes to the queue that the job was submitted with. */
+export type CancelArguments = {
+  /** of the job to be cancelled. */
+  job_key: string;
+  /** as it was submitted. */
+  tenant?: string;
+  /** the queue that hears if there is no such job. */
+  reply_to?: string | null;
+};
+
 /**
  * Argument of the Celery task `yyc3.chunk`.
  *

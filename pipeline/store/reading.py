@@ -84,6 +84,16 @@ async def outcomes_of(database: Database, job_ids: Sequence[JobId]) -> dict[JobI
         return found
 
 
+async def job_of_key(database: Database, tenant: str, idempotency_key: str) -> JobId | None:
+    """The job that was stored with a key, if there is one."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT job_id FROM job_keys WHERE tenant = %s AND idempotency_key = %s", (tenant, idempotency_key)
+        )
+        row = await cursor.fetchone()
+    return None if row is None else JobId(row["job_id"])
+
+
 async def batch_outcomes(database: Database, batch_id: BatchId, *, page_rows: int = 2_000) -> AsyncIterator[Outcome]:
     """Outcomes of a batch in the order its jobs were submitted, a page at a time."""
     async with database.connection() as connection:
@@ -231,6 +241,7 @@ __all__ = [
     "QueueState",
     "batch_outcomes",
     "batch_progress",
+    "job_of_key",
     "outcomes_of",
     "queue_states",
     "recent_jobs",

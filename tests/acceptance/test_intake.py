@@ -36,6 +36,9 @@ class Caller:
     def send(self, **arguments: Any) -> None:
         self._app.send_task("yyc3.submit", kwargs={"reply_to": QUEUE, **arguments}, queue="yyc3.intake")
 
+    def cancel(self, **arguments: Any) -> None:
+        self._app.send_task("yyc3.cancel", kwargs=arguments, queue="yyc3.intake")
+
     def replies(self, count: int, seconds: float = 20) -> list[dict[str, Any]]:
         """The next replies."""
         found: list[dict[str, Any]] = []
@@ -141,6 +144,23 @@ def test_a_key_of_another_job_is_refused(running: Place, caller: Caller) -> None
     caller.send(kind="sentiment", text="太差", job_key="k")
     (refused,) = caller.replies(1)
     assert refused["error"]["code"] == ErrorCode.DUPLICATE_JOB
+
+
+def test_a_job_is_cancelled_by_its_key_and_its_outcome_says_so(place: Place, caller: Caller) -> None:
+    with ExitStack() as stack:
+        intake(place, stack)
+        caller.send(kind="sentiment", text="谢谢", job_key="k", tenant="shop")
+        (accepted,) = caller.replies(1)
+        caller.cancel(job_key="k", reply_to=QUEUE)
+        (refused,) = caller.replies(1)
+        assert (refused["event"], refused["error"]["code"]) == ("refused", ErrorCode.JOB_NOT_FOUND)
+        caller.cancel(job_key="k", tenant="shop")
+        (outcome,) = caller.replies(1)
+        assert (outcome["event"], outcome["job_id"]) == ("outcome", accepted["job_id"])
+        assert outcome["outcome"]["state"] == "cancelled"
+        caller.cancel(job_key="k", tenant="shop", colour="red", reply_to=QUEUE)
+        (refused,) = caller.replies(1)
+        assert "colour" in refused["error"]["message"]
 
 
 def test_nobody_can_have_replies_sent_into_our_own_queues(running: Place, caller: Caller) -> None:
