@@ -123,13 +123,14 @@ class Submitter:
     async def _checked(self, job: Job | dict[str, Any]) -> NewJob:
         checked = parse_job(job)
         entry = route(checked, self._models)
-        said = payload_hash(checked)  # of the pictures as they came: another Pillow writes other bytes
+        request = canonical(checked)
+        said = payload_hash(checked, request)  # of the pictures as they came: another Pillow writes other bytes
         if isinstance(checked, VisionJob):
-            checked = await self._images.admitted(checked)
+            request = canonical(await self._images.admitted(checked))
         return NewJob(
             kind=checked.kind,
             tenant=checked.tenant,
-            request=canonical(checked),
+            request=request,
             model=entry.name,
             priority=checked.priority,
             deadline=checked.deadline,
