@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
 _MAX_BYTES = 20_000
-# A caller's regular expression would run in the worker, and a bad one never ends.
-_REFUSED = ("pattern", "patternProperties")
+# A caller's regular expression would run in the worker, and a bad one never ends; the others cost the square of an answer.
+_REFUSED = ("pattern", "patternProperties", "uniqueItems", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef")
+_MAX_PARTS = 5_000
 
 
 def check_answer_schema(schema: dict[str, Any]) -> None:
@@ -27,9 +28,11 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
         raise ValueError(f"may hold at most {_MAX_BYTES:,} bytes")
     for keyword, value in _keywords(schema):
         if keyword in _REFUSED:
-            raise ValueError(f"may not use {keyword}; an enum or a length does without a regular expression")
-        if keyword in {"$ref", "$dynamicRef"} and not str(value).startswith("#/"):
-            raise ValueError(f"{keyword} may only point into the schema itself, such as #/$defs/name")
+            raise ValueError(
+                f"may not use {keyword}: it could keep a worker busy for ever; use enum, lengths and ranges"
+            )
+        if keyword == "$ref" and not str(value).startswith("#/"):
+            raise ValueError("$ref may only point into the schema itself, such as #/$defs/name")
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
@@ -38,6 +41,37 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
     except SchemaError as error:
         place = ".".join(str(part) for part in error.absolute_path)
         raise ValueError(f"is no JSON schema{f', see {place}' if place else ''}") from error
+    if _parts(schema, schema, {}, ()) > _MAX_PARTS:
+        raise ValueError(f"has more than {_MAX_PARTS:,} parts when its references are followed")
+
+
+def _parts(found: Any, schema: dict[str, Any], known: dict[str, int], way: tuple[str, ...]) -> int:
+    """How many values a schema has with every reference written out: references to references grow without end."""
+    if isinstance(found, list):
+        return 1 + sum(_parts(inner, schema, known, way) for inner in found)
+    if not isinstance(found, dict):
+        return 1
+    parts = 1 + sum(
+        _parts(inner, schema, known, way) for key, inner in found.items() if key not in {"$defs", "definitions"}
+    )
+    reference = found.get("$ref")
+    if not isinstance(reference, str):
+        return parts
+    if reference in way:
+        raise ValueError(f"may not refer to itself, as {reference[:100]} does")
+    if reference not in known:
+        known[reference] = _parts(_pointed_at(reference, schema), schema, known, (*way, reference))
+    return parts + known[reference]
+
+
+def _pointed_at(reference: str, schema: dict[str, Any]) -> Any:
+    found: Any = schema
+    for step in reference.removeprefix("#/").split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, dict) or name not in found:
+            raise ValueError(f"$ref {reference[:100]} points to nothing")
+        found = found[name]
+    return found
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
@@ -67,13 +101,8 @@ def _validator(schema: bytes) -> "Draft202012Validator":
 
 
 def obeys(answer: Any, schema: dict[str, Any]) -> bool:
-    """Whether an answer is what the schema asks for; a schema that cannot be followed to its end is obeyed by nothing."""
-    from referencing.exceptions import Unresolvable
-
-    try:
-        return bool(_validator(orjson.dumps(schema)).is_valid(answer))
-    except (Unresolvable, RecursionError):
-        return False
+    """Whether an answer is what a schema asks for that was checked before."""
+    return bool(_validator(orjson.dumps(schema)).is_valid(answer))
 
 
 __all__ = ["check_answer_schema", "obeys"]

@@ -10,12 +10,17 @@ import re
 import warnings
 import zipfile
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 from schemas.jobs import MAX_IMAGE_BYTES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_PIXELS = 32_000_000
 LONGEST_SIDE_PIXELS = 2_048  # the models read about half of that
 _JPEG_QUALITY = 90
+_LARGEST_PNG_BYTES = 4 * 1024 * 1024
 _DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*);base64,", re.IGNORECASE)
 # Type, how it begins, how it ends. Of a WebP the length stands in its head.
 _TYPES = (
@@ -77,7 +82,8 @@ def _is_archive(raw: bytes) -> bool:
 def reencoded(raw: bytes) -> tuple[str, bytes]:
     """Type and bytes of the same picture, written by us: JPEG stays JPEG, all else becomes PNG; shrunk to 2,048 pixels.
 
-    Of an animation the first picture is taken. Its orientation is applied, as a person would see it.
+    What would be larger than 4 MiB as a PNG, as photos are, becomes a JPEG. Of an animation the first picture is taken. Its
+    orientation is applied, as a person would see it.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError  # slow to import, and most programs send no pictures
 
@@ -98,11 +104,24 @@ def reencoded(raw: bytes) -> tuple[str, bytes]:
         raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} million pixels; send a smaller one") from None
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError, ValueError) as error:
         raise ValueError(f"is a damaged {name} ({type(error).__name__}); save it again") from None
-    kind = "JPEG" if name == "JPEG" else "PNG"
-    written = BytesIO()
     plain.info.clear()
-    plain.save(written, kind, **({"quality": _JPEG_QUALITY} if kind == "JPEG" else {}))
-    return kind.lower(), written.getvalue()
+    if name != "JPEG" and len(written := _saved(plain, "PNG")) <= _LARGEST_PNG_BYTES:
+        return "png", written
+    return "jpeg", _saved(_opaque(plain), "JPEG", quality=_JPEG_QUALITY)
+
+
+def _opaque(picture: "Image") -> "Image":
+    from PIL import Image
+
+    if picture.mode == "RGB":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _saved(picture: "Image", kind: str, **options: int) -> bytes:
+    written = BytesIO()
+    picture.save(written, kind, **options)
+    return written.getvalue()
 
 
 def data_url(kind: str, raw: bytes) -> str:

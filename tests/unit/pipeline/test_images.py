@@ -151,6 +151,14 @@ def test_a_large_picture_is_shrunk_turned_as_a_person_sees_it_and_keeps_its_tran
     assert decoded(data_url(kind, raw)) == raw
 
 
+def test_a_photo_that_would_be_a_huge_png_becomes_a_jpeg_that_can_be_sent_again() -> None:
+    photo = io.BytesIO()
+    Image.effect_noise((2_040, 2_040), 90).convert("RGBA").save(photo, "WEBP", quality=60)
+    kind, raw = reencoded(photo.getvalue())
+    assert kind == "jpeg"
+    assert vision(data_url(kind, raw)).images
+
+
 async def test_many_large_pictures_are_looked_at_one_after_another(door: ImageDoor) -> None:
     image = url("png", written("PNG", (5_000, 5_000)))
     await door.admitted(vision(image))

@@ -276,6 +276,17 @@ def test_an_answer_that_is_nested_deeper_than_can_be_stored_is_a_failed_try() ->
         ({"patternProperties": {"a": {}}}, "may not use patternProperties"),
         ({"$ref": "https://example.com/schema"}, "may only point into the schema itself"),
         ({"$ref": "#"}, "may only point into the schema itself"),
+        ({"$ref": "#/$defs/a"}, "points to nothing"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "may not refer to itself"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}, "may not refer to itself"),
+        ({"type": "array", "uniqueItems": True}, "may not use uniqueItems"),
+        (
+            {
+                "$ref": "#/$defs/n0",
+                "$defs": {f"n{i}": {"allOf": [{"$ref": f"#/$defs/n{i + 1}"}] * 2} for i in range(40)} | {"n40": {}},
+            },
+            "more than 5,000 parts",
+        ),
         ({"description": "x" * 30_000}, "at most 20,000 bytes"),
     ],
 )
@@ -284,13 +295,16 @@ def test_a_schema_that_cannot_be_checked_safely_is_refused(schema: dict[str, obj
         parse_job({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
 
 
-def test_a_property_may_be_called_pattern_and_a_circular_schema_is_obeyed_by_nothing() -> None:
-    fine = {"properties": {"pattern": {"type": "string"}}, "enum": [{"pattern": "a"}]}
-    parse_job({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": fine})
-    circular = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
-    job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": circular})
+def test_a_property_may_be_called_pattern_and_parts_may_be_shared() -> None:
+    schema = {
+        "properties": {"pattern": {"$ref": "#/$defs/short"}, "uniqueItems": {"$ref": "#/$defs/short"}},
+        "$defs": {"short": {"type": "string", "maxLength": 3}},
+        "required": ["pattern"],
+    }
+    job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
+    assert kinds.read(job, ask, Answer(text='{"pattern": "a"}', finish_reason="stop")) is not None
     with pytest.raises(InvalidOutput, match="does not obey"):
-        kinds.read(job, ask, Answer(text="{}", finish_reason="stop"))
+        kinds.read(job, ask, Answer(text='{"pattern": "abcd"}', finish_reason="stop"))
 
 
 def test_a_vision_job_goes_to_a_model_that_reads_as_many_pictures() -> None:
