@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from pipeline.ending import ended
+from pipeline.kinds.code import taken_apart
 from pipeline.streams import Frame, StreamReader
 from pipeline.waiting import Waiter
+from schemas.errors import InvalidOutput
 from schemas.ids import JobId
 from schemas.results import ChatResult, CodeResult, Outcome, VisionResult
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent
@@ -18,11 +20,9 @@ class _Shown:
         self._job_id = job_id
         self._text = ""
         self._try_number = 1
-        self._whole = True
 
     def frame(self, frame: Frame) -> list[StreamEvent]:
         """Events of the next frame; after a gap none until a try begins anew, the stored result makes up for it."""
-        self._whole = frame.whole
         if not frame.whole:
             return []
         events: list[StreamEvent] = []
@@ -35,7 +35,7 @@ class _Shown:
         """What is missing from the stored result, and the end."""
         events: list[StreamEvent] = []
         stored = _text_of(outcome)
-        if isinstance(outcome.result, CodeResult) and self._whole and outcome.result.code in self._text:
+        if isinstance(outcome.result, CodeResult) and _says(self._text, outcome.result):
             stored = None  # shown as the model wrote it, fence and all
         if stored is not None:
             if not stored.startswith(self._text):
@@ -50,6 +50,14 @@ class _Shown:
     def _more(self, text: str) -> list[StreamEvent]:
         self._text += text
         return [TextEvent(job_id=self._job_id, text=text)] if text else []
+
+
+def _says(text: str, result: CodeResult) -> bool:
+    """Whether a text is the answer that a result was made of."""
+    try:
+        return taken_apart(text, result.language) == result
+    except InvalidOutput:
+        return False
 
 
 def _text_of(outcome: Outcome) -> str | None:

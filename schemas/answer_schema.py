@@ -3,6 +3,7 @@
 jsonschema is imported where it is needed: that takes longer than most commands, and few jobs bring a schema.
 """
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 _MAX_BYTES = 20_000
 # A caller's regular expression would run in the worker, and a bad one never ends; the others cost the square of an answer.
 _REFUSED = ("pattern", "patternProperties", "uniqueItems", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef")
-_MAX_PARTS = 5_000
+_MAX_PARTS = 1_000
+_MAX_CHECKS = 2_000_000  # parts of the schema times values of an answer: seconds, not minutes
+_REFERENCE = re.compile(r"#/(\$defs|definitions)/[^/]+")
 
 
 def check_answer_schema(schema: dict[str, Any]) -> None:
@@ -24,15 +27,19 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
     Raises:
         ValueError: one clause that says what is wrong with it.
     """
-    if len(orjson.dumps(schema)) > _MAX_BYTES:
+    try:
+        written = orjson.dumps(schema)
+    except (TypeError, RecursionError):
+        raise ValueError("is nothing that can be written as JSON, or nested too deep") from None
+    if len(written) > _MAX_BYTES:
         raise ValueError(f"may hold at most {_MAX_BYTES:,} bytes")
     for keyword, value in _keywords(schema):
         if keyword in _REFUSED:
             raise ValueError(
                 f"may not use {keyword}: it could keep a worker busy for ever; use enum, lengths and ranges"
             )
-        if keyword == "$ref" and not str(value).startswith("#/"):
-            raise ValueError("$ref may only point into the schema itself, such as #/$defs/name")
+        if keyword == "$ref" and not _REFERENCE.fullmatch(str(value)):
+            raise ValueError("$ref may only point into the schema itself, as #/$defs/name")
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
@@ -65,13 +72,12 @@ def _parts(found: Any, schema: dict[str, Any], known: dict[str, int], way: tuple
 
 
 def _pointed_at(reference: str, schema: dict[str, Any]) -> Any:
-    found: Any = schema
-    for step in reference.removeprefix("#/").split("/"):
-        name = step.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, dict) or name not in found:
-            raise ValueError(f"$ref {reference[:100]} points to nothing")
-        found = found[name]
-    return found
+    _, place, name = reference.split("/")
+    defined = schema.get(place)
+    name = name.replace("~1", "/").replace("~0", "~")
+    if not isinstance(defined, dict) or name not in defined:
+        raise ValueError(f"$ref {reference[:100]} points to nothing")
+    return defined[name]
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
@@ -101,8 +107,15 @@ def _validator(schema: bytes) -> "Draft202012Validator":
 
 
 def obeys(answer: Any, schema: dict[str, Any]) -> bool:
-    """Whether an answer is what a schema asks for that was checked before."""
+    """Whether an answer is what a schema asks for that was checked before; one too large to be checked is not."""
+    if _parts(schema, schema, {}, ()) * _values(answer) > _MAX_CHECKS:
+        return False
     return bool(_validator(orjson.dumps(schema)).is_valid(answer))
+
+
+def _values(answer: Any) -> int:
+    inner = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list) else ()
+    return 1 + sum(_values(value) for value in inner)
 
 
 __all__ = ["check_answer_schema", "obeys"]

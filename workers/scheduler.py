@@ -13,7 +13,15 @@ from pipeline.engine.pool import Endpoint, EnginePool
 from pipeline.kinds import Answer
 from pipeline.streams import TRIES_OF_A_RUN, StreamWriter
 from pipeline.telemetry import fault
-from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, InvalidOutput, OwnFault, RequestRejected
+from schemas.errors import (
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidOutput,
+    OwnFault,
+    RequestRejected,
+)
 from schemas.messages import Lane
 from workers.run import Asking, Row, Run
 
@@ -119,12 +127,17 @@ class Scheduler:
     ) -> list[Answer | EngineError]:
         if len(batch) == 1:
             return [await self._ask(run, batch[0], endpoint, priority)]
-        asked = [self._ask(run, row, endpoint, priority) for row in batch]
+        asked = [asyncio.create_task(self._ask(run, row, endpoint, priority)) for row in batch]
+        for row, task in zip(batch, asked, strict=True):
+            run.asking[row.claimed.job_id] = Asking(task, (row.claimed.job_id,))
         found: list[Answer | EngineError] = []
-        for answer in await asyncio.gather(*asked, return_exceptions=True):
-            if isinstance(answer, BaseException) and not isinstance(answer, EngineError):
+        for row, answer in zip(batch, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(answer, asyncio.CancelledError) and row.claimed.job_id not in run.left:
+                found.append(EngineFailed("cancelled meanwhile"))  # nobody hears of it: the job has its outcome
+            elif isinstance(answer, BaseException) and not isinstance(answer, EngineError):
                 raise answer
-            found.append(answer)
+            else:
+                found.append(answer)
         return found
 
     async def _ask(self, run: Run, row: Row, endpoint: Endpoint, priority: int) -> Answer:
@@ -145,8 +158,9 @@ class Scheduler:
             # All or nothing: one bad row fails its whole micro-batch. Halves find it in a few more requests.
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
-                if not stop.is_set():
-                    await self._at(run, half, endpoint, stop)
+                wanted = self._worth_asking(run, half)
+                if wanted and not stop.is_set():
+                    await self._at(run, wanted, endpoint, stop)
             return None, []
         for row in batch:
             run.fail_try(row, error, endpoint)

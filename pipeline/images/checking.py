@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 32_000_000
 LONGEST_SIDE_PIXELS = 2_048  # the models read about half of that
 _JPEG_QUALITY = 90
+_SCAN, _MAX_SCANS = b"\xff\xda", 64  # each is decoded over the whole picture
 _LARGEST_PNG_BYTES = 4 * 1024 * 1024
 _DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*);base64,", re.IGNORECASE)
 # Type, how it begins, how it ends. Of a WebP the length stands in its head.
@@ -66,6 +67,8 @@ def _refuse_two_in_one(raw: bytes, name: str, ending: bytes) -> None:
     )
     if not whole:
         raise ValueError(f"does not end as a {name} does: it is cut, or something hangs on to it; save it again")
+    if name == "JPEG" and raw.count(_SCAN) > _MAX_SCANS:
+        raise ValueError(f"has more than {_MAX_SCANS} scans, as no JPEG needs; save it again")
     if _is_archive(raw):
         raise ValueError(f"is a {name} and an archive at once; save the picture again")
 
@@ -75,7 +78,7 @@ def _is_archive(raw: bytes) -> bool:
         return False
     try:
         return bool(zipfile.ZipFile(BytesIO(raw)).filelist)
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return False
 
 
@@ -85,7 +88,7 @@ def reencoded(raw: bytes) -> tuple[str, bytes]:
     What would be larger than 4 MiB as a PNG, as photos are, becomes a JPEG. Of an animation the first picture is taken. Its
     orientation is applied, as a person would see it.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError  # slow to import, and most programs send no pictures
+    from PIL import Image, ImageOps  # slow to import, and most programs send no pictures
 
     name = sniffed(raw)
     try:
@@ -102,7 +105,7 @@ def reencoded(raw: bytes) -> tuple[str, bytes]:
                 plain.thumbnail((LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
     except Image.DecompressionBombError:
         raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} million pixels; send a smaller one") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged picture makes Pillow stumble in any way there is
         raise ValueError(f"is a damaged {name} ({type(error).__name__}); save it again") from None
     plain.info.clear()
     if name != "JPEG" and len(written := _saved(plain, "PNG")) <= _LARGEST_PNG_BYTES:

@@ -4,9 +4,10 @@ The address is checked where the connection is made, so a name that resolves dif
 and a redirect is a URL like any other.
 """
 
+import asyncio
 import socket
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -16,14 +17,22 @@ from schemas.jobs import MAX_IMAGE_BYTES
 
 _MAX_REDIRECTS = 3
 _SECONDS = 10.0
+_NAT64 = IPv6Network("64:ff9b::/96")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the open internet."""
     found = ip_address(address)
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_global and not found.is_multicast
+    if isinstance(found, IPv6Address):
+        inner = (
+            found.ipv4_mapped or found.sixtofour or (IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None)
+        )
+        if inner is not None:
+            return inner.is_global and not inner.is_multicast
+        if found.is_site_local or int(found) >> 32 == 0:
+            return False
+    return found.is_global and not found.is_multicast
 
 
 class _CheckedResolver(AbstractResolver):
@@ -74,9 +83,15 @@ class Fetcher:
         Raises:
             ValueError: a clause that says why not, without the URL.
         """
+        try:
+            async with asyncio.timeout(_SECONDS):
+                return await self._fetch(url)
+        except TimeoutError:
+            raise ValueError(f"could not be fetched within {_SECONDS:.0f} s") from None
+
+    async def _fetch(self, url: str) -> bytes:
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=_CheckedResolver(self._may_connect), use_dns_cache=False),
-            timeout=aiohttp.ClientTimeout(total=_SECONDS),
             auto_decompress=False,  # a picture is compressed already; anything more is a bomb
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
@@ -92,7 +107,9 @@ class Fetcher:
                         return await _limited(response)
                 except _PrivateAddress:
                     raise ValueError("leads to a private address; send the picture itself as a data URL") from None
-                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                except TimeoutError:
+                    raise
+                except (aiohttp.ClientError, OSError) as error:
                     raise ValueError(f"could not be fetched ({type(error).__name__})") from None
             raise ValueError(f"was redirected more than {_MAX_REDIRECTS} times")
 

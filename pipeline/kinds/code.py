@@ -28,7 +28,7 @@ _FORM = {
 }
 # A fence of three or more, what stands beside it, the code, and a fence at least as long; the last block may lack its end.
 _BLOCK = re.compile(
-    r"^ {0,3}(?P<fence>`{3,})[ \t]*(?P<tag>[^\n`]*)\n(?P<code>.*?)(?:^ {0,3}(?P=fence)`*[ \t]*$|\Z)", re.M | re.S
+    r"^ {0,3}(?P<fence>`{3,})(?P<tag>[^\n`]*)\n(?P<code>.*?)(?:^ {0,3}(?P=fence)`*[ \t]*$|\Z)", re.M | re.S
 )
 
 
@@ -60,15 +60,20 @@ def read(job: CodeJob, answer: Answer) -> CodeResult:
     text = written(answer)
     if answer.finish_reason == "length":
         raise InvalidOutput("the code was cut off; raise sampling.max_tokens or ask for less")
+    return taken_apart(text, job.language)
+
+
+def taken_apart(text: str, language: str) -> CodeResult:
+    """Code and explanation of a whole answer; InvalidOutput where there is no code."""
     blocks = [block for block in _BLOCK.finditer(text) if block["code"].strip()]
     if not blocks:
         raise InvalidOutput("the engine answered without code")
-    asked = job.language.casefold()
+    asked = language.casefold()
     chosen = next((block for block in blocks if _tag(block).casefold() == asked), blocks[0])
     around = (text[: chosen.start()].strip(), text[chosen.end() :].strip())
     return CodeResult(
         code=chosen["code"].removesuffix("\n"),
-        language=_tag(chosen) or job.language,
+        language=_tag(chosen) or language,
         explanation="\n\n".join(part for part in around if part) or None,
     )
 
@@ -79,4 +84,4 @@ def _tag(block: re.Match[str]) -> str:
     return words[0] if words else ""
 
 
-__all__ = ["build", "read"]
+__all__ = ["build", "read", "taken_apart"]

@@ -41,12 +41,12 @@ def read(job: VisionJob, answer: Answer) -> VisionResult:
         parsed = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise InvalidOutput("the engine answered with something that is not JSON") from error
+    if not _can_be_stored(parsed):
+        raise InvalidOutput(f"the engine's JSON is nested deeper than {_DEEPEST} levels")
     if not obeys(parsed, job.answer_schema):
         raise InvalidOutput(
             "the engine's JSON does not obey answer_schema; does the endpoint honour structured outputs?"
         )
-    if not _can_be_stored(parsed):
-        raise InvalidOutput(f"the engine's JSON is nested deeper than {_DEEPEST} levels")
     return VisionResult(text=text, answer=parsed, finish_reason=finish)
 
 

@@ -16,10 +16,10 @@ WITH lost AS (
     SELECT first_job_id, rows FROM chunks WHERE state = 'running' AND lease_expires_at < now()
     ORDER BY first_job_id FOR UPDATE SKIP LOCKED
 ), halved AS (
-    INSERT INTO chunks (first_job_id, rows, batch_id, model, lane, priority, deadline, reply_to, series, crashes, rounds,
+    INSERT INTO chunks (first_job_id, rows, batch_id, model, lane, priority, deadline, reply_to, series, fence, crashes, rounds,
                         last_code, created_at, started_at)
     SELECT c.first_job_id + c.rows / 2, c.rows - c.rows / 2, c.batch_id, c.model, c.lane, c.priority, c.deadline, c.reply_to,
-           c.series, 0, c.rounds, 'worker_lost', c.created_at, c.started_at
+           c.series, c.fence + 1, 0, c.rounds, 'worker_lost', c.created_at, c.started_at
     FROM chunks c JOIN lost USING (first_job_id) WHERE c.rows > 1
 )
 UPDATE chunks c SET state = 'queued', run_id = NULL, lease_expires_at = NULL, fence = c.fence + 1,

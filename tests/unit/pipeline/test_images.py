@@ -57,6 +57,12 @@ def png_bomb(side: int, more: bytes = b"") -> bytes:
     )
 
 
+def scan_bomb(scans: int) -> bytes:
+    """A JPEG whose last scan is repeated, each to be decoded over the whole picture."""
+    raw = written("JPEG", (1_000, 1_000), progressive=True)
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * scans + raw[-2:]
+
+
 def with_archive(raw: bytes) -> bytes:
     """The picture with a ZIP behind it, arranged to end as the picture does."""
     packed = io.BytesIO(raw)
@@ -73,6 +79,7 @@ HOSTILE = {
     "svg that says png": (url("png", SVG), "not a picture of a known type"),
     "bomb": (url("png", png_bomb(60_000)), "more than 32 million pixels"),
     "bomb below Pillow's own limit": (url("png", png_bomb(8_000)), "more than 32 million pixels"),
+    "bomb of scans": (url("jpeg", scan_bomb(2_000)), "more than 64 scans"),
     "bomb of text": (
         url("png", png_bomb(10, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 90_000_000)))),
         "a damaged PNG",
@@ -188,6 +195,11 @@ async def test_many_large_pictures_are_looked_at_one_after_another(door: ImageDo
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::808:808", True),
+        ("2002:7f00:1::", False),
+        ("::7f00:1", False),
+        ("fec0::1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:

@@ -280,12 +280,15 @@ def test_an_answer_that_is_nested_deeper_than_can_be_stored_is_a_failed_try() ->
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "may not refer to itself"),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}}, "may not refer to itself"),
         ({"type": "array", "uniqueItems": True}, "may not use uniqueItems"),
+        ({"examples": [{"pattern": "^(a+)+$"}], "$ref": "#/examples/0"}, "may only point into"),
+        ({"$ref": "#/$defs/a/enum/0", "$defs": {"a": {"enum": [{"pattern": "a"}]}}}, "may only point into"),
+        ({"maximum": 10**20}, "nothing that can be written as JSON"),
         (
             {
                 "$ref": "#/$defs/n0",
                 "$defs": {f"n{i}": {"allOf": [{"$ref": f"#/$defs/n{i + 1}"}] * 2} for i in range(40)} | {"n40": {}},
             },
-            "more than 5,000 parts",
+            "more than 1,000 parts",
         ),
         ({"description": "x" * 30_000}, "at most 20,000 bytes"),
     ],
