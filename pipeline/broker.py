@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 from pydantic import BaseModel
 from redis import asyncio as aioredis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
@@ -57,6 +57,10 @@ def make_app(redis_url: str, *, visibility: timedelta = timedelta(hours=1)) -> C
         broker_connection_retry_on_startup=True,
         broker_connection_timeout=5,
         broker_transport_options={
+            # Keys of our own: those of other systems on this Redis are not ours to give back, nor ours theirs.
+            "unacked_key": "yyc3.unacked",
+            "unacked_index_key": "yyc3.unacked_index",
+            "unacked_mutex_key": "yyc3.unacked_mutex",
             "visibility_timeout": int(visibility.total_seconds()),
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,  # look each 5 s
@@ -70,10 +74,18 @@ def make_app(redis_url: str, *, visibility: timedelta = timedelta(hours=1)) -> C
     return app
 
 
+class UnusableQueue(Exception):  # noqa: N818 - it tells of a queue, nothing of ours failed
+    """What bears this name in Redis is no queue; it will not be one the next time either."""
+
+
 @contextmanager
 def _mapped() -> Any:
     try:
         yield
+    except ResponseError as error:
+        if "WRONGTYPE" in str(error):
+            raise UnusableQueue from None
+        raise BrokerUnavailable("Redis refuses a command; is it full, or a replica?") from error
     except (OperationalError, RedisError, ConnectionError, TimeoutError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BrokerUnavailable(f"Redis cannot be reached: {reason}") from error
@@ -114,17 +126,15 @@ class Bells:
         ]
         await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, messages)
 
-    async def reply(self, replies: Sequence[tuple[str, BaseModel]]) -> None:
-        """Publish replies to callers' queues; their arguments are shown to nobody.
+    async def reply(self, queue: str, reply: BaseModel) -> None:
+        """Publish a reply to a caller's queue; its arguments are shown to nobody.
 
         Raises:
-            BrokerUnavailable: nothing is known to be published; reply again.
+            BrokerUnavailable: it is not known to be published; reply again.
+            UnusableQueue: there is no use in replying there.
         """
-        messages = [
-            _Message(queue, REPLY_TASK, (), reply.model_dump(mode="json"), HIDDEN, None) for queue, reply in replies
-        ]
-        if messages:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, messages)
+        message = _Message(queue, REPLY_TASK, (), reply.model_dump(mode="json"), HIDDEN, None)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, [message])
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """Messages waiting in each queue."""
@@ -226,4 +236,4 @@ class Whispers:
         await self._redis.aclose()
 
 
-__all__ = ["CANCELLED", "HIDDEN", "TASK_NAME", "WINDOW", "Bells", "Whispers", "make_app"]
+__all__ = ["CANCELLED", "HIDDEN", "TASK_NAME", "WINDOW", "Bells", "UnusableQueue", "Whispers", "make_app"]

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pipeline import retries
 from pipeline.batching import Coalescer
-from pipeline.broker import Bells, Whispers
+from pipeline.broker import Bells, UnusableQueue, Whispers
 from pipeline.cancel import cancel
 from pipeline.models import Models
 from pipeline.store import Database, reading, replies
@@ -180,19 +180,32 @@ class Door:
             key = None
         await self._say(queue, RefusedReply(job_key=key, error=JobError(code=code, message=message)))
 
-    async def _say(self, queue: str, reply: AcceptedReply | RefusedReply | OutcomeReply) -> None:
-        await self._patiently(lambda: self._bells.reply([(queue, reply)]))
+    async def _say(self, queue: str, reply: AcceptedReply | RefusedReply) -> None:
+        await self._patiently(lambda: self._reply(queue, reply))
+
+    async def _reply(self, queue: str, reply: AcceptedReply | RefusedReply | OutcomeReply) -> None:
+        try:
+            await self._bells.reply(queue, reply)
+        except UnusableQueue:
+            _log.warning("a reply was dropped: what its caller named is no queue", event_kind=reply.event)
 
     async def _owe_many(self, owed: list[Owed]) -> list[None]:
         await replies.owe(self._database, owed)
         return [None] * len(owed)
 
     async def _deliver_many(self, job_ids: list[JobId]) -> list[None]:
-        async with replies.due(self._database, sorted(set(job_ids) - self._promising)) as owed:
+        away: BrokerUnavailable | None = None
+        async with replies.due(self._database, sorted(set(job_ids) - self._promising)) as (owed, sent):
             found = await reading.outcomes_of(self._database, [o.job_id for o in owed]) if owed else {}
-            await self._bells.reply(
-                [(o.queue, OutcomeReply(job_key=o.job_key, job_id=o.job_id, outcome=found[o.job_id])) for o in owed]
-            )
+            try:
+                for o in owed:
+                    reply = OutcomeReply(job_key=o.job_key, job_id=o.job_id, outcome=found[o.job_id])
+                    await self._reply(o.queue, reply)
+                    sent.append(o)
+            except BrokerUnavailable as error:
+                away = error  # what was sent is forgotten first
+        if away is not None:
+            raise away
         return [None] * len(job_ids)
 
     async def _hear(self) -> None:

@@ -17,6 +17,7 @@ from schemas.jobs import Job, parse_job
 from schemas.results import JobError, Outcome
 
 INTAKE_QUEUE = "yyc3.intake"
+_RESERVED = ("yyc3.", "_kombu", "celery", "unacked")  # ours, and those of Celery itself
 SUBMIT_TASK = "yyc3.submit"
 CANCEL_TASK = "yyc3.cancel"
 REPLY_TASK = "yyc3.reply"
@@ -96,7 +97,7 @@ def reply_queue(arguments: dict[str, Any], reserved: frozenset[str]) -> str | No
         return None
     if not isinstance(queue, str) or not re.fullmatch(QUEUE_PATTERN, queue):
         raise InvalidJob("job refused: reply_to: is no name of a queue; use letters, digits and _ . : -")
-    if queue in reserved or queue.startswith(("yyc3.", "_kombu", "celery")):
+    if queue in reserved or queue.startswith(_RESERVED) or queue.endswith(".pidbox"):
         raise InvalidJob("job refused: reply_to: is a queue of this system; use one of your own")
     return queue
 

@@ -46,7 +46,9 @@ _PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
 _REPLY_QUEUE = {
     "type": "string",
     "pattern": QUEUE_PATTERN,
-    "not": {"pattern": "^(yyc3\\.|_kombu|celery)"},  # a lookahead says it shorter, and is unknown to Go
+    "not": {
+        "pattern": "^(yyc3\\.|_kombu|celery|unacked)|\\.pidbox$"
+    },  # a lookahead says it shorter, and is unknown to Go
 }
 
 

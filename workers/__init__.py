@@ -2,6 +2,7 @@
 
 main       starts both and ties them together
 intake     a process of its own: jobs that come as messages, and their replies
+guarding   messages that other programs wrote
 loop       the asyncio loop in its thread
 tasks      the one Celery task: a doorbell comes in
 process    take a chunk, run it, settle it

@@ -20,6 +20,7 @@ from pipeline.telemetry import configure_logging
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.intake import CANCEL_TASK, INTAKE_QUEUE, SUBMIT_TASK
+from workers.guarding import GuardedTask
 from workers.loop import LoopThread, prefer_latency
 from workers.main import run_celery
 
@@ -42,7 +43,7 @@ class HiddenArguments(Request):
         return super().info(safe=True)
 
 
-class IntakeTask(Task[Any, Any]):
+class IntakeTask(GuardedTask):
     """Acknowledged when the job is stored: until then the message is all there is of it."""
 
     acks_late = True
@@ -54,12 +55,12 @@ def register(app: Celery, door: Door, loop: LoopThread) -> None:
     """Add the tasks to an application. Celery waits in a thread of each while the loop works."""
 
     @app.task(name=SUBMIT_TASK, base=IntakeTask, bind=True, shared=False)
-    def submit(self: "Task[Any, Any]", *_: Any, **arguments: Any) -> str:
-        return _wait(loop, door.admit(arguments, str(self.request.id)))
+    def submit(task: "Task[Any, Any]", /, *_: Any, **arguments: Any) -> str:
+        return _wait(loop, door.admit(arguments, str(task.request.id)))
 
     @app.task(name=CANCEL_TASK, base=IntakeTask, bind=True, shared=False)
-    def cancel(self: "Task[Any, Any]", *_: Any, **arguments: Any) -> str:
-        return _wait(loop, door.cancel(arguments, str(self.request.id)))
+    def cancel(task: "Task[Any, Any]", /, *_: Any, **arguments: Any) -> str:
+        return _wait(loop, door.cancel(arguments, str(task.request.id)))
 
 
 def _wait(loop: LoopThread, work: Coroutine[Any, Any, str]) -> str:

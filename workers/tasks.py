@@ -12,6 +12,7 @@ from pipeline.broker import TASK_NAME
 from pipeline.telemetry import fault
 from schemas.errors import UndecodableMessage
 from schemas.messages import Doorbell
+from workers.guarding import GuardedTask
 from workers.loop import LoopThread
 from workers.process import Process
 from workers.run import Run
@@ -23,7 +24,7 @@ _PROGRESS_SECONDS = 1.0
 def register(app: Celery, process: Process, loop: LoopThread) -> None:
     """Add the task to an application."""
 
-    @app.task(name=TASK_NAME, bind=True, ignore_result=True, shared=False)
+    @app.task(name=TASK_NAME, base=GuardedTask, bind=True, ignore_result=True, shared=False)
     def run_chunk(self: "Task[Any, Any]", message: Any = None) -> dict[str, Any]:
         """Celery waits here in a thread while the loop works."""
         try:

@@ -28,10 +28,11 @@ async def owe(database: Database, owed: Sequence[Owed]) -> None:
 
 
 @asynccontextmanager
-async def due(database: Database, job_ids: Sequence[JobId]) -> AsyncIterator[list[Owed]]:
-    """Replies for those of the jobs that are settled, held for the sender; forgotten when the block ends well.
+async def due(database: Database, job_ids: Sequence[JobId]) -> AsyncIterator[tuple[list[Owed], list[Owed]]]:
+    """Replies for those of the jobs that are settled, held for the sender, and a list for those that it has sent.
 
-    A sender that dies in between leaves them: they are sent again rather than never.
+    What is in the list when the block ends well is forgotten. A sender that dies in between leaves them: they are sent again
+    rather than never.
     """
     async with database.transaction() as connection:
         cursor = await connection.execute(
@@ -41,12 +42,13 @@ async def due(database: Database, job_ids: Sequence[JobId]) -> AsyncIterator[lis
             {"ids": list(job_ids)},
         )
         found = [Owed(**row) for row in await cursor.fetchall()]
-        yield found
-        if found:
+        sent: list[Owed] = []
+        yield found, sent
+        if sent:
             await connection.execute(
                 """DELETE FROM replies r USING unnest(%s::bigint[], %s::text[]) AS sent(job_id, queue)
                    WHERE r.job_id = sent.job_id AND r.queue = sent.queue""",
-                ([o.job_id for o in found], [o.queue for o in found]),
+                ([o.job_id for o in sent], [o.queue for o in sent]),
             )
 
 

@@ -33,7 +33,7 @@ class Caller:
         self._redis = redis.Redis.from_url(place.redis_url)
         self.seen: list[dict[str, Any]] = []
 
-    def send(self, **arguments: Any) -> None:
+    def send(self, /, **arguments: Any) -> None:
         self._app.send_task("yyc3.submit", kwargs={"reply_to": QUEUE, **arguments}, queue="yyc3.intake")
 
     def cancel(self, **arguments: Any) -> None:
@@ -164,7 +164,7 @@ def test_a_job_is_cancelled_by_its_key_and_its_outcome_says_so(place: Place, cal
 
 
 def test_nobody_can_have_replies_sent_into_our_own_queues(running: Place, caller: Caller) -> None:
-    for queue in ("chatglm3-6b", "cogagent.bulk", "yyc3.intake", "_kombu.x", "a b", "x" * 300):
+    for queue in ("chatglm3-6b", "cogagent.bulk", "yyc3.intake", "_kombu.x", "unacked_mutex", "a b", "x" * 300):
         caller.send(kind="sentiment", text="好", job_key="q", reply_to=queue)
     caller.send(kind="sentiment", text="好", job_key="fine")
     caller.replies(2)
@@ -208,6 +208,52 @@ def test_words_are_hidden_from_events_inspection_and_logs(place: Place, caller: 
         assert [reply["event"] for reply in caller.replies(2)] == ["accepted", "outcome"]
 
 
+def test_messages_that_are_no_messages_are_put_aside_and_the_door_stays_open(place: Place, caller: Caller) -> None:
+    job = {"kind": "sentiment", "text": CANARY, "job_key": "j", "reply_to": QUEUE}
+    junk = [
+        foreign({"task": "yyc3.submit"}, body) for body in ([], {}, "text", [[], [], {}], [5, job, {}], [[], "x", {}])
+    ]
+    junk += [foreign({"task": "yyc3.submit", **header}, [[], job, {}]) for header in ({"timelimit": "x"}, {"eta": "x"})]
+    junk += [foreign({"task": "yyc3.submit", "id": {}}, [[], job, {}])]
+    followers = {"callbacks": ["X"], "errbacks": ["X"], "chain": ["X"], "chord": "X"}
+    with ExitStack() as stack:
+        started = intake(place, stack)
+        with redis.Redis.from_url(place.redis_url) as broker:
+            for message in junk:
+                broker.lpush("yyc3.intake", message)
+            for number in range(70):  # more than there are threads
+                broker.lpush(
+                    "yyc3.intake", foreign({"task": "yyc3.submit"}, [[], {**job, "job_key": f"{number}"}, followers])
+                )
+            assert {reply["event"] for reply in caller.replies(70)} == {"accepted"}
+            caller.send(kind="sentiment", text="谢谢", job_key="good", self="x")
+            (refused,) = caller.replies(1)
+            assert (refused["event"], refused["job_key"]) == ("refused", "good")
+            assert "self" in refused["error"]["message"]
+            wait_for(
+                lambda: broker.llen("yyc3.intake") == 0 and not broker.exists("yyc3.unacked"), "nothing to be held"
+            )
+        assert not started.ended
+        assert started.terminate() == 0
+        assert CANARY not in started.text
+
+
+def test_a_reply_that_cannot_be_sent_holds_up_no_other(place: Place, caller: Caller) -> None:
+    with ExitStack() as stack:
+        started = intake(place, stack)
+        with redis.Redis.from_url(place.redis_url) as broker:
+            broker.hset("crm.hash", "a", "b")
+        for number, queue in enumerate([QUEUE, "crm.hash", QUEUE]):
+            caller.send(kind="sentiment", text="谢谢", job_key=f"{number}", reply_to=queue)
+        caller.replies(2)
+        stack.enter_context(place.simulator())
+        stack.enter_context(place.worker("interactive"))
+        stack.enter_context(place.process("pipeline.cli", "recover"))
+        assert {reply["job_key"] for reply in caller.replies(2)} == {"0", "2"}
+        wait_for(lambda: place.query("SELECT count(*) FROM replies") == [(0,)], "every debt to be paid or dropped")
+        assert started.says("a reply was dropped")
+
+
 def test_a_killed_intake_loses_nothing_that_was_accepted(place: Place, caller: Caller) -> None:
     with ExitStack() as stack:
         first = intake(place, stack)
@@ -226,7 +272,7 @@ def test_a_killed_intake_loses_nothing_that_was_accepted(place: Place, caller: C
         wait_for(lambda: place.query("SELECT count(*) FROM replies") == [(0,)], "every reply to be sent")
 
 
-def foreign(headers: dict[str, Any], body: list[Any]) -> str:
+def foreign(headers: dict[str, Any], body: Any) -> str:
     """A Celery message as another implementation writes it."""
     identity = str(uuid4())
     return json.dumps(

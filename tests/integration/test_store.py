@@ -416,6 +416,19 @@ async def test_only_a_single_row_is_called_poison_after_its_third_lost_worker(da
     assert error.code is ErrorCode.WORKER_LOST
 
 
+async def test_the_second_half_of_a_lost_chunk_counts_its_claims_on_and_knows_what_was_cancelled(
+    database: Database,
+) -> None:
+    stored = await batch(database, 4)
+    assert await take(database, lease=GONE) is not None
+    await settlement.cancel(database, stored.job_ids[3])
+    await recovery.return_lost(database)
+    halves = [await take(database), await take(database)]
+    second = next(half for half in halves if half is not None and half.first_job_id == stored.job_ids[2])
+    assert second.fence > 1, "a stream of the first run must not look newer than one of this"
+    assert [job.job_id for job in second.jobs] == [stored.job_ids[2]]
+
+
 async def test_a_deadline_that_passed_is_seen_at_the_claim(database: Database) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     await submission.insert_interactive(
