@@ -12,6 +12,8 @@ from schemas.ids import JobId
 from schemas.results import ChatResult, CodeResult, Outcome, VisionResult
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent
 
+_LAST_FRAMES_SECONDS = 1.0
+
 
 class _Shown:
     """What the reader has seen so far, and the events that take it further."""
@@ -20,6 +22,11 @@ class _Shown:
         self._job_id = job_id
         self._text = ""
         self._try_number = 1
+
+    @property
+    def begun(self) -> bool:
+        """Whether the reader has seen any of it."""
+        return bool(self._text)
 
     def frame(self, frame: Frame) -> list[StreamEvent]:
         """Events of the next frame; after a gap none until a try begins anew, the stored result makes up for it."""
@@ -84,7 +91,12 @@ async def follow(waiter: Waiter, reader: StreamReader, job_id: JobId) -> AsyncIt
     settled = asyncio.create_task(waiter.outcome(job_id))
     async with reader.follow(job_id) as frames:
         # One thing to wait for instead of two: a stream without an end, or a Redis that is away, keeps nobody.
-        settled.add_done_callback(lambda _: frames.put_nowait(None))
+        def last(_: object) -> None:
+            # Word of the outcome may overtake the last frames; of code the stored text is not what they said.
+            patience = _LAST_FRAMES_SECONDS if shown.begun or not frames.empty() else 0.0
+            asyncio.get_running_loop().call_later(patience, frames.put_nowait, None)
+
+        settled.add_done_callback(last)
         try:
             while (frame := await frames.get()) is not None and frame.event != "end":
                 for event in shown.frame(frame):

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -12,11 +12,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from support import Place, wait_for
 
 from pipeline import AsyncClient, Client
+from pipeline.following import follow
 from pipeline.models import DEFAULT_FILE
 from pipeline.streams import Frame, StreamReader, StreamWriter
+from pipeline.waiting import Waiter
 from schemas.errors import ErrorCode, InvalidJob, JobNotFound
 from schemas.ids import JobId
-from schemas.results import ChatResult, CodeResult, JobState
+from schemas.results import ChatResult, CodeResult, JobState, Outcome
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent, stream_name
 
 JOB = JobId(77)
@@ -230,6 +232,32 @@ def test_code_is_streamed_as_the_model_writes_it(place: Place) -> None:
         assert isinstance(end.outcome.result, CodeResult)
         assert f"```python\n{end.outcome.result.code}" in joined(events)
         assert not any(isinstance(event, RestartEvent) for event in events)
+
+
+async def test_an_outcome_that_overtakes_the_last_frames_waits_for_them(
+    writer: StreamWriter, reader: StreamReader
+) -> None:
+    said = "Here it is:\n```python\nprint(1)\n```\nThat is all."
+    result = CodeResult(code="print(1)", language="python", explanation="Here it is:\n\nThat is all.")
+    outcome = Outcome(job_id=JOB, kind="code", state=JobState.SUCCEEDED, result=result)
+    word = asyncio.Event()
+
+    class Told:
+        async def outcome(self, job_id: JobId) -> Outcome:
+            await word.wait()
+            return outcome
+
+    write = writer.begin(JOB, 1)
+    write(said[:20])
+    events: list[StreamEvent] = []
+    async with asyncio.timeout(10):
+        async for event in follow(cast(Waiter, Told()), reader, JOB):
+            events.append(event)
+            if len(events) == 1:
+                word.set()
+                asyncio.get_running_loop().call_later(0.2, lambda: (write(said[20:]), writer.end([JOB])))
+    assert joined(events) == said
+    assert not any(isinstance(event, RestartEvent) for event in events)
 
 
 async def test_a_thousand_streams_of_one_worker_lose_no_frame(place: Place) -> None:
