@@ -1,10 +1,10 @@
 """How things that happen at the same time share one trip, and how large the pieces are. Pure rules and one small queue."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Generic, TypeVar
-
-from pipeline.kinds.asking import Ask
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from heapq import heappop, heappush
+from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -14,6 +14,10 @@ _FIRST_CHUNK_ROWS = 256
 _SMALLEST_CHUNK_ROWS = 32
 LARGEST_CHUNK_ROWS = 1_024
 INTERACTIVE_CHUNK_ROWS = 64
+LARGEST_REQUEST_TOKENS = 16_384
+"""Prompt tokens of one request of several rows: it is answered when its slowest row is."""
+
+LONGEST_WAIT_SECONDS = 0.05
 LARGEST_CHUNK_BYTES = 32 * 1024 * 1024
 """Requests that are claimed together are in a worker's memory together; pictures are large."""
 
@@ -28,20 +32,111 @@ def chunk_rows(jobs: int, rows_per_second: float | None) -> int:
     return max(_SMALLEST_CHUNK_ROWS, min(by_time, by_share, LARGEST_CHUNK_ROWS))
 
 
-def micro_batches(asks: Sequence[tuple[int, Ask]], rows: int) -> list[list[int]]:
-    """Indexes of asks that go in one engine request: equal in shape, at most `rows`, neighbours stay neighbours.
+def rows_now(waiting: int, room: int, most: int, waited_seconds: float, *, idle: bool) -> int:
+    """How many rows of one kind go in the next request; 0 where it is better to wait for more room.
 
-    Streamed asks go alone: a micro-batch answers only when its slowest row ends.
+    Where the endpoint is idle nothing waits. Elsewhere a request waits for room for all it could hold, but not for long:
+    room that falls free in small pieces would otherwise cut the requests into as small ones.
+
+    Args:
+        waiting: rows that may share a request.
+        room: rows that the endpoint may be given now.
+        most: rows that it takes in one request.
+        waited_seconds: how long the first of them waits for room.
+        idle: whether the endpoint has nothing of ours to do.
     """
-    groups: dict[str, list[int]] = {}
-    alone: list[list[int]] = []
-    for index, ask in asks:
-        if ask.shape.streamed:
-            alone.append([index])
+    wanted = min(waiting, most)
+    if room >= wanted or idle or waited_seconds >= LONGEST_WAIT_SECONDS:
+        return max(0, min(room, wanted))
+    return 0
+
+
+class Waiting(Protocol):
+    """A row in a line.
+
+    Attributes:
+        group: rows of equal groups may share a request.
+        urgency: lower goes first; equal ones in the order they came.
+        place: set by the line when the row first comes; it keeps it when it comes back.
+        tokens: of its prompt, estimated.
+        waits_since: when it came.
+    """
+
+    group: Hashable
+    urgency: int
+    place: int
+    tokens: int
+    waits_since: float
+
+
+Row = TypeVar("Row", bound=Waiting)
+
+
+class Line(Generic[Row]):
+    """Rows that wait for room at an engine. They are put together to requests when there is room, not before."""
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, deque[Row]] = {}
+        self._heads: list[tuple[int, int, int, Hashable]] = []
+        self._places = self._entries = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def add(self, row: Row, now: float) -> None:
+        """At the end; a row that was here before goes back to its place."""
+        again = row.place > 0
+        row.waits_since = now
+        if not again:
+            self._places += 1
+            row.place = self._places
+        group = self._groups.get(row.group)
+        if group is None:
+            self._groups[row.group] = deque((row,))
+        elif again:
+            group.appendleft(row)
         else:
-            groups.setdefault(ask.shape.key, []).append(index)
-    cut = [group[k : k + rows] for group in groups.values() for k in range(0, len(group), rows)]
-    return alone + cut
+            group.append(row)
+            return
+        self._push(row)
+
+    def head(self) -> tuple[Row, int] | None:
+        """The row that is next, and how many may go with it."""
+        while self._heads:
+            urgency, place, _, key = self._heads[0]
+            group = self._groups.get(key)
+            if group and (group[0].urgency, group[0].place) == (urgency, place):
+                return group[0], len(group)
+            heappop(self._heads)  # what was pushed for a head that has gone
+        return None
+
+    def take(self, rows: int) -> list[Row]:
+        """So many of the next group, or fewer where their prompts are long, but one at least."""
+        found = self.head()
+        if found is None:
+            return []
+        group = self._groups[found[0].group]
+        taken = [group.popleft()]
+        tokens = taken[0].tokens
+        while group and len(taken) < rows and tokens + group[0].tokens <= LARGEST_REQUEST_TOKENS:
+            tokens += group[0].tokens
+            taken.append(group.popleft())
+        if group:
+            self._push(group[0])
+        else:
+            del self._groups[taken[0].group]
+        return taken
+
+    def empty(self) -> list[Row]:
+        """All rows; nobody waits any more."""
+        rows = [row for group in self._groups.values() for row in group]
+        self._groups.clear()
+        self._heads.clear()
+        return rows
+
+    def _push(self, row: Row) -> None:
+        self._entries += 1
+        heappush(self._heads, (row.urgency, row.place, self._entries, row.group))
 
 
 class Coalescer(Generic[Item, Reply]):
@@ -121,8 +216,11 @@ __all__ = [
     "INTERACTIVE_CHUNK_ROWS",
     "LARGEST_CHUNK_BYTES",
     "LARGEST_CHUNK_ROWS",
+    "LARGEST_REQUEST_TOKENS",
+    "LONGEST_WAIT_SECONDS",
     "Coalescer",
+    "Line",
     "chunk_rows",
     "light_runs",
-    "micro_batches",
+    "rows_now",
 ]

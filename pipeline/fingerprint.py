@@ -1,7 +1,9 @@
-"""One hash for one payload, so that the same idempotency key with the same job can be told from another."""
+"""Hashes: one for a payload, to tell the same job from another under one key; one for a question, to find its answer again."""
 
-from hashlib import sha256
+from hashlib import blake2b, sha256
+from uuid import UUID
 
+from pipeline.kinds.asking import Ask
 from schemas.jobs import Job, StreamedJob, canonical
 
 
@@ -20,4 +22,10 @@ def payload_hash(job: Job, written: bytes | None = None) -> bytes:
     return sha256(written or canonical(job)).digest()[:16]
 
 
-__all__ = ["payload_hash"]
+def answer_key(tenant: str, model: str, revision: str | None, simulated: bool, ask: Ask) -> UUID:
+    """Names a question: everything that the answer depends on, and whose it is."""
+    origin = f"{tenant}\0{model}\0{revision}\0{simulated}\0{ask.shape.key}\0{ask.truncated}\0"
+    return UUID(bytes=blake2b(origin.encode() + ask.conversation, digest_size=16).digest())
+
+
+__all__ = ["answer_key", "payload_hash"]

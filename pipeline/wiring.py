@@ -22,9 +22,6 @@ from pipeline.submit import Submitter
 from schemas.errors import InvalidSetting
 from schemas.messages import Lane
 
-_BULK_SHARE_OF_SEATS = 7 / 8
-"""Bulk leaves an eighth of the seats to chat."""
-
 
 @dataclass(frozen=True)
 class Adapters:
@@ -44,10 +41,9 @@ class Adapters:
         return Submitter(self.models, self.database, self.bells, self.images, reply_to)
 
     def pool(self, model: str, lane: Lane) -> EnginePool:
-        """A model's endpoints with the room this lane may use."""
+        """A model's endpoints, as a lane may use them."""
         entry = self.models[model]
-        share = _BULK_SHARE_OF_SEATS if lane is Lane.BULK else 1.0
-        return EnginePool(entry, self.engine, max(1, int(entry.seats * share)))
+        return EnginePool(entry, self.engine, entry.chat_share if lane is Lane.BULK else None)
 
 
 class Wiring:

@@ -40,6 +40,8 @@ class JobFields(BaseModel):
         deadline: after this the job is `expired` without an engine being asked.
         tags: for the caller's own bookkeeping; stored, never interpreted.
         model: an entry of models.toml; left out, the first that can do this kind.
+        cache: whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness
+            (intent, sentiment, and temperature 0), and within the tenant.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +52,7 @@ class JobFields(BaseModel):
     deadline: AwareDatetime | None = None
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
     model: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
+    cache: bool = True
 
 
 class _AboutSpeech(JobFields):

@@ -107,6 +107,8 @@ class Outcome(BaseModel):
         engine_version: what the endpoint's /version said.
         template_hash: which prompt template asked; the same hash means the same words around the caller's.
         simulated: true where a simulator answered, for ever.
+        cached_from: the earlier job that asked the same, whose answer this is a copy of; no token was spent.
+        batch_rows: rows of the engine request that answered it; 1 where it went alone.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -125,6 +127,8 @@ class Outcome(BaseModel):
     engine_version: str | None = None
     template_hash: str | None = None
     simulated: bool = False
+    cached_from: JobId | None = None
+    batch_rows: int | None = None
 
     @property
     def settled(self) -> bool:

@@ -13,8 +13,10 @@ from pipeline import kinds, retries
 from pipeline.batching import Coalescer
 from pipeline.broker import CANCELLED, Bells, Whispers
 from pipeline.engine import EnginePool
+from pipeline.fingerprint import answer_key
 from pipeline.models import LabelForm
-from pipeline.store import Database, claims, settlement
+from pipeline.store import Database, answers, claims, settlement
+from pipeline.store.answers import Original
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.store.settlement import NextState, RunReport
 from pipeline.streams import StreamWriter
@@ -73,12 +75,15 @@ class Process:
         self._work: set[asyncio.Task[None]] = set()
         self._claim_named: Coalescer[tuple[JobId, UUID], Claim | None] = Coalescer(self._claim_many)
         self._settle: Coalescer[RunReport, bool] = Coalescer(self._settle_many, largest=256)
+        self._answers: Coalescer[list[UUID], dict[UUID, Original]] = Coalescer(self._look_up_answers, largest=256)
 
     async def serve(self) -> None:
         """Keep leases and hear of cancelled jobs, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leases.keep())
             group.create_task(self._hear_of_cancelled())
+            for pool in self._pools.values():
+                group.create_task(pool.watch())
 
     async def _hear_of_cancelled(self) -> None:
         attempt = 0
@@ -128,6 +133,8 @@ class Process:
     async def drain(self) -> None:
         """Send nothing more, let what is in flight end within the limit, hand the rest back."""
         self._stop.set()
+        for scheduler in self._schedulers.values():
+            scheduler.stop()
         _log.info("draining", runs=len(self._work))
         loop = asyncio.get_running_loop()
         end = loop.time() + self._limits.drain.total_seconds()
@@ -175,7 +182,7 @@ class Process:
         try:
             rows = await self._prepare(run)
             while rows and not run.lost and not self._stop.is_set():
-                await self._schedulers[run.claim.model].send(run, rows, self._stop)
+                await self._schedulers[run.claim.model].send(run, rows)
                 rows = await self._reshaped(run, rows)
         except EngineError as error:
             run.last_code = error.code
@@ -218,7 +225,7 @@ class Process:
             form = await pool.form_for(words) if words else LabelForm.WHOLE_WORD
             target = kinds.Target(form, facts.constraint, context, entry.stop_token_ids, entry.system_prompt)
             try:
-                rows.append(Row(claimed, job, kinds.build(job, target), target))
+                ask = kinds.build(job, target)
             except Exception as error:  # noqa: BLE001 - a mistake of ours costs this one job, and the log names it
                 _log.error(
                     "a job could not be turned into a request", job=claimed.job_id, kind=job.kind, fault=fault(error)
@@ -229,7 +236,37 @@ class Process:
                     ErrorCode.OWN_FAULT,
                     f"a mistake in this program: {fault(error)}",
                 )
-        return rows
+                continue
+            key = None
+            if job.cache and ask.deterministic:
+                key = answer_key(job.tenant, entry.name, facts.revision, facts.simulated, ask)
+            rows.append(Row(run, claimed, job, ask, target, key, facts))
+        # Rows that begin alike are neighbours: what the engine has read of one it need not read of the next.
+        rows.sort(key=lambda row: (row.ask.shape.key, row.ask.conversation))
+        return await self._unanswered(run, rows)
+
+    async def _unanswered(self, run: Run, rows: list[Row]) -> list[Row]:
+        """Rows that were not asked before; the others are settled with a copy."""
+        keys = [row.key for row in rows if row.key is not None]
+        if not keys:
+            return rows
+        try:
+            found = await self._answers(keys)
+        except StoreUnavailable as error:
+            _log.warning("asking without looking for earlier answers", reason=error.message)
+            return rows
+        left = []
+        for row in rows:
+            original = found.get(row.key) if row.key is not None else None
+            if original is None:
+                left.append(row)
+            else:
+                run.copy(row, original)
+        return left
+
+    async def _look_up_answers(self, wanted: list[list[UUID]]) -> Sequence[dict[UUID, Original]]:
+        found = await answers.look_up(self._database, list({key for keys in wanted for key in keys}))
+        return [{key: found[key] for key in keys if key in found} for keys in wanted]
 
     async def _reshaped(self, run: Run, rows: Sequence[Row]) -> list[Row]:
         """Rows that are worth asking again at once, in another way."""

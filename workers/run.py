@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from uuid import UUID
 
 from pipeline import kinds
-from pipeline.engine.pool import Endpoint
+from pipeline.engine import Endpoint, EndpointFacts
 from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
 from pipeline.retries import tried_enough
+from pipeline.store.answers import Original
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.store.settlement import FailedTry, SettledRow
 from schemas.errors import EngineError, ErrorCode, PromptTooLong
@@ -22,23 +23,56 @@ from schemas.timings import Timings, Usage
 _SHORTEST_CONTEXT_TOKENS = 128
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
     """A row on its way through an engine.
 
     Attributes:
+        key: names the question, where the same one has the same answer; None where it does not, or nobody wants that.
+        facts: of the engine that the key was made for.
+        urgency, group, tokens: see `batching.Waiting`.
+        avoid: endpoints that failed it in this round.
+        refused: times that an endpoint took no more rows when this one came.
+        twins: rows that ask the same and wait for this one's answer.
         unread: it was answered, and the answer could not be understood.
         too_long: the engine found its prompt too long, and less of the dialogue can be sent.
     """
 
+    run: "Run"
     claimed: ClaimedJob
     job: Job
     ask: Ask
     target: Target
+    key: UUID | None = None
+    facts: EndpointFacts | None = None
+    group: Hashable = None
+    urgency: int = 0
+    tokens: int = 0
+    place: int = 0
+    waits_since: float = 0.0
     sent_at: float = 0.0
     times_sent: int = 0
+    refused: int = 0
+    avoid: tuple[str, ...] = ()
+    twins: "list[Row]" = field(default_factory=list)
+    request: "Request | None" = None
+    ended: "Callable[[], None] | None" = None
     unread: bool = False
     too_long: bool = False
+
+    def __post_init__(self) -> None:
+        claim = self.run.claim
+        self.urgency = claim.priority
+        self.tokens = self.ask.tokens
+        # A row that failed before goes alone: if it breaks its engine, it breaks it for nobody else.
+        alone = self.ask.shape.streamed or self.run.tries[self.claimed.job_id] > 0
+        self.group = self.claimed.job_id if alone else (self.ask.shape.key, claim.batch_id, claim.priority)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether an answer would still be of use."""
+        run = self.run
+        return self.claimed.job_id in run.left and not run.lost and not run.abandoned
 
     @property
     def can_be_shortened(self) -> bool:
@@ -57,29 +91,33 @@ class Row:
             target = replace(self.target, constraint=constraint, form=LabelForm.CODE)
         else:
             return None
-        return Row(self.claimed, self.job, kinds.build(self.job, target), target, self.sent_at)
-
-    @property
-    def failed_tries(self) -> int:
-        """Engine attempts that failed in earlier runs."""
-        return self.claimed.failed_tries
+        ask = kinds.build(self.job, target)
+        return Row(self.run, self.claimed, self.job, ask, target, self.key, self.facts, sent_at=self.sent_at)
 
 
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """A request that is under way, and whose rows it carries."""
+@dataclass(slots=True, eq=False)
+class Request:
+    """Rows that are under way together."""
 
-    task: "asyncio.Task[Any]"
-    job_ids: tuple[JobId, ...]
+    rows: list[Row]
+    endpoint: Endpoint
+    facts: EndpointFacts | None
+    task: "asyncio.Task[None] | None" = None
+
+    def cancel_unwanted(self) -> None:
+        """Hang up on the engine where nobody wants any of it any more."""
+        if self.task is not None and not any(row.wanted for row in self.rows):
+            self.task.cancel()
 
 
 @dataclass(slots=True)
 class Run:
     """A claim and what came of it.
 
-    `ready` and `failures` wait for the next write; `left` are rows without an outcome, `streamed` those that somebody may
-    be reading, `asking` the requests under way. `changed` is set when something is
-    ready, and when the run has `ended`. Everything happens on one asyncio loop, so plain fields do.
+    `ready` and `failures` wait for the next write; `left` are jobs without an outcome, `streamed` those that somebody may
+    be reading, `rows` the rows that go through an engine. `changed` is set when something is ready, and when the run has
+    `ended`; it is `lost` when another worker has the chunk, `abandoned` when its answers are waited for no longer. Everything
+    happens on one asyncio loop, so plain fields do.
     """
 
     claim: Claim
@@ -89,10 +127,11 @@ class Run:
     left: set[JobId] = field(default_factory=set)
     streamed: set[JobId] = field(default_factory=set)
     tries: dict[JobId, int] = field(default_factory=dict)
-    asking: dict[JobId, Asking] = field(default_factory=dict)
+    rows: dict[JobId, Row] = field(default_factory=dict)
     cancelled: int = 0
     last_code: ErrorCode | None = None
     lost: bool = False
+    abandoned: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     succeeded: int = 0
@@ -119,22 +158,50 @@ class Run:
                 continue
             self.left.discard(job_id)
             self.cancelled += 1
-            asking = self.asking.get(job_id)
-            if asking is not None and not self.left.intersection(asking.job_ids):
-                asking.task.cancel()
+            row = self.rows.get(job_id)
+            if row is not None and row.request is not None:
+                row.request.cancel_unwanted()
 
-    def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> None:
-        """An answer was understood; of a job that was cancelled meanwhile it is thrown away."""
+    def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> bytes | None:
+        """An answer was understood; returns the result as it is stored. Of a job that was cancelled it is thrown away."""
+        if row.claimed.job_id not in self.left:
+            return None
+        written = result.model_dump_json().encode()
+        settled = self._settled_row(row, endpoint, answer)
+        settled.state = JobState.SUCCEEDED
+        settled.answer = written
+        settled.answer_key = row.key if _as_expected(row, answer) else None
+        settled.usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+        self._settle(settled)
+        self.succeeded += 1
+        return written
+
+    def original(self, row: Row, written: bytes, answer: Answer) -> Original:
+        """What rows that ask the same get."""
+        settled = self._settled_row(row, row.request.endpoint if row.request else None, answer)
+        return Original(
+            job_id=settled.job_id,
+            answer=written,
+            endpoint=settled.endpoint,
+            model_revision=settled.model_revision,
+            engine_version=settled.engine_version,
+            simulated=settled.simulated,
+        )
+
+    def copy(self, row: Row, original: Original) -> None:
+        """The same was asked and answered before: no engine is asked, no token is spent."""
         if row.claimed.job_id not in self.left:
             return
-        self._settle(
-            replace(
-                self._settled_row(row, endpoint, answer),
-                state=JobState.SUCCEEDED,
-                answer=result.model_dump_json().encode(),
-                usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
-            )
-        )
+        settled = self._settled_row(row, None, None)
+        settled.state = JobState.SUCCEEDED
+        settled.answer = original.answer
+        settled.usage = Usage(prompt_tokens=0, completion_tokens=0)
+        settled.cached_from = original.job_id
+        settled.endpoint = original.endpoint
+        settled.model_revision = original.model_revision
+        settled.engine_version = original.engine_version
+        settled.simulated = original.simulated
+        self._settle(settled)
         self.succeeded += 1
 
     def fail_try(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
@@ -151,7 +218,9 @@ class Run:
             self.tries[job_id] += 1
             self.failures.append(FailedTry(job_id, self.tries[job_id], error.code, url))
         if tried_enough(error, self.tries[job_id]):
-            self._settle(replace(self._settled_row(row, endpoint, None), code=error.code, message=error.message))
+            settled = self._settled_row(row, endpoint, None)
+            settled.code, settled.message = error.code, error.message
+            self._settle(settled)
             self.failed += 1
 
     def refuse(self, job_id: JobId, state: JobState, code: ErrorCode, message: str) -> None:
@@ -176,7 +245,7 @@ class Run:
 
     def _settled_row(self, row: Row, endpoint: Endpoint | None, answer: Answer | None) -> SettledRow:
         """What is known of a row either way: who was asked, how, and how long it took. Failed until said otherwise."""
-        facts = endpoint.facts if endpoint else None
+        facts = row.request.facts if row.request else None
         return SettledRow(
             job_id=row.claimed.job_id,
             state=JobState.FAILED,
@@ -188,18 +257,26 @@ class Run:
             engine_version=facts.version if facts else None,
             template_hash=row.ask.shape.template_hash,
             simulated=bool(facts and facts.simulated) or bool(answer and answer.simulated),
+            batch_rows=len(row.request.rows) if row.request else None,
         )
 
     def _timings(self, row: Row, answer: Answer | None) -> Timings:
-        waited = row.claimed.queue_wait_seconds
-        sent = row.sent_at or time.perf_counter()
+        waited, now = row.claimed.queue_wait_seconds, time.perf_counter()
         return Timings(
             queue_wait_seconds=waited,
-            batch_wait_seconds=sent - self.started,
+            batch_wait_seconds=(row.sent_at or now) - self.started,
             first_token_seconds=answer.first_token_seconds if answer else None,
             engine_seconds=answer.engine_seconds if answer else None,
-            total_seconds=waited + time.perf_counter() - self.started,
+            total_seconds=waited + now - self.started,
         )
 
 
-__all__ = ["Row", "Run"]
+def _as_expected(row: Row, answer: Answer) -> bool:
+    """Whether the engine that answered is still the one that the question's key names."""
+    facts = row.request.facts if row.request else None
+    if facts is None or row.facts is None:
+        return False
+    return (facts.revision, facts.simulated) == (row.facts.revision, row.facts.simulated or answer.simulated)
+
+
+__all__ = ["Request", "Row", "Run"]

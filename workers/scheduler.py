@@ -1,182 +1,299 @@
-"""Rows of a run to the engine, in micro-batches where they allow it, and what to do when a try fails."""
+"""Rows to the engine: put together to requests when there is room, at the endpoint that has the least to do."""
 
 import asyncio
 import time
 from collections.abc import Sequence
+from uuid import UUID
 
 import structlog
 
 from pipeline import kinds
-from pipeline.batching import micro_batches
+from pipeline.batching import LONGEST_WAIT_SECONDS, Line, rows_now
+from pipeline.breaker import BreakerState
+from pipeline.engine import Endpoint, EnginePool
 from pipeline.engine.client import BatchRouteMissing
-from pipeline.engine.pool import Endpoint, EnginePool
 from pipeline.kinds import Answer
+from pipeline.store.answers import Original
 from pipeline.streams import TRIES_OF_A_RUN, StreamWriter
 from pipeline.telemetry import fault
 from schemas.errors import (
     EngineError,
-    EngineFailed,
     EngineOverloaded,
     EngineUnavailable,
+    ErrorCode,
     InvalidOutput,
     OwnFault,
     RequestRejected,
 )
 from schemas.messages import Lane
-from workers.run import Asking, Row, Run
+from workers.run import Request, Row, Run
 
 _log = structlog.get_logger(__name__)
 BULK_PRIORITY = 100
 """Added to the engine priority of bulk rows, so that chat goes first where the engine schedules by priority."""
 
+_MAX_REFUSALS = 8
+
 
 class Scheduler:
-    """Sends the rows of runs to one model's endpoints, and what they say piece by piece to whoever reads it."""
+    """The rows of all runs of one model in this process, and what an answer means for each.
+
+    A round of a row ends when it has an outcome, when a try failed and no other endpoint can be asked, or when nothing
+    more is to be sent. Whoever sends it decides what comes next.
+    """
 
     def __init__(self, pool: EnginePool, streams: StreamWriter) -> None:
         self._pool = pool
         self._streams = streams
+        self._line: Line[Row] = Line()
+        self._asked: dict[UUID, Row] = {}
+        self._requests: set[Request] = set()
+        self._stopped = False
+        self._alarm: asyncio.TimerHandle | None = None
+        pool.on_change = self._dispatch
 
-    async def send(self, run: Run, rows: Sequence[Row], stop: asyncio.Event) -> None:
-        """Send rows until each was tried once, here or at another endpoint; what came of them stands in the run.
+    async def send(self, run: Run, rows: Sequence[Row]) -> None:
+        """A round for each of these rows; what came of it stands in the run."""
+        left = len(rows)
+        over = asyncio.get_running_loop().create_future()
 
-        Rows that failed before go alone: if one of them breaks its engine, it breaks it for nobody else. After `stop` is
-        set nothing more is sent; what is in flight goes on.
-        """
-        fresh = [(i, row.ask) for i, row in enumerate(rows) if row.failed_tries == 0]
-        again = [[row] for row in rows if row.failed_tries > 0]
-        batches = [[rows[i] for i in indexes] for indexes in micro_batches(fresh, self._pool.entry.micro_batch_rows)]
-        async with asyncio.TaskGroup() as group:
-            for batch in batches + again:
-                job_ids = tuple(row.claimed.job_id for row in batch)
-                asking = Asking(group.create_task(self._try_batch(run, batch, stop)), job_ids)
-                run.asking.update(dict.fromkeys(job_ids, asking))
-        run.asking.clear()
+        def ended() -> None:
+            nonlocal left
+            left -= 1
+            if not left and not over.done():
+                over.set_result(None)
 
-    async def _try_batch(self, run: Run, batch: list[Row], stop: asyncio.Event) -> None:
-        """Try a micro-batch at one endpoint after another until one takes it."""
-        avoid: list[str] = []
-        while batch:
-            async with self._pool.use(len(batch), avoid) as endpoint:
-                if stop.is_set() or run.lost:
-                    return
-                batch = self._worth_asking(run, batch)  # the wait for a seat may have been long
-                if not batch:
-                    return
-                try:
-                    error, batch = await self._at(run, batch, endpoint, stop)
-                except Exception as mistake:  # noqa: BLE001 - it costs these rows a try, not the chunk; the log names it
-                    _log.error(
-                        "a try broke in our own code",
-                        model=self._pool.entry.name,
-                        rows=len(batch),
-                        fault=fault(mistake),
-                    )
-                    own = OwnFault(f"a mistake in this program: {fault(mistake)}")
-                    for row in batch:
-                        if row.claimed.job_id in run.left:
-                            run.fail_try(row, own, endpoint)
-                    return
-            if error is None:
+        for row in rows:
+            row.ended = ended
+            run.rows[row.claimed.job_id] = row
+            self._add(row)
+        self._dispatch()
+        try:
+            if left:
+                await over
+        except asyncio.CancelledError:
+            run.abandoned = True
+            for request in list(self._requests):
+                request.cancel_unwanted()
+            raise
+
+    def stop(self) -> None:
+        """Send nothing more; what is in flight goes on."""
+        self._stopped = True
+        self._dispatch()
+
+    def _add(self, row: Row) -> None:
+        """In line, or behind the one who asks the same already."""
+        if row.key is not None:
+            first = self._asked.setdefault(row.key, row)
+            if first is not row:
+                first.twins.append(row)
                 return
-            avoid.append(endpoint.url)
-            if len(set(avoid)) >= self._pool.replicas or not error.retryable:
+        self._line.add(row, time.perf_counter())
+
+    def _end(self, row: Row, original: Original | None = None) -> None:
+        """The round of a row is over; those who waited for its answer have it too, or ask themselves."""
+        row.request = None
+        if row.key is not None and self._asked.get(row.key) is row:
+            del self._asked[row.key]
+        twins, row.twins = row.twins, []
+        if original is not None or self._stopped or not self._pool.available:
+            for twin in twins:
+                if original is not None:
+                    twin.run.copy(twin, original)
+                self._end(twin)
+        elif twins and row.key is not None:
+            first = self._asked[row.key] = twins[0]
+            first.twins = twins[1:]
+            self._line.add(first, time.perf_counter())
+        if row.ended is not None:
+            ended, row.ended = row.ended, None
+            ended()
+
+    def _dispatch(self) -> None:
+        """Send what there is room for. Called whenever something came, went, or changed."""
+        while (head := self._line.head()) is not None:
+            row, waiting = head
+            if self._stopped or not self._pool.available:
+                self._give_back()
                 return
-            batch = [row for row in batch if row.claimed.job_id in run.left]
+            if not self._worth_asking(row) or not self._pool.elsewhere(row.avoid):
+                self._end(self._line.take(1)[0])
+                continue
+            endpoint = self._pool.choose(row.ask.opening, row.avoid)
+            rows = 0
+            if endpoint is not None:
+                waited = time.perf_counter() - row.waits_since
+                idle = endpoint.in_flight == 0
+                rows = rows_now(waiting, endpoint.room, endpoint.largest_batch, waited, idle=idle)
+            if endpoint is None or not rows:
+                self._look_again(endpoint)
+                break
+            self._start([one for one in self._line.take(rows) if self._kept(one)], endpoint)
+        self._pool.hungry = bool(self._line)
 
-    def _worth_asking(self, run: Run, batch: Sequence[Row]) -> list[Row]:
-        """Without the rows that were cancelled or whose deadline has come."""
-        for row in batch:
-            if row.claimed.job_id in run.left and run.past_deadline(row.claimed):
-                run.expire(row.claimed.job_id)
-        return [row for row in batch if row.claimed.job_id in run.left]
+    def _kept(self, row: Row) -> bool:
+        if self._worth_asking(row):
+            return True
+        self._end(row)
+        return False
 
-    async def _at(
-        self, run: Run, batch: list[Row], endpoint: Endpoint, stop: asyncio.Event
-    ) -> tuple[EngineError | None, list[Row]]:
-        """One try at one endpoint; returns what went wrong for all, and the rows that may go elsewhere."""
+    def _worth_asking(self, row: Row) -> bool:
+        """Not cancelled meanwhile, not lost; a deadline that has come is an outcome."""
+        if row.wanted and row.run.past_deadline(row.claimed):
+            row.run.expire(row.claimed.job_id)
+        return row.wanted
+
+    def _give_back(self) -> None:
+        """Nobody can be asked, or nothing more is to be sent: the rows are for another run."""
+        for row in self._line.empty():
+            if not self._stopped and row.wanted:
+                row.run.last_code = row.run.last_code or ErrorCode.ENGINE_UNAVAILABLE
+            self._end(row)
+
+    def _look_again(self, endpoint: Endpoint | None) -> None:
+        """Room that is too small now is taken a moment later; an endpoint that took no more is asked after its pause."""
+        now = time.monotonic()
+        pauses = [one.breaker.until for one in self._pool.endpoints if one.state is BreakerState.PAUSED]
+        due = min(pauses, default=None) if endpoint is None else now + LONGEST_WAIT_SECONDS
+        if due is None:
+            return  # an answer or the watch will call
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_later(max(0.001, due - now), self._dispatch)
+
+    def _start(self, rows: list[Row], endpoint: Endpoint) -> None:
+        if not rows:
+            return
+        request = Request(rows, endpoint, endpoint.facts)
+        self._requests.add(request)
         now = time.perf_counter()
-        for row in batch:
+        tokens = 0
+        for row in rows:
+            row.request = request
             row.sent_at = row.sent_at or now
-        priority = run.claim.priority + (BULK_PRIORITY if run.claim.lane is Lane.BULK else 0)
-        try:
-            await self._pool.facts_of(endpoint)
-            if len(batch) == 1 or not endpoint.batch_route:
-                answers = await self._singly(run, batch, endpoint, priority)
-            else:
-                answers = await self._together(run, batch, endpoint, priority)
-        except EngineError as error:
-            return await self._whole_failed(run, batch, endpoint, error, stop)
-        for row, answer in zip(batch, answers, strict=True):
-            self._judge(run, row, answer, endpoint)
-        return None, []
+            tokens += row.tokens + row.ask.longest_answer_tokens
+        endpoint.in_flight += len(rows)
+        endpoint.tokens += tokens
+        endpoint.used_at = time.monotonic()
+        request.task = asyncio.create_task(self._run(request, tokens))
 
-    async def _together(
-        self, run: Run, batch: list[Row], endpoint: Endpoint, priority: int
-    ) -> list[Answer | EngineError]:
+    async def _run(self, request: Request, tokens: int) -> None:
+        """One request from sent to judged."""
         try:
-            return await self._pool.client.ask_many(
-                endpoint.url, self._pool.entry.name, [row.ask for row in batch], priority
-            )
+            await self._ask(request)
+        except asyncio.CancelledError:
+            for row in request.rows:
+                self._end(row)
+            raise
+        except Exception as mistake:  # noqa: BLE001 - it costs these rows a try, not the chunk; the log names it
+            self._own_fault(request, mistake)
+        finally:
+            self._requests.discard(request)
+            request.endpoint.in_flight -= len(request.rows)
+            request.endpoint.tokens -= tokens
+            self._dispatch()
+
+    async def _ask(self, request: Request) -> None:
+        rows, endpoint = request.rows, request.endpoint
+        started = time.perf_counter()
+        try:
+            answers = [await self._one(rows[0], endpoint)] if len(rows) == 1 else await self._many(rows, endpoint)
         except BatchRouteMissing:
-            endpoint.batch_route = False
-            return await self._singly(run, batch, endpoint, priority)
+            endpoint.lose_batch_route()
+            self._put_back(rows)
+        except EngineError as error:
+            endpoint.broke(error, len(rows))
+            self._whole_failed(rows, endpoint, error)
+        else:
+            written = sum(answer.completion_tokens or 0 for answer in answers if isinstance(answer, Answer))
+            endpoint.answered(time.perf_counter() - started, written, len(rows))
+            for row, answer in zip(rows, answers, strict=True):
+                self._judge(row, answer, endpoint)
 
-    async def _singly(
-        self, run: Run, batch: list[Row], endpoint: Endpoint, priority: int
-    ) -> list[Answer | EngineError]:
-        if len(batch) == 1:
-            return [await self._ask(run, batch[0], endpoint, priority)]
-        asked = [asyncio.create_task(self._ask(run, row, endpoint, priority)) for row in batch]
-        for row, task in zip(batch, asked, strict=True):
-            run.asking[row.claimed.job_id] = Asking(task, (row.claimed.job_id,))
-        found: list[Answer | EngineError] = []
-        for row, answer in zip(batch, await asyncio.gather(*asked, return_exceptions=True), strict=True):
-            if isinstance(answer, asyncio.CancelledError) and row.claimed.job_id not in run.left:
-                found.append(EngineFailed("cancelled meanwhile"))  # nobody hears of it: the job has its outcome
-            elif isinstance(answer, BaseException) and not isinstance(answer, EngineError):
-                raise answer
-            else:
-                found.append(answer)
-        return found
+    async def _many(self, rows: list[Row], endpoint: Endpoint) -> Sequence[Answer | EngineError]:
+        pool, priority = self._pool, self._priority(rows[0].run)
+        return await pool.client.ask_many(endpoint.url, pool.entry.name, [row.ask for row in rows], priority)
 
-    async def _ask(self, run: Run, row: Row, endpoint: Endpoint, priority: int) -> Answer:
-        on_text = None
+    async def _one(self, row: Row, endpoint: Endpoint) -> Answer:
+        run, on_text = row.run, None
         if row.claimed.job_id in run.streamed:
             # A later claim has a higher fence, a later try of this run a higher number.
             order = run.claim.fence * TRIES_OF_A_RUN + min(row.times_sent, TRIES_OF_A_RUN - 1)
             on_text = self._streams.begin(row.claimed.job_id, order)
             row.times_sent += 1
-        return await self._pool.client.ask(endpoint.url, self._pool.entry.name, row.ask, priority, on_text)
+        # In bulk nobody sees the first token, and a stream costs a hundred times as much as one body.
+        streamed = row.ask.shape.streamed and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
+        pool = self._pool
+        return await pool.client.ask(
+            endpoint.url, pool.entry.name, row.ask, self._priority(run), streamed=streamed, on_text=on_text
+        )
 
-    async def _whole_failed(
-        self, run: Run, batch: list[Row], endpoint: Endpoint, error: EngineError, stop: asyncio.Event
-    ) -> tuple[EngineError | None, list[Row]]:
-        if isinstance(error, EngineUnavailable):
-            self._pool.mark_down(endpoint)
-        if len(batch) > 1 and isinstance(error, RequestRejected):
-            # All or nothing: one bad row fails its whole micro-batch. Halves find it in a few more requests.
-            middle = len(batch) // 2
-            for half in (batch[:middle], batch[middle:]):
-                wanted = self._worth_asking(run, half)
-                if wanted and not stop.is_set():
-                    await self._at(run, wanted, endpoint, stop)
-            return None, []
-        for row in batch:
-            run.fail_try(row, error, endpoint)
-        return error, batch
+    def _priority(self, run: Run) -> int:
+        return run.claim.priority + (BULK_PRIORITY if run.claim.lane is Lane.BULK else 0)
 
-    def _judge(self, run: Run, row: Row, answer: Answer | EngineError, endpoint: Endpoint) -> None:
+    def _whole_failed(self, rows: list[Row], endpoint: Endpoint, error: EngineError) -> None:
+        """What goes wrong for all is not always the fault of each."""
+        if isinstance(error, RequestRejected) and len(rows) > 1:
+            # One bad row fails all. Halves, that share with nobody else, find it in a few more requests.
+            for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                group = object()
+                for row in half:
+                    row.group = group
+            self._put_back(rows)
+            return
+        if isinstance(error, EngineOverloaded):
+            for row in rows:
+                row.refused += 1
+            self._put_back([row for row in rows if row.refused < _MAX_REFUSALS])
+            rows = [row for row in rows if row.refused >= _MAX_REFUSALS]
+        for row in rows:
+            self._fail(row, error, endpoint)
+
+    def _fail(self, row: Row, error: EngineError, endpoint: Endpoint) -> None:
+        """A try failed: elsewhere at once if there is an elsewhere, in a later run if not."""
+        row.run.fail_try(row, error, endpoint)
+        row.avoid = (*row.avoid, endpoint.url)
+        if not error.retryable or row.too_long or row.unread or not row.wanted or not self._pool.elsewhere(row.avoid):
+            self._end(row)
+            return
+        if error.counts:
+            row.group = row.claimed.job_id  # alone: if it breaks its engine, it breaks it for nobody else
+        self._put_back([row])
+
+    def _put_back(self, rows: list[Row]) -> None:
+        for row in reversed(rows):
+            row.request = None
+            self._line.add(row, time.perf_counter())
+
+    def _judge(self, row: Row, answer: Answer | EngineError, endpoint: Endpoint) -> None:
         """An answer is a result or a failed try."""
         try:
             if isinstance(answer, EngineError):
                 raise answer
-            run.succeed(row, kinds.read(row.job, row.ask, answer), answer, endpoint)
+            result = kinds.read(row.job, row.ask, answer)
         except EngineError as error:
-            if isinstance(error, EngineUnavailable | EngineOverloaded):
-                self._pool.mark_down(endpoint)
             row.unread = isinstance(error, InvalidOutput)
-            run.fail_try(row, error, endpoint)
+            if isinstance(error, EngineUnavailable | EngineOverloaded):
+                endpoint.broke(error, 1)
+            self._fail(row, error, endpoint)
+            return
+        written = row.run.succeed(row, result, answer, endpoint)
+        if written is None or not row.twins:
+            self._end(row)
+            return
+        self._end(row, row.run.original(row, written, answer))
+
+    def _own_fault(self, request: Request, mistake: Exception) -> None:
+        _log.error(
+            "a try broke in our own code", model=self._pool.entry.name, rows=len(request.rows), fault=fault(mistake)
+        )
+        error = OwnFault(f"a mistake in this program: {fault(mistake)}")
+        for row in request.rows:
+            if row.request is request:
+                if row.wanted:
+                    row.run.fail_try(row, error, request.endpoint)
+                self._end(row)
 
 
 __all__ = ["BULK_PRIORITY", "Scheduler"]

@@ -21,6 +21,11 @@ export type IntentJob = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   text?: string | null;
   turns?: Turn[] | null;
   language?: Language | null;
@@ -75,6 +80,11 @@ export type SentimentJob = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   text?: string | null;
   turns?: Turn[] | null;
   language?: Language | null;
@@ -103,6 +113,11 @@ export type ChatJob = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   messages: Message[];
   sampling?: Sampling;
   stream?: boolean;
@@ -147,6 +162,11 @@ export type CodeJob = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   /** what the code should do. */
   instruction: string;
   /** the programming language, such as `python`. */
@@ -177,6 +197,11 @@ export type VisionJob = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   question: string;
   /**
    * data URLs (`data:image/png;base64,...`) of PNG, JPEG, WebP or GIF; an https URL is fetched at submit if its host is
@@ -209,6 +234,11 @@ export type IntentArguments = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   text?: string | null;
   turns?: Turn[] | null;
   language?: Language | null;
@@ -236,6 +266,11 @@ export type SentimentArguments = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   text?: string | null;
   turns?: Turn[] | null;
   language?: Language | null;
@@ -263,6 +298,11 @@ export type ChatArguments = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   messages: Message[];
   sampling?: Sampling;
   stream?: boolean;
@@ -285,6 +325,11 @@ export type CodeArguments = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   /** what the code should do. */
   instruction: string;
   /** the programming language, such as `python`. */
@@ -314,6 +359,11 @@ export type VisionArguments = {
   tags?: Record<string, string>;
   /** an entry of models.toml; left out, the first that can do this kind. */
   model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
   question: string;
   /**
    * data URLs (`data:image/png;base64,...`) of PNG, JPEG, WebP or GIF; an https URL is fetched at submit if its host is
@@ -347,6 +397,10 @@ export type Outcome = {
   template_hash: string | null;
   /** true where a simulator answered, for ever. */
   simulated: boolean;
+  /** the earlier job that asked the same, whose answer this is a copy of; no token was spent. */
+  cached_from: number | null;
+  /** rows of the engine request that answered it; 1 where it went alone. */
+  batch_rows: number | null;
 };
 
 /** Where a job is. The last four never change again. */

@@ -3,12 +3,15 @@
 client   one HTTP client for all endpoints: single, streamed and micro-batched chat
 reading  response bodies to answers
 errors   statuses and exceptions to EngineError
-facts    what an endpoint is and can do, asked once
-pool     the replicas of a model: which to use, how much is in flight
+facts    what an endpoint is and can do, probed
+metrics  what an engine says of itself at /metrics
+endpoint one replica: how much is in flight there, and whether it is asked at all
+pool     the replicas of a model: which is asked next
 """
 
 from pipeline.engine.client import EngineClient
+from pipeline.engine.endpoint import Endpoint
 from pipeline.engine.facts import EndpointFacts
 from pipeline.engine.pool import EnginePool
 
-__all__ = ["EndpointFacts", "EngineClient", "EnginePool"]
+__all__ = ["Endpoint", "EndpointFacts", "EngineClient", "EnginePool"]

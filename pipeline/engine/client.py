@@ -19,6 +19,7 @@ _CONNECT_SECONDS = 5.0
 _MAX_CONNECTIONS = 1_024
 # Below uvicorn's 5 s: a connection that the server closes under a request looks like an engine failure.
 _KEEP_SECONDS = 4.0
+BATCH_ROUTE = "/v1/chat/completions/batch"
 _JSON = {"content-type": "application/json"}
 
 
@@ -47,38 +48,46 @@ class EngineClient:
         """Close every connection; what is in flight is given up."""
         await self._http.aclose()
 
-    async def get(self, endpoint: str, path: str) -> httpx.Response:
-        """A GET, whatever its status.
+    async def get(self, endpoint: str, path: str, seconds: float | None = None) -> httpx.Response:
+        """A GET, whatever its status; `seconds` where it may take less time than an answer.
 
         Raises:
             EngineError: nobody answered.
         """
         with mapped(endpoint):
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):
                 return await self._http.get(endpoint + path)
 
-    async def post(self, endpoint: str, path: str, body: Any) -> httpx.Response:
-        """A POST of JSON, whatever its status.
+    async def post(self, endpoint: str, path: str, body: Any, seconds: float | None = None) -> httpx.Response:
+        """A POST of JSON, whatever its status; `seconds` where it may take less time than an answer.
 
         Raises:
             EngineError: nobody answered.
         """
         with mapped(endpoint):
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):
                 return await self._http.post(endpoint + path, content=orjson.dumps(body), headers=_JSON)
 
     async def ask(
-        self, endpoint: str, model: str, ask: Ask, priority: int = 0, on_text: Callable[[str], None] | None = None
+        self,
+        endpoint: str,
+        model: str,
+        ask: Ask,
+        priority: int = 0,
+        *,
+        streamed: bool = False,
+        on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """One row in a request of its own; streamed if its kind wants the time to the first token.
+        """One row in a request of its own.
 
-        `on_text` hears of each piece of a streamed answer as it comes. A caller that is cancelled hangs up on the engine.
+        Streamed, it tells the time to the first token, at a price for each of them; `on_text` hears of each piece as it
+        comes. A caller that is cancelled hangs up on the engine.
 
         Raises:
             EngineError: the try failed.
         """
-        body = _body(model, orjson.Fragment(ask.conversation_json()), ask, priority)
-        if ask.shape.streamed:
+        body = _body(model, orjson.Fragment(ask.conversation), ask, priority)
+        if streamed:
             return await self._stream(endpoint, body, on_text)
         started = time.perf_counter()
         response = await self.post(endpoint, "/v1/chat/completions", body)
@@ -95,11 +104,11 @@ class EngineClient:
             EngineError: the whole request failed, perhaps because of one row.
             BatchRouteMissing: this server wants single requests.
         """
-        conversations = [orjson.Fragment(ask.conversation_json()) for ask in asks]
+        conversations = [orjson.Fragment(ask.conversation) for ask in asks]
         body = _body(model, conversations, asks[0], priority)
         started = time.perf_counter()
-        response = await self.post(endpoint, "/v1/chat/completions/batch", body)
-        if response.status_code == 405 or (response.status_code == 404 and b'"error"' not in response.content):
+        response = await self.post(endpoint, BATCH_ROUTE, body)
+        if response.status_code in {405, 501} or (response.status_code == 404 and b'"error"' not in response.content):
             raise BatchRouteMissing
         if response.status_code != 200:
             raise from_status(response.status_code, response.content, endpoint)
@@ -141,4 +150,4 @@ def _body(model: str, messages: Any, ask: Ask, priority: int) -> dict[str, Any]:
     return body
 
 
-__all__ = ["BatchRouteMissing", "EngineClient"]
+__all__ = ["BATCH_ROUTE", "BatchRouteMissing", "EngineClient"]

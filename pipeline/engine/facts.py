@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.engine.client import EngineClient
+from pipeline.engine.client import BATCH_ROUTE, EngineClient
 from pipeline.engine.reading import count_of, loaded, text_of
 from pipeline.kinds.asking import Constraint
 from schemas.errors import EngineUnavailable, InvalidOutput
+
+_PROBE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class EndpointFacts:
         simulated: it says itself that it is a simulator.
         revision: what it says it serves under the model's name; vLLM gives the path of the weights.
         context_tokens: of the served model; None where it does not say.
+        batch_route: it has vLLM's /v1/chat/completions/batch.
     """
 
     version: str | None
@@ -27,6 +30,11 @@ class EndpointFacts:
     constraint: Constraint
     revision: str | None
     context_tokens: int | None
+    batch_route: bool
+
+    def without_batch_route(self) -> "EndpointFacts":
+        """The same, but for the batch route."""
+        return replace(self, batch_route=False)
 
 
 async def ask_facts(client: EngineClient, endpoint: str, model: str) -> EndpointFacts:
@@ -35,23 +43,27 @@ async def ask_facts(client: EngineClient, endpoint: str, model: str) -> Endpoint
     Raises:
         EngineUnavailable: nobody answers, it wants a key, or it serves other models.
     """
-    listing = await client.get(endpoint, "/v1/models")
+    listing = await client.get(endpoint, "/v1/models", _PROBE_SECONDS)
     if listing.status_code in {401, 403}:
         raise EngineUnavailable(f"{endpoint} wants an API key; set AI_API_KEY", endpoint=endpoint)
     if listing.status_code != 200:
         raise EngineUnavailable(f"{endpoint}/v1/models says HTTP {listing.status_code}; is it vLLM?", endpoint=endpoint)
-    version = await client.get(endpoint, "/version")
+    version = await client.get(endpoint, "/version", _PROBE_SECONDS)
+    # An empty request is refused with 400 where the route is there, and costs nothing.
+    batch = await client.post(endpoint, BATCH_ROUTE, {}, _PROBE_SECONDS)
     try:
         served = {entry["id"]: entry for entry in loaded(listing.content)["data"]}
         said = loaded(version.content) if version.status_code == 200 else {}
-        return _facts(endpoint, model, served, said)
+        return _facts(endpoint, model, served, said, batch_route=batch.status_code not in {404, 405, 501})
     except (InvalidOutput, KeyError, TypeError, AttributeError, ValueError) as error:
         raise EngineUnavailable(
             f"{endpoint}/v1/models is not vLLM's; is it the right port?", endpoint=endpoint
         ) from error
 
 
-def _facts(endpoint: str, model: str, served: dict[str, Any], said: dict[str, Any]) -> EndpointFacts:
+def _facts(
+    endpoint: str, model: str, served: dict[str, Any], said: dict[str, Any], *, batch_route: bool
+) -> EndpointFacts:
     if model not in served:
         names = ", ".join(served) or "no model"
         raise EngineUnavailable(
@@ -65,6 +77,7 @@ def _facts(endpoint: str, model: str, served: dict[str, Any], said: dict[str, An
         constraint=_constraint(number),
         revision=revision[:200] or None,
         context_tokens=count_of(entry.get("max_model_len")),
+        batch_route=batch_route,
     )
 
 

@@ -1,64 +1,54 @@
-"""The replicas of one model: which to use, how many rows are in flight at each, and what they can do."""
+"""The replicas of one model: which is asked next, and what is known of them."""
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable
 
+import structlog
+
+from pipeline.breaker import BreakerState
 from pipeline.engine.client import EngineClient
+from pipeline.engine.endpoint import Endpoint
 from pipeline.engine.facts import EndpointFacts, ask_facts, first_tokens
+from pipeline.engine.metrics import ask_metrics
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
-from schemas.errors import EngineError, EngineUnavailable
+from pipeline.pacing import Pace
+from schemas.errors import EngineError
 
-_DOWN_SECONDS = 2.0
+_log = structlog.get_logger(__name__)
+_LOOK_SECONDS = 1.0
+_USED_LATELY_SECONDS = 5.0
 _FACTS_SECONDS = 30.0  # an engine may be replaced behind its address; what its results say must stay true
 _KNOWN_FORMS = 1_000
-
-
-@dataclass(slots=True)
-class Endpoint:
-    """One replica as this process sees it."""
-
-    url: str
-    in_flight: int = 0
-    down_until: float = 0.0
-    batch_route: bool = True
-    facts: EndpointFacts | None = None
-    facts_until: float = 0.0
-    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """Somebody in line for room; `turn` is given the endpoint with the room reserved."""
-
-    rows: int
-    avoid: Sequence[str]
-    turn: "asyncio.Future[Endpoint]"
+_KNOWN_PREFIXES = 4_096
+_EVEN_TOKENS = 8_192
+"""An endpoint may have this much more to do than the least loaded and still get rows whose prefix it has read."""
 
 
 class EnginePool:
-    """Hands out endpoints, never more rows in flight at one than its limit.
+    """Knows the endpoints of a model, and names the one that the next rows should go to.
 
     Args:
-        limit_rows: per endpoint and process; the engine's seats for an interactive lane, a little less for bulk.
+        chat_share: share of the seats that this lane leaves to chat while there is chat; None for the lane of chat itself.
     """
 
-    def __init__(self, entry: ModelEntry, client: EngineClient, limit_rows: int) -> None:
+    def __init__(self, entry: ModelEntry, client: EngineClient, chat_share: float | None) -> None:
         self.entry = entry
         self.client = client
-        self._limit = limit_rows
-        self._endpoints = [Endpoint(url) for url in entry.addresses]
-        self._waiting: deque[_Waiting] = deque()
+        self._batch_rows = max(1, min(entry.micro_batch_rows, entry.seats // 8))
+        self.endpoints = [Endpoint(url, Pace(entry.seats, chat_share), self._batch_rows) for url in entry.addresses]
+        self.hungry = False
+        self.on_change: Callable[[], None] = lambda: None
+        self._probing: dict[str, asyncio.Task[None]] = {}
         self._forms: dict[tuple[str, ...], LabelForm] = {}
+        self._prefixes: OrderedDict[Hashable, Endpoint] = OrderedDict()
 
     @property
-    def replicas(self) -> int:
-        """How many endpoints there are."""
-        return len(self._endpoints)
+    def available(self) -> bool:
+        """Whether any endpoint is asked, now or in a moment."""
+        return any(endpoint.state is not BreakerState.OPEN for endpoint in self.endpoints)
 
     async def facts(self) -> EndpointFacts:
         """What the model's endpoints are; replicas are taken to be alike.
@@ -66,28 +56,18 @@ class EnginePool:
         Raises:
             EngineError: none of them answers; the last one's reason.
         """
-        problem: EngineError | None = None
-        for endpoint in self._ranked(()):
-            try:
-                return await self.facts_of(endpoint)
-            except EngineError as error:
-                problem = error
-        assert problem is not None
+        if not self.available:
+            now = time.monotonic()
+            await asyncio.gather(
+                *[self._probe(one) for one in self.endpoints if not one.facts_at or self._probe_due(one, now)]
+            )
+        known = [endpoint for endpoint in self.endpoints if endpoint.facts is not None]
+        for endpoint in sorted(known, key=lambda one: one.state is BreakerState.OPEN):
+            if endpoint.facts is not None:
+                return endpoint.facts
+        problem = self.endpoints[0].problem
+        assert problem is not None, "a probe finds facts or a problem"
         raise problem
-
-    async def facts_of(self, endpoint: Endpoint) -> EndpointFacts:
-        """One endpoint's facts, asked when first needed, twice a minute and after it was away."""
-        async with endpoint.asking:
-            if endpoint.facts is None or endpoint.facts_until < time.monotonic():
-                if endpoint.down_until > time.monotonic():
-                    raise EngineUnavailable(f"nobody answers at {endpoint.url}", endpoint=endpoint.url)
-                try:
-                    endpoint.facts = await ask_facts(self.client, endpoint.url, self.entry.name)
-                except EngineError:
-                    self.mark_down(endpoint)
-                    raise
-                endpoint.facts_until = time.monotonic() + _FACTS_SECONDS
-            return endpoint.facts
 
     async def form_for(self, words: tuple[str, ...]) -> LabelForm:
         """How to ask for one of these words: what the model entry fixes, or what the endpoint's tokens allow."""
@@ -95,8 +75,9 @@ class EnginePool:
             return fixed_form(self.entry.label_form, words)
         if words in self._forms:
             return self._forms[words]
+        url = min(self.endpoints, key=lambda one: (one.state is not BreakerState.CLOSED, one.tokens)).url
         try:
-            tokens = await first_tokens(self.client, self._ranked(())[0].url, self.entry.name, words)
+            tokens = await first_tokens(self.client, url, self.entry.name, words)
         except EngineError:
             return choose_form(words, None)  # not remembered: the next run asks again
         if len(self._forms) >= _KNOWN_FORMS:
@@ -104,63 +85,98 @@ class EnginePool:
         self._forms[words] = choose_form(words, tokens)
         return self._forms[words]
 
-    @asynccontextmanager
-    async def use(self, rows: int, avoid: Sequence[str] = ()) -> AsyncIterator[Endpoint]:
-        """An endpoint with room for these rows: the least loaded that is not down; `avoid` only if there is no other.
+    def elsewhere(self, avoid: Collection[str]) -> bool:
+        """Whether any endpoint but these is asked, now or in a moment."""
+        return any(one.state is not BreakerState.OPEN and one.url not in avoid for one in self.endpoints)
 
-        First come, first served, so that single rows do not keep a micro-batch waiting. A request larger than the limit
-        gets in alone.
+    def choose(self, prefix: Hashable, avoid: Collection[str] = ()) -> Endpoint | None:
+        """The endpoint with room and the least to do in tokens, or the one that read the same prefix while loads are even.
+
+        None where there is no room now.
         """
-        endpoint = None if self._waiting else self._with_room(rows, avoid)
-        if endpoint is None:
-            endpoint = await self._turn(rows, avoid)
-        else:
-            endpoint.in_flight += rows
+        least: Endpoint | None = None
+        for one in self.endpoints:
+            if one.room > 0 and one.url not in avoid and (least is None or one.tokens < least.tokens):
+                least = one
+        if least is None or len(self.endpoints) == 1:
+            return least
+        known = self._prefixes.get(prefix)
+        if (
+            known is not None
+            and known.room > 0
+            and known.url not in avoid
+            and known.tokens <= least.tokens + _EVEN_TOKENS
+        ):
+            least = known
+        self._prefixes[prefix] = least
+        self._prefixes.move_to_end(prefix)
+        if len(self._prefixes) > _KNOWN_PREFIXES:
+            self._prefixes.popitem(last=False)
+        return least
+
+    def chat(self, there: bool) -> None:
+        """Whether somebody chats with this model now."""
+        for endpoint in self.endpoints:
+            endpoint.pace.chat(there)
+        self.on_change()
+
+    async def watch(self) -> None:
+        """Probe endpoints that are left alone, look at the gauges of those that are used; until cancelled."""
         try:
-            yield endpoint
+            while True:
+                now = time.monotonic()
+                looks = [self._look(one) for one in self.endpoints if now - one.used_at < _USED_LATELY_SECONDS]
+                for endpoint in self.endpoints:
+                    if self._probe_due(endpoint, now):
+                        self._probe(endpoint)
+                await asyncio.gather(*looks)
+                self.on_change()
+                await asyncio.sleep(max(0.0, min(self._next_probe(), now + _LOOK_SECONDS) - time.monotonic()))
         finally:
-            self._release(endpoint, rows)
+            for task in self._probing.values():
+                task.cancel()
 
-    async def _turn(self, rows: int, avoid: Sequence[str]) -> Endpoint:
-        """Wait in line; whoever frees room reserves it for the first in line."""
-        waiting = _Waiting(rows, avoid, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+    def _probe_due(self, endpoint: Endpoint, now: float) -> bool:
+        if endpoint.state is BreakerState.OPEN:
+            return endpoint.facts_at > 0 and now >= endpoint.breaker.until
+        return now - endpoint.used_at < _USED_LATELY_SECONDS and now - endpoint.facts_at > _FACTS_SECONDS
+
+    def _next_probe(self) -> float:
+        due = [one.breaker.until for one in self.endpoints if one.state is BreakerState.OPEN and one.facts_at > 0]
+        return max(min(due, default=float("inf")), time.monotonic() + 0.05)
+
+    def _probe(self, endpoint: Endpoint) -> "asyncio.Task[None]":
+        """Ask an endpoint what it is; one probe of it at a time."""
+        task = self._probing.get(endpoint.url)
+        if task is None or task.done():
+            task = self._probing[endpoint.url] = asyncio.create_task(self._ask_facts(endpoint))
+        return task
+
+    async def _ask_facts(self, endpoint: Endpoint) -> None:
+        was = endpoint.state
         try:
-            return await waiting.turn
-        except asyncio.CancelledError:
-            if waiting.turn.done() and not waiting.turn.cancelled():
-                self._release(waiting.turn.result(), rows)
-            else:
-                self._waiting.remove(waiting)
-                self._admit()
-            raise
+            facts = await ask_facts(self.client, endpoint.url, self.entry.name)
+        except EngineError as error:
+            endpoint.facts, endpoint.problem = None, error
+            endpoint.breaker.probed(time.monotonic(), answers=False)
+            if endpoint.facts_at and was is not BreakerState.OPEN:
+                _log.warning("endpoint is left out", model=self.entry.name, reason=error.message)
+        else:
+            endpoint.facts, endpoint.problem = facts, None
+            endpoint.breaker.probed(time.monotonic(), answers=True)
+            if endpoint.facts_at and was is BreakerState.OPEN:
+                _log.info("endpoint is back", model=self.entry.name, endpoint=endpoint.url)
+        endpoint.facts_at = time.monotonic()
+        self.on_change()
 
-    def _release(self, endpoint: Endpoint, rows: int) -> None:
-        endpoint.in_flight -= rows
-        self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting:
-            first = self._waiting[0]
-            endpoint = self._with_room(first.rows, first.avoid)
-            if endpoint is None:
-                return
-            self._waiting.popleft()
-            if not first.turn.done():
-                endpoint.in_flight += first.rows
-                first.turn.set_result(endpoint)
-
-    def _with_room(self, rows: int, avoid: Sequence[str]) -> Endpoint | None:
-        return next((e for e in self._ranked(avoid) if e.in_flight == 0 or e.in_flight + rows <= self._limit), None)
-
-    def mark_down(self, endpoint: Endpoint) -> None:
-        """Leave an endpoint alone for a moment; what was known of it is asked again."""
-        endpoint.down_until = time.monotonic() + _DOWN_SECONDS
-        endpoint.facts = None
-
-    def _ranked(self, avoid: Sequence[str]) -> list[Endpoint]:
+    async def _look(self, endpoint: Endpoint) -> None:
+        endpoint.metrics = await ask_metrics(self.client, endpoint.url, self.entry.name)
+        gauges = endpoint.metrics.gauges if endpoint.metrics else None
         now = time.monotonic()
-        return sorted(self._endpoints, key=lambda e: (e.url in avoid, e.down_until > now, e.in_flight))
+        seconds = min(now - endpoint.looked_at, 2 * _LOOK_SECONDS)
+        endpoint.pace.look(gauges, endpoint.in_flight, seconds, hungry=self.hungry)
+        endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)
+        endpoint.looked_at = now
 
 
-__all__ = ["Endpoint", "EnginePool"]
+__all__ = ["EnginePool"]

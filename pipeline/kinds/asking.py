@@ -9,6 +9,8 @@ import orjson
 from pipeline.models import LabelForm
 
 _PICTURE_CHARACTERS = 1_000
+_PICTURE_TOKENS = 2_000
+_OPENING_BYTES = 240
 
 
 class Constraint(StrEnum):
@@ -60,23 +62,49 @@ class Shape:
         object.__setattr__(self, "prefix_json", orjson.dumps(self.prefix)[1:-1])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Ask:
-    """One row's request: its shape and the caller's messages."""
+    """One row's request: its shape and the caller's messages.
+
+    Attributes:
+        conversation: the messages array as JSON; the shared prefix is encoded once a shape, not once a row.
+    """
 
     shape: Shape
     messages: tuple[dict[str, Any], ...]
     truncated: bool = False
+    conversation: bytes = field(init=False, repr=False)
 
-    def conversation_json(self) -> bytes:
-        """The messages array as JSON; the shared prefix is encoded once a shape, not once a row."""
-        own = orjson.dumps(self.messages)
-        return b"[" + self.shape.prefix_json + b"," + own[1:] if self.shape.prefix_json else own
+    def __post_init__(self) -> None:
+        own, before = orjson.dumps(self.messages), self.shape.prefix_json
+        self.conversation = b"[" + before + b"," + own[1:] if before else own
 
     @property
     def characters(self) -> int:
         """Characters of the caller's messages, to share out a micro-batch's prompt tokens; a picture counts as many."""
         return sum(_characters(message["content"]) for message in self.messages)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt, estimated: three bytes each, a Chinese character or most of an English word."""
+        pictures = sum(_PICTURE_TOKENS for message in self.messages if not isinstance(message["content"], str))
+        return pictures or len(self.conversation) // 3
+
+    @property
+    def longest_answer_tokens(self) -> int:
+        """Tokens of the answer at most."""
+        return int(self.shape.parameters.get("max_tokens", 0))
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same model gives the same answer again."""
+        return self.shape.parameters.get("temperature") == 0
+
+    @property
+    def opening(self) -> tuple[str, bytes]:
+        """What rows that share a long prefix have in common, and others do not."""
+        start = len(self.shape.prefix_json)
+        return self.shape.key, self.conversation[start : start + _OPENING_BYTES]
 
 
 def _characters(content: str | list[dict[str, Any]]) -> int:

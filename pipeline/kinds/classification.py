@@ -112,8 +112,10 @@ def shape_for(
         top = min(MAX_TOP_LOGPROBS, 2 * len(options) + 2)
         parameters |= {"max_tokens": 1, "logprobs": True, "top_logprobs": top}
     template_hash = sha256(prompt.encode()).hexdigest()[:16]
+    # Two sets of labels may ask with the same words and mean other labels by them.
+    meant = sha256("\n".join(option.label for option in options).encode()).hexdigest()[:16]
     return Shape(
-        key=f"{template_hash}:{form}:{constraint}",
+        key=f"{template_hash}:{meant}:{form}:{constraint}",
         prefix=({"role": "system", "content": prompt},),
         parameters=parameters,
         template_hash=template_hash,

@@ -20,7 +20,7 @@ SELECT j.job_id, j.kind, coalesce(o.state, c.state) AS state, o.answer::text AS 
        o.message, o.prompt_tokens, o.completion_tokens, o.queue_wait_seconds, o.batch_wait_seconds, o.first_token_seconds,
        o.engine_seconds, o.total_seconds, o.tries, coalesce(o.model, c.model) AS model,
        o.model_revision, o.endpoint, o.engine_version,
-       o.template_hash, o.simulated, o.job_id IS NOT NULL AS settled
+       o.template_hash, o.simulated, o.cached_from, o.batch_rows, o.job_id IS NOT NULL AS settled
 FROM jobs j
 LEFT JOIN LATERAL (
     SELECT * FROM outcomes WHERE outcomes.job_id = j.job_id ORDER BY series DESC LIMIT 1
@@ -36,7 +36,7 @@ _SETTLED = """
 SELECT DISTINCT ON (o.job_id) o.job_id, j.kind, o.state, o.answer::text AS answer, o.code, o.message, o.prompt_tokens,
        o.completion_tokens, o.queue_wait_seconds, o.batch_wait_seconds, o.first_token_seconds, o.engine_seconds,
        o.total_seconds, o.tries, o.model, o.model_revision, o.endpoint, o.engine_version, o.template_hash, o.simulated,
-       true AS settled
+       o.cached_from, o.batch_rows, true AS settled
 FROM outcomes o JOIN jobs j ON j.job_id = o.job_id
 WHERE o.job_id = ANY(%(ids)s) AND j.job_id = ANY(%(ids)s) ORDER BY o.job_id, o.series DESC
 """
@@ -54,7 +54,16 @@ def _outcome(row: DictRow) -> Outcome:
             code=ErrorCode(row["code"]), message="its last try failed with this; it is tried again by itself"
         )
     fields: dict[str, Any] = {
-        key: row[key] for key in ("model", "model_revision", "endpoint", "engine_version", "template_hash")
+        key: row[key]
+        for key in (
+            "model",
+            "model_revision",
+            "endpoint",
+            "engine_version",
+            "template_hash",
+            "cached_from",
+            "batch_rows",
+        )
     }
     outcome = Outcome(
         job_id=JobId(row["job_id"]),

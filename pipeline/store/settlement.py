@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -23,9 +24,16 @@ class NextState(StrEnum):
     QUEUED = "queued"  # goes back: handed over, or to be tried again later
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SettledRow:
-    """The outcome of one row. `answer` is the result's JSON."""
+    """The outcome of one row.
+
+    Attributes:
+        answer: the result's JSON.
+        answer_key: under which later jobs that ask the same find it; None where they should not.
+        cached_from: the job whose answer this is a copy of.
+        batch_rows: rows of the engine request that answered it.
+    """
 
     job_id: JobId
     state: JobState
@@ -41,6 +49,9 @@ class SettledRow:
     engine_version: str | None = None
     template_hash: str | None = None
     simulated: bool = False
+    answer_key: UUID | None = None
+    cached_from: JobId | None = None
+    batch_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +93,7 @@ WITH report AS (
 ), given AS MATERIALIZED (
     SELECT g.*, h.series FROM json_to_recordset(%(rows)s::json) AS g(
         chunk bigint, fence int, job_id bigint, state text, tries smallint, simulated bool,
-        prompt_tokens int, completion_tokens int,
+        prompt_tokens int, completion_tokens int, answer_key uuid, cached_from bigint, batch_rows smallint,
         queue_wait_seconds real, batch_wait_seconds real, first_token_seconds real, engine_seconds real, total_seconds real,
         code text, message text, model text, model_revision text, endpoint text, engine_version text, template_hash text,
         answer json
@@ -90,11 +101,15 @@ WITH report AS (
 ), stored AS (
     INSERT INTO outcomes (job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
         batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
-        model_revision, endpoint, engine_version, template_hash, answer)
+        model_revision, endpoint, engine_version, template_hash, cached_from, batch_rows, answer)
     SELECT job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
         batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
-        model_revision, endpoint, engine_version, template_hash, answer
-    FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens
+        model_revision, endpoint, engine_version, template_hash, cached_from, batch_rows, answer
+    FROM given ON CONFLICT DO NOTHING RETURNING job_id, series, state, prompt_tokens, completion_tokens, cached_from
+), known AS (
+    INSERT INTO answers (key, job_id, series)
+    SELECT g.answer_key, s.job_id, s.series FROM stored s JOIN given g USING (job_id)
+    WHERE g.answer_key IS NOT NULL ORDER BY g.answer_key ON CONFLICT DO NOTHING
 ), failed AS (
     INSERT INTO failures (job_id, series, try_number, code, endpoint)
     SELECT f.job_id, h.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
@@ -103,13 +118,14 @@ WITH report AS (
 ), counted AS (
     SELECT g.chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded,
         count(*) FILTER (WHERE s.state = 'failed') AS failed,
-        count(*) FILTER (WHERE s.state = 'expired') AS expired, sum(s.prompt_tokens) AS prompt_tokens,
-        sum(s.completion_tokens) AS completion_tokens
+        count(*) FILTER (WHERE s.state = 'expired') AS expired, count(s.cached_from) AS cached,
+        sum(s.prompt_tokens) AS prompt_tokens, sum(s.completion_tokens) AS completion_tokens
     FROM stored s JOIN given g USING (job_id) GROUP BY g.chunk
 )
 UPDATE chunks c SET
     succeeded = c.succeeded + coalesce(n.succeeded, 0), failed = c.failed + coalesce(n.failed, 0),
-    expired = c.expired + coalesce(n.expired, 0), prompt_tokens = c.prompt_tokens + coalesce(n.prompt_tokens, 0),
+    expired = c.expired + coalesce(n.expired, 0), cached = c.cached + coalesce(n.cached, 0),
+    prompt_tokens = c.prompt_tokens + coalesce(n.prompt_tokens, 0),
     completion_tokens = c.completion_tokens + coalesce(n.completion_tokens, 0),
     state = r.next_state, last_code = coalesce(r.code, c.last_code),
     rounds = CASE WHEN r.retry THEN c.rounds + 1 ELSE c.rounds END,
@@ -145,6 +161,9 @@ def _row(report: RunReport, row: SettledRow) -> dict[str, Any]:
         "endpoint": row.endpoint,
         "engine_version": row.engine_version,
         "template_hash": row.template_hash,
+        "answer_key": row.answer_key,
+        "cached_from": row.cached_from,
+        "batch_rows": row.batch_rows,
         "answer": None if row.answer is None else orjson.Fragment(row.answer),
     }
 

@@ -97,6 +97,7 @@ chunks = sa.Table(
     sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
     sa.Column("started_at", _INSTANT),
     sa.Column("finished_at", _INSTANT),
+    sa.Column("cached", sa.Integer, nullable=False, server_default="0"),
     sa.CheckConstraint("state IN ('queued', 'running', 'done')", name="ck_chunks_state"),
     sa.CheckConstraint("lane IN ('interactive', 'bulk')", name="ck_chunks_lane"),
     postgresql_with={"fillfactor": 50},
@@ -144,6 +145,8 @@ outcomes = sa.Table(
     sa.Column("engine_version", sa.Text),
     sa.Column("template_hash", sa.Text),
     sa.Column("answer", JSON),
+    sa.Column("cached_from", sa.BigInteger),
+    sa.Column("batch_rows", sa.SmallInteger),
     postgresql_partition_by="RANGE (job_id)",
 )
 
@@ -172,9 +175,43 @@ replies = sa.Table(
     sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
 )
 
+# Which job answered a question first; the key names everything that the answer depends on.
+answers = sa.Table(
+    "answers",
+    metadata,
+    sa.Column("key", UUID(as_uuid=True), primary_key=True),
+    sa.Column("job_id", sa.BigInteger, nullable=False),
+    sa.Column("series", sa.SmallInteger, nullable=False),
+    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+)
+sa.Index("ix_answers_created_at", answers.c.created_at, postgresql_using="brin")
+
+# How each worker process found each endpoint, every few seconds.
+endpoint_samples = sa.Table(
+    "endpoint_samples",
+    metadata,
+    sa.Column("at", _INSTANT, primary_key=True, server_default=sa.func.now()),
+    sa.Column("worker", sa.Text, primary_key=True),
+    sa.Column("endpoint", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("lane", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("in_flight", sa.Integer, nullable=False),
+    sa.Column("limit_rows", sa.Integer, nullable=False),
+    sa.Column("waiting_rows", sa.Integer, nullable=False),
+    sa.Column("rows_per_second", sa.REAL, nullable=False),
+    sa.Column("tokens_per_second", sa.REAL, nullable=False),
+    sa.Column("errors", sa.Integer, nullable=False),
+    sa.Column("engine_running", sa.REAL),
+    sa.Column("engine_waiting", sa.REAL),
+    sa.Column("kv_usage", sa.REAL),
+)
+
 __all__ = [
+    "answers",
     "batches",
     "chunks",
+    "endpoint_samples",
     "failures",
     "job_blocks",
     "job_keys",

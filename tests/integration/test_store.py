@@ -73,7 +73,7 @@ def test_the_tables_and_the_migrations_agree(place: Place) -> None:
 
 
 def test_upgrading_twice_changes_nothing(place: Place) -> None:
-    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0002"
+    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0003"
 
 
 async def test_a_database_without_tables_says_what_to_run(place: Place) -> None:

@@ -64,7 +64,7 @@ def test_rows_with_the_same_words_around_them_share_a_shape_and_a_template_hash(
     )
     assert one.shape is two.shape
     assert one.shape.template_hash != english.shape.template_hash
-    assert b"".join([one.conversation_json()]).startswith(b'[{"role":"system"')
+    assert b"".join([one.conversation]).startswith(b'[{"role":"system"')
 
 
 def test_the_prompt_holds_descriptions_and_worked_examples_and_other_comes_last() -> None:

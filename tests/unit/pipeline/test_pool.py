@@ -1,77 +1,103 @@
-"""Room at endpoints is handed out in order and never beyond the limit."""
+"""Which endpoint the next rows go to."""
 
-import asyncio
+import time
 from datetime import timedelta
 
 import pytest
 
-from pipeline.engine import EngineClient, EnginePool
+from pipeline.engine import Endpoint, EndpointFacts, EngineClient, EnginePool
+from pipeline.kinds import Constraint
 from pipeline.kinds.classification import fixed_form
 from pipeline.models import LabelForm, ModelEntry
+from schemas.errors import EngineFailed, EngineOverloaded, EngineUnavailable, RequestRejected
+
+FACTS = EndpointFacts("0.32.0", True, Constraint.STRUCTURED_OUTPUTS, "r", 8_192, True)
 
 
-def pool_of(*urls: str, limit: int) -> EnginePool:
-    entry = ModelEntry(name="m", kinds=("chat",), port=1, endpoints=urls)
-    return EnginePool(entry, EngineClient(timedelta(seconds=1)), limit)
+def pool_of(*names: str, seats: int = 64, batch_rows: int = 32) -> EnginePool:
+    entry = ModelEntry(
+        name="m",
+        kinds=("chat",),
+        port=1,
+        endpoints=tuple(f"http://{name}" for name in names),
+        seats=seats,
+        micro_batch_rows=batch_rows,
+    )
+    pool = EnginePool(entry, EngineClient(timedelta(seconds=1)), 0.125)
+    for endpoint in pool.endpoints:
+        endpoint.facts = FACTS
+    return pool
 
 
-async def test_room_is_given_in_order_and_a_large_request_is_not_overtaken() -> None:
-    pool = pool_of("http://a", limit=10)
-    order: list[int] = []
-
-    async def take(number: int, rows: int, hold: asyncio.Event) -> None:
-        async with pool.use(rows):
-            order.append(number)
-            await hold.wait()
-
-    first, rest = asyncio.Event(), asyncio.Event()
-    tasks = [asyncio.create_task(take(0, 8, first))]
-    await asyncio.sleep(0)
-    tasks += [asyncio.create_task(take(i, rows, rest)) for i, rows in ((1, 9), (2, 1), (3, 1))]
-    await asyncio.sleep(0.01)
-    assert order == [0], "one row would fit, but stands behind nine"
-    first.set()
-    await asyncio.sleep(0.01)
-    assert order == [0, 1, 2]
-    rest.set()
-    await asyncio.gather(*tasks)
-    assert order == [0, 1, 2, 3]
+def chosen(pool: EnginePool, prefix: str = "", *avoid: str) -> str | None:
+    endpoint = pool.choose(prefix, [f"http://{name}" for name in avoid])
+    return endpoint.url[-1] if endpoint else None
 
 
-async def test_two_endpoints_share_and_an_avoided_one_is_last() -> None:
-    pool = pool_of("http://a", "http://b", limit=10)
-    async with pool.use(4) as one, pool.use(4) as two, pool.use(1, [one.url]) as three:
-        assert {one.url, two.url} == {"http://a", "http://b"}
-        assert three.url == two.url
+def test_the_endpoint_with_the_least_to_do_in_tokens_is_next() -> None:
+    pool = pool_of("a", "b")
+    a, b = pool.endpoints
+    a.in_flight, a.tokens = 1, 50_000
+    b.in_flight, b.tokens = 20, 2_000
+    assert chosen(pool) == "b"
+    assert chosen(pool, "", "b") == "a"
+    b.in_flight = b.pace.limit
+    assert chosen(pool) == "a"
+    a.in_flight = a.pace.limit
+    assert chosen(pool) is None
 
 
-async def test_a_request_larger_than_the_limit_gets_in_alone() -> None:
-    pool = pool_of("http://a", limit=10)
-    async with pool.use(50) as endpoint:
-        assert endpoint.in_flight == 50
+def test_rows_that_begin_alike_go_where_that_was_read_while_loads_are_even() -> None:
+    pool = pool_of("a", "b")
+    a, b = pool.endpoints
+    b.tokens = 10
+    assert chosen(pool, "call 1") == "a"
+    a.tokens = 5_000
+    assert [chosen(pool, "call 1"), chosen(pool, "call 2")] == ["a", "b"]
+    a.tokens = 50_000
+    assert chosen(pool, "call 1") == "b"
+    a.tokens = 0
+    assert chosen(pool, "call 1") == "b", "it was read there last"
+    b.broke(EngineUnavailable("away"), 1)
+    assert chosen(pool, "call 1") == "a"
 
 
-async def test_somebody_who_leaves_the_line_keeps_nobody_waiting_and_takes_no_room() -> None:
-    pool = pool_of("http://a", limit=10)
-    entered = asyncio.Event()
+def test_an_endpoint_that_nobody_has_reached_is_not_asked() -> None:
+    pool = pool_of("a")
+    pool.endpoints[0].facts = None
+    assert not pool.available
+    assert chosen(pool) is None
+    assert not pool.elsewhere(())
 
-    async def take(rows: int) -> None:
-        async with pool.use(rows):
-            entered.set()
 
-    async with pool.use(6) as endpoint:
-        large = asyncio.create_task(take(9))
-        await asyncio.sleep(0)
-        small = asyncio.create_task(take(2))
-        await asyncio.sleep(0.01)
-        assert not entered.is_set()
-        large.cancel()
-        async with asyncio.timeout(1):
-            await entered.wait()
-        await small
-        with pytest.raises(asyncio.CancelledError):
-            await large
-    assert endpoint.in_flight == 0
+def test_three_failures_open_the_breaker_and_a_refusal_shrinks_and_pauses() -> None:
+    pool = pool_of("a", "b", seats=256)
+    a, b = pool.endpoints
+    for _ in range(3):
+        a.broke(EngineFailed("cut"), 1)
+    assert (chosen(pool), pool.elsewhere(["http://b"]), pool.available) == ("b", False, True)
+    limit = b.pace.limit
+    b.broke(EngineOverloaded("full"), 32)
+    assert (b.largest_batch, b.room) == (16, 0)
+    assert b.pace.limit < limit
+    assert pool.elsewhere(()), "it is asked again in a moment"
+    time.sleep(max(0.0, b.breaker.until - time.monotonic()))
+    assert b.room == b.pace.limit
+
+
+def test_a_request_that_was_refused_says_nothing_against_the_endpoint() -> None:
+    pool = pool_of("a")
+    for _ in range(5):
+        pool.endpoints[0].broke(RequestRejected("bad"), 1)
+    assert chosen(pool) == "a"
+
+
+@pytest.mark.parametrize(("seats", "batch_rows", "rows"), [(256, 32, 32), (256, 8, 8), (64, 32, 8), (4, 32, 1)])
+def test_a_micro_batch_takes_an_eighth_of_the_seats_at_most(seats: int, batch_rows: int, rows: int) -> None:
+    endpoint: Endpoint = pool_of("a", seats=seats, batch_rows=batch_rows).endpoints[0]
+    assert endpoint.largest_batch == rows
+    endpoint.lose_batch_route()
+    assert endpoint.largest_batch == 1
 
 
 def test_a_fixed_form_gives_way_to_sets_it_cannot_hold() -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import batching, retries
-from pipeline.batching import Coalescer, chunk_rows, micro_batches
+from pipeline.batching import Coalescer, chunk_rows
 from pipeline.fingerprint import payload_hash
-from pipeline.kinds import Ask, Shape
 from pipeline.models import load_models
 from pipeline.routing import route
 from pipeline.settings import load_settings
@@ -65,17 +64,6 @@ async def test_a_flush_holds_at_most_so_many() -> None:
     coalesce: Coalescer[int, int] = Coalescer(flush, largest=10)
     await asyncio.gather(*[coalesce(i) for i in range(25)])
     assert sizes == [10, 10, 5]
-
-
-def ask(shape: Shape) -> Ask:
-    return Ask(shape, ({"role": "user", "content": "x"},))
-
-
-def test_micro_batches_hold_one_shape_and_streamed_rows_go_alone() -> None:
-    one, two = Shape("1", (), {}, ""), Shape("2", (), {}, "")
-    streamed = Shape("3", (), {}, "", streamed=True)
-    rows = [ask(shape) for shape in (one, two, one, streamed, one, two, streamed)]
-    assert micro_batches(list(enumerate(rows)), 2) == [[3], [6], [0, 2], [4], [1, 5]]
 
 
 @pytest.mark.parametrize(
