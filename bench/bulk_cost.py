@@ -33,7 +33,7 @@ def texts(count: int) -> list[str]:
 
 def pipeline_way(stack: Stack) -> dict[str, float]:
     """Submit in one batch, wait for all."""
-    jobs = [{"kind": "intent", "text": text} for text in texts(JOBS)]
+    jobs = [{"kind": "intent", "text": text, "cache": False} for text in texts(JOBS)]
     workers = processes_of(stack, "workers.main bulk")
     with Client() as client:
         warm = client.submit_many(jobs[:64])

@@ -80,6 +80,9 @@ class Line(Generic[Row]):
         self._heads: list[tuple[int, int, int, Hashable]] = []
         self._places = self._entries = 0
 
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
     def __bool__(self) -> bool:
         return bool(self._groups)
 

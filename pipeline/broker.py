@@ -24,6 +24,7 @@ from schemas.intake import REPLY_TASK
 from schemas.messages import Doorbell, queue_name
 
 _log = structlog.get_logger(__name__)
+_NOT_OURS = "something that is not ours was said on a channel of ours"
 TASK_NAME = "yyc3.chunk"
 WINDOW = 8
 """Permits that may wait in one queue: enough that no worker idles, few enough that they are never stale."""
@@ -200,6 +201,9 @@ class Bells:
 CANCELLED = "yyc3.cancelled"
 """The channel on which every worker hears of cancelled jobs."""
 
+CHAT = "yyc3.chat"
+"""The channel on which bulk workers hear of models that somebody waits for."""
+
 
 class Whispers:
     """Says which jobs are settled, or were cancelled, by id. Losing one costs a listener at most its next look."""
@@ -214,6 +218,26 @@ class Whispers:
 
     async def listen(self, channel: str, ready: asyncio.Event) -> AsyncIterator[list[JobId]]:
         """Ids as they are said; `ready` is set when nothing said from now on is missed."""
+        async for said in self._heard(channel, ready):
+            try:
+                yield [JobId(int(i)) for i in said]
+            except (TypeError, ValueError):
+                _log.warning(_NOT_OURS, channel=channel)
+
+    async def announce_chat(self, model: str) -> None:
+        """Somebody waits for an answer of this model."""
+        with _mapped():
+            await self._redis.publish(CHAT, orjson.dumps([model]))
+
+    async def hear_of_chat(self) -> AsyncIterator[str]:
+        """Models that somebody waits for, as they are announced."""
+        async for said in self._heard(CHAT, asyncio.Event()):
+            if isinstance(said, list) and said and isinstance(said[0], str):
+                yield said[0]
+            else:
+                _log.warning(_NOT_OURS, channel=CHAT)
+
+    async def _heard(self, channel: str, ready: asyncio.Event) -> AsyncIterator[Any]:
         with _mapped():
             async with self._redis.pubsub() as subscription:
                 await subscription.subscribe(channel)
@@ -222,9 +246,9 @@ class Whispers:
                         ready.set()
                     elif message["type"] == "message":
                         try:
-                            yield [JobId(int(i)) for i in orjson.loads(message["data"])]
-                        except (orjson.JSONDecodeError, TypeError, ValueError):
-                            _log.warning("something that is not ours was said on a channel of ours", channel=channel)
+                            yield orjson.loads(message["data"])
+                        except orjson.JSONDecodeError:
+                            _log.warning(_NOT_OURS, channel=channel)
 
     async def ping(self) -> None:
         """Raises BrokerUnavailable where Redis does not answer."""
@@ -236,4 +260,4 @@ class Whispers:
         await self._redis.aclose()
 
 
-__all__ = ["CANCELLED", "HIDDEN", "TASK_NAME", "WINDOW", "Bells", "UnusableQueue", "Whispers", "make_app"]
+__all__ = ["CANCELLED", "CHAT", "HIDDEN", "TASK_NAME", "WINDOW", "Bells", "UnusableQueue", "Whispers", "make_app"]

@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.broker import Bells, Whispers
-from pipeline.engine import EngineClient
-from pipeline.engine.facts import ask_facts
+from pipeline.engine import EndpointFacts, EngineClient
+from pipeline.engine.facts import ask_facts, letters_are_tokens
+from pipeline.engine.metrics import ask_metrics
 from pipeline.kinds.asking import Ask, Shape
 from pipeline.models import ModelEntry, Models
 from pipeline.store import Database, reading
-from schemas.errors import EngineError, PipelineError
+from schemas.errors import EngineError, EngineUnavailable, PipelineError
 from schemas.messages import Lane, queue_name
 
 _PING_SECONDS = 1.0
+_PROBE_SECONDS = 5.0
 _PROBE = Ask(Shape("health", (), {"max_tokens": 1, "temperature": 0.0}, ""), ({"role": "user", "content": "ping"},))
 
 
@@ -78,13 +80,35 @@ async def _redis(whispers: Whispers) -> Finding:
 async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Finding:
     part = f"{entry.name} at {url}"
     try:
+        health = await engine.get(url, "/health", _PROBE_SECONDS)
+        if health.status_code != 200:
+            raise EngineUnavailable(f"{url}/health says HTTP {health.status_code}: its engine is dead", endpoint=url)
         facts = await ask_facts(engine, url, entry.name)
         latency = await _timed(lambda: engine.ask(url, entry.name, _PROBE))
+        letters = await letters_are_tokens(engine, url, entry.name)
+        metrics = await ask_metrics(engine, url, entry.name)
     except EngineError as error:
         advice = f"start vLLM there, set endpoints in models.toml, or run: yyc3 up --simulate ({error.code})"
         return Finding(part, False, error.message, advice)
     kind = f"simulator, as vLLM {facts.version}" if facts.simulated else f"vLLM {facts.version}"
-    return Finding(part, True, f"{kind}, serves the model, one token asked", latency_ms=latency)
+    abilities = {
+        "micro-batches": facts.batch_route,
+        facts.constraint.replace("_", " "): True,
+        "labels by letter": letters,
+        "metrics": metrics is not None,
+    }
+    able = ", ".join(f"{'' if there else 'no '}{what}" for what, there in abilities.items())
+    seen = f"{kind}, {facts.context_tokens or 'unknown'} tokens of context, {able}"
+    return Finding(part, True, seen, _advice(entry, facts), latency_ms=latency)
+
+
+def _advice(entry: ModelEntry, facts: EndpointFacts) -> str:
+    """Nothing is broken, but something could be better."""
+    if facts.context_tokens is not None and facts.context_tokens < entry.context_tokens:
+        return (
+            f"models.toml says {entry.context_tokens} tokens of context; the endpoint's {facts.context_tokens} are used"
+        )
+    return ""
 
 
 async def _workers(bells: Bells, models: Models) -> list[Finding]:

@@ -1,13 +1,14 @@
 """Recovery: lost leases go back, and every queued chunk has a doorbell. The only place where something is repeated."""
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 import structlog
 
 from pipeline.broker import WINDOW, Bells, Whispers
 from pipeline.models import Models
-from pipeline.store import Database, recovery
+from pipeline.store import Database, answers, recovery, samples
 from pipeline.streams import StreamWriter
 from pipeline.telling import tell
 from schemas.errors import BrokerUnavailable, StoreUnavailable
@@ -15,6 +16,7 @@ from schemas.messages import Doorbell, queue_name
 
 _log = structlog.get_logger(__name__)
 SWEEP_SECONDS = 1.0
+_TIDY_SECONDS = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,27 @@ async def sweep(reach: Reach, models: Models) -> Sweep:
     return Sweep(returned, len(poison), len(expired), len(permits), strangers)
 
 
+async def tidy(database: Database) -> None:
+    """Delete what was kept for a while: samples of endpoints, and answers by question.
+
+    Raises:
+        StoreUnavailable: call again.
+    """
+    samples_gone, answers_gone = await samples.forget_old(database), await answers.forget_old(database)
+    if samples_gone or answers_gone:
+        _log.info("tidied", samples=samples_gone, answers=answers_gone)
+
+
 async def sweep_forever(reach: Reach, models: Models) -> None:
     """Sweep once a second until cancelled; an outage of a server is waited out."""
     away, strangers = False, frozenset[str]()
+    tidied = -_TIDY_SECONDS
     while True:
         try:
             done = await sweep(reach, models)
+            if time.monotonic() - tidied > _TIDY_SECONDS:
+                await tidy(reach.database)
+                tidied = time.monotonic()
         except (StoreUnavailable, BrokerUnavailable) as error:
             if not away:
                 _log.warning("recovery waits", reason=error.message)
@@ -90,4 +107,4 @@ async def sweep_forever(reach: Reach, models: Models) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-__all__ = ["SWEEP_SECONDS", "Reach", "Sweep", "sweep", "sweep_forever"]
+__all__ = ["SWEEP_SECONDS", "Reach", "Sweep", "sweep", "sweep_forever", "tidy"]

@@ -34,7 +34,7 @@ from pipeline.embedded.home import Home
 from pipeline.embedded.running import Running, write_running
 from pipeline.recover import Reach, sweep_forever
 from pipeline.settings import load_settings
-from pipeline.store import claims, schema, settlement, submission
+from pipeline.store import Database, answers, claims, schema, settlement, submission
 from pipeline.store.ids import JobIds
 from pipeline.store.settlement import NextState, RunReport, SettledRow
 from pipeline.store.submission import NewJob, Stored
@@ -178,8 +178,9 @@ class PipelineUnderTest:
         self._until_ready(name)
 
     def forget(self) -> None:
-        """Forget everything the engines were taught."""
+        """Forget everything the engines were taught, and every answer they gave."""
         self._answers.clear()
+        self._run(self._forget_answers())
         for url in self._engines.values():
             self._http.delete(f"{url}/simulator/answers").raise_for_status()
 
@@ -187,6 +188,7 @@ class PipelineUnderTest:
         if model is not None and model not in self._engines:
             raise InvalidSetting(f"model: {model!r} is not simulated here; known are {', '.join(self._engines)}")
         given = {key: value for key, value in line.items() if value is not None}
+        self._run(self._forget_answers())  # what was answered before is no answer now
         for name, url in self._engines.items():
             if model in {None, name}:
                 lines = self._answers.setdefault(name, [])
@@ -229,6 +231,13 @@ class PipelineUnderTest:
         async with self._wiring.adapters() as adapters:
             reach = Reach(adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer)
             await sweep_forever(reach, adapters.models)
+
+    async def _forget_answers(self) -> None:
+        database = await Database(self.database_url).open()
+        try:
+            await answers.forget_all(database)
+        finally:
+            await database.close()
 
     async def _dead_letter(self, job: Job, code: ErrorCode) -> JobId:
         async with self._wiring.adapters() as adapters:

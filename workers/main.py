@@ -17,6 +17,7 @@ from schemas.errors import PipelineError
 from schemas.messages import Lane, queue_name
 from workers.loop import LoopThread, prefer_latency
 from workers.process import Limits, Process
+from workers.taking import Taking
 from workers.tasks import register
 
 _log = structlog.get_logger(__name__)
@@ -33,13 +34,22 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
         wiring.models[model]
     node = f"{lane}.{os.getpid()}@{socket.gethostname()}"
     processes: list[Process] = []
+    taking = Taking(lane)
 
     async def serve(ready: Callable[[], None]) -> None:
         limits = Limits(lease=wiring.settings.lease, drain=wiring.settings.drain)
         async with wiring.adapters() as adapters:
             pools = {name: adapters.pool(name, lane) for name in chosen}
             process = Process(
-                adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer, pools, limits, node
+                adapters.database,
+                adapters.bells,
+                adapters.whispers,
+                adapters.stream_writer,
+                pools,
+                limits,
+                node,
+                lane,
+                lambda model, on: taking.turn(model, on=on),
             )
             processes.append(process)
             ready()
@@ -49,6 +59,7 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
     loop.start()
     app = wiring.celery_app()
     register(app, processes[0], loop)
+    worker_ready.connect(lambda sender, **_: taking.started(sender), weak=False)
     # Returns at once. Celery then waits for its running tasks, which end as the drain proceeds.
     worker_shutting_down.connect(lambda **_: loop.run(processes[0].drain()), weak=False)
     queues = [queue_name(model, lane) for model in chosen]

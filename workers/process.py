@@ -1,9 +1,11 @@
 """Take a chunk, run it, settle it: what happens between a doorbell and an outcome. One asyncio loop a process."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,9 +17,10 @@ from pipeline.broker import CANCELLED, Bells, Whispers
 from pipeline.engine import EnginePool
 from pipeline.fingerprint import answer_key
 from pipeline.models import LabelForm
-from pipeline.store import Database, answers, claims, settlement
+from pipeline.store import Database, answers, claims, samples, settlement
 from pipeline.store.answers import Original
 from pipeline.store.claims import Claim, ClaimedJob
+from pipeline.store.samples import EndpointSample
 from pipeline.store.settlement import NextState, RunReport
 from pipeline.streams import StreamWriter
 from pipeline.telemetry import fault
@@ -34,6 +37,9 @@ _log = structlog.get_logger(__name__)
 _BULK_WRITE_SECONDS = 0.5
 _STORE_RETRY_SECONDS = 1.0
 _HAND_BACK_SECONDS = 5.0
+_CHAT_SECONDS = 30.0
+_ANNOUNCE_SECONDS = 1.0
+_HEARD_LONG_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Process:
     Args:
         pools: engine pools by model.
         worker: the Celery node name, for those who look at chunks.
+        take: is told whether doorbells of a model should come at all.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class Process:
         pools: Mapping[str, EnginePool],
         limits: Limits,
         worker: str,
+        lane: Lane,
+        take: Callable[[str, bool], None] = lambda _model, _on: None,
     ) -> None:
         self._database = database
         self._bells = bells
@@ -70,6 +79,12 @@ class Process:
         self._schedulers = {name: Scheduler(pool, streams) for name, pool in pools.items()}
         self._limits = limits
         self._worker = worker
+        self._lane = lane
+        self._chats: dict[str, asyncio.TimerHandle] = {}
+        self._announced: dict[str, float] = {}
+        for name, pool in pools.items():
+            pool.on_available = partial(take, name)
+        self._take = take
         self._leases = Leases(database, limits.lease)
         self._stop = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
@@ -81,21 +96,70 @@ class Process:
         """Keep leases and hear of cancelled jobs, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leases.keep())
-            group.create_task(self._hear_of_cancelled())
+            group.create_task(self._go_on_hearing(self._hear_of_cancelled))
+            group.create_task(self._sample())
+            if self._lane is Lane.BULK:
+                group.create_task(self._go_on_hearing(self._hear_of_chat))
             for pool in self._pools.values():
                 group.create_task(pool.watch())
 
-    async def _hear_of_cancelled(self) -> None:
+    async def _go_on_hearing(self, hear: Callable[[], Awaitable[None]]) -> None:
         attempt = 0
         while True:
+            started = time.monotonic()
             try:
-                async for job_ids in self._whispers.listen(CANCELLED, asyncio.Event()):
-                    attempt = 0
-                    self._leases.cancel(job_ids)
+                await hear()
             except BrokerUnavailable as error:
-                _log.warning("cancelled jobs are noticed later for now", reason=error.message)
-            attempt += 1
+                _log.warning("cancelled jobs and chats are noticed later for now", reason=error.message)
+            attempt = 1 if time.monotonic() - started > _HEARD_LONG_SECONDS else attempt + 1
             await asyncio.sleep(retries.delay(attempt).total_seconds())
+
+    async def _hear_of_cancelled(self) -> None:
+        async for job_ids in self._whispers.listen(CANCELLED, asyncio.Event()):
+            self._leases.cancel(job_ids)
+
+    async def _hear_of_chat(self) -> None:
+        """Seats are left free from the first word of a chat until half a minute after the last."""
+        loop = asyncio.get_running_loop()
+        async for model in self._whispers.hear_of_chat():
+            if model in self._pools:
+                self._pools[model].chat(True)
+                if model in self._chats:
+                    self._chats[model].cancel()
+                self._chats[model] = loop.call_later(_CHAT_SECONDS, self._pools[model].chat, False)
+
+    async def _announce_chat(self, model: str) -> None:
+        """At most once a second."""
+        now = time.monotonic()
+        if now - self._announced.get(model, -_ANNOUNCE_SECONDS) < _ANNOUNCE_SECONDS:
+            return
+        self._announced[model] = now
+        try:
+            await self._whispers.announce_chat(model)
+        except BrokerUnavailable as error:
+            _log.warning("bulk does not know that somebody waits", model=model, reason=error.message)
+
+    async def _sample(self) -> None:
+        """How the endpoints are, for those who look at queues."""
+        while True:
+            await asyncio.sleep(samples.SAMPLE_SECONDS)
+            taken = [
+                EndpointSample(
+                    worker=self._worker,
+                    endpoint=url,
+                    model=name,
+                    lane=self._lane,
+                    waiting_rows=self._schedulers[name].waiting,
+                    **seen,
+                )
+                for name, pool in self._pools.items()
+                for url, seen in pool.sampled(samples.SAMPLE_SECONDS).items()
+            ]
+            try:
+                if taken:
+                    await samples.write(self._database, taken)
+            except StoreUnavailable as error:
+                _log.warning("endpoints were not sampled", reason=error.message)
 
     async def answer(self, doorbell: Doorbell, started: Callable[[Run], None]) -> dict[str, Any]:
         """Take what the doorbell is for, run and settle it.
@@ -105,9 +169,14 @@ class Process:
         """
         if self._stop.is_set() or doorbell.model not in self._pools:
             return {"rows": 0, "note": "draining" if self._stop.is_set() else "model not served here"}
+        if self._pools[doorbell.model].out:
+            self._take(doorbell.model, False)  # it came all the same; recovery rings again
+            return {"rows": 0, "note": "no endpoint answers"}
         claim = await self._claim(doorbell)
         if claim is None:
             return {"rows": 0, "note": "nothing to take"}
+        if self._lane is Lane.INTERACTIVE:
+            await self._announce_chat(doorbell.model)
         run = Run(claim)
         started(run)
         work = asyncio.create_task(self._execute(run))

@@ -77,6 +77,11 @@ class Scheduler:
                 request.cancel_unwanted()
             raise
 
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for room."""
+        return len(self._line)
+
     def stop(self) -> None:
         """Send nothing more; what is in flight goes on."""
         self._stopped = True
@@ -192,7 +197,7 @@ class Scheduler:
             self._requests.discard(request)
             request.endpoint.in_flight -= len(request.rows)
             request.endpoint.tokens -= tokens
-            self._dispatch()
+            self._pool.changed()
 
     async def _ask(self, request: Request) -> None:
         rows, endpoint = request.rows, request.endpoint

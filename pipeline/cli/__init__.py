@@ -6,7 +6,8 @@ from pipeline.cli import services
 from pipeline.cli.calls import calls
 from pipeline.cli.demo import demo
 from pipeline.cli.health import health
-from pipeline.cli.jobs import jobs, queues
+from pipeline.cli.jobs import jobs
+from pipeline.cli.queues import queues
 from pipeline.cli.schema import schema
 from pipeline.cli.submit import submit
 from pipeline.cli.up import up

@@ -1,18 +1,13 @@
-"""`yyc3 jobs`: look at jobs, cancel one. `yyc3 queues`: what waits."""
+"""`yyc3 jobs`: look at jobs, cancel one."""
 
-import asyncio
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import Exit, command, out, print_json, table, wiring
+from pipeline.cli.console import Exit, command, out, print_json, table
 from pipeline.cli.outcome import print_outcome
 from pipeline.client import Client
-from pipeline.store import reading
-from pipeline.store.reading import QueueState
 from schemas.ids import JobId
-from schemas.messages import Lane, queue_name
 from schemas.results import JobState
 
 jobs = typer.Typer(help="Look at jobs.", no_args_is_help=True)
@@ -70,35 +65,4 @@ def cancel(job_id: int, as_json: AsJson = False) -> None:
         raise typer.Exit(Exit.SOME_FAILED)
 
 
-@command
-def queues(as_json: AsJson = False) -> None:
-    """What waits and runs, by model and lane; the last column says why something waits for another try."""
-
-    async def look() -> tuple[list[QueueState], dict[str, int]]:
-        async with wiring().adapters() as adapters:
-            names = [queue_name(entry.name, lane) for entry in adapters.models for lane in Lane]
-            return await reading.queue_states(adapters.database), await adapters.bells.depths(names)
-
-    states, depths = asyncio.run(look())
-    by_queue = {queue_name(state.model, Lane(state.lane)): state for state in states}
-    if as_json:
-        for queue, messages in depths.items():
-            found = by_queue.get(queue)
-            print_json({"queue": queue, "messages": messages, **(vars_of(found) if found else {})})
-        return
-    now = datetime.now(UTC)
-    rows = []
-    for queue, messages in depths.items():
-        found = by_queue.get(queue)
-        age = f"{(now - found.oldest_at).total_seconds():.0f} s" if found and found.oldest_at else ""
-        counts = [found.queued_jobs, found.running_jobs] if found else [0, 0]
-        rows.append([queue, *counts, age, messages, found.last_code or "" if found else ""])
-    table("queues", ["queue", "jobs queued", "jobs running", "oldest", "messages", "waits for"], rows)
-
-
-def vars_of(state: QueueState) -> dict[str, object]:
-    """The fields of a queue's state."""
-    return {name: getattr(state, name) for name in QueueState.__slots__}
-
-
-__all__ = ["jobs", "queues"]
+__all__ = ["jobs"]

@@ -60,6 +60,8 @@ def _percent(confidence: float | None) -> str:
 
 def _print_facts(job_id: JobId, outcome: Outcome) -> None:
     facts = [f"job {job_id}", str(outcome.state)]
+    if outcome.cached_from is not None:
+        facts.append(f"asked before by job {outcome.cached_from}")
     if outcome.model:
         facts.append(f"{outcome.model} at {outcome.endpoint}" if outcome.endpoint else outcome.model)
     if outcome.timings.first_token_seconds is not None:

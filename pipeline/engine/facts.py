@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import Any
 
 from pipeline.engine.client import BATCH_ROUTE, EngineClient
@@ -89,6 +90,23 @@ def _constraint(version: object) -> Constraint:
     return Constraint.STRUCTURED_OUTPUTS
 
 
+async def letters_are_tokens(client: EngineClient, endpoint: str, model: str) -> bool | None:
+    """Whether each letter is one token, so that labels can be told by them; None where it has no tokenizer route.
+
+    Raises:
+        EngineError: it did not answer.
+    """
+    for letter in ascii_uppercase:
+        body = {"model": model, "prompt": letter, "add_special_tokens": False}
+        there = await client.post(endpoint, "/tokenize", body, _PROBE_SECONDS)
+        if there.status_code != 200:
+            return None
+        tokens = loaded(there.content).get("tokens") or []
+        if len(tokens) > 2:  # SentencePiece may put a lone word mark first
+            return False
+    return True
+
+
 async def first_tokens(
     client: EngineClient, endpoint: str, model: str, words: Sequence[str]
 ) -> list[str | None] | None:
@@ -117,4 +135,4 @@ async def first_tokens(
     return found
 
 
-__all__ = ["EndpointFacts", "ask_facts", "first_tokens"]
+__all__ = ["EndpointFacts", "ask_facts", "first_tokens", "letters_are_tokens"]

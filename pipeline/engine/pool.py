@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
+from typing import Any
 
 import structlog
 
@@ -41,6 +42,8 @@ class EnginePool:
         self.endpoints = [Endpoint(url, Pace(entry.seats, chat_share), self._batch_rows) for url in entry.addresses]
         self.hungry = False
         self.on_change: Callable[[], None] = lambda: None
+        self.on_available: Callable[[bool], None] = lambda _: None
+        self._was_available = True
         self._probing: dict[str, asyncio.Task[None]] = {}
         self._forms: dict[tuple[str, ...], LabelForm] = {}
         self._prefixes: OrderedDict[Hashable, Endpoint] = OrderedDict()
@@ -49,6 +52,34 @@ class EnginePool:
     def available(self) -> bool:
         """Whether any endpoint is asked, now or in a moment."""
         return any(endpoint.state is not BreakerState.OPEN for endpoint in self.endpoints)
+
+    @property
+    def out(self) -> bool:
+        """Whether every endpoint was tried, and none is asked now."""
+        return not self._was_available
+
+    def sampled(self, seconds: float) -> dict[str, dict[str, Any]]:
+        """What the endpoints did in the seconds since this was asked last, by URL; of those that were used or are out."""
+        now, seen = time.monotonic(), {}
+        for one in self.endpoints:
+            if not one.facts_at or (
+                one.state is BreakerState.CLOSED and now - one.used_at > _USED_LATELY_SECONDS + seconds
+            ):
+                continue
+            gauges = one.metrics.gauges if one.metrics else None
+            seen[one.url] = {
+                "state": one.state,
+                "in_flight": one.in_flight,
+                "limit_rows": one.pace.limit,
+                "rows_per_second": one.rows_done / seconds,
+                "tokens_per_second": one.tokens_done / seconds,
+                "errors": one.errors,
+                "engine_running": gauges.running if gauges else None,
+                "engine_waiting": gauges.waiting if gauges else None,
+                "kv_usage": one.metrics.kv_usage if one.metrics else None,
+            }
+            one.rows_done = one.tokens_done = one.errors = 0
+        return seen
 
     async def facts(self) -> EndpointFacts:
         """What the model's endpoints are; replicas are taken to be alike.
@@ -120,6 +151,13 @@ class EnginePool:
             endpoint.pace.chat(there)
         self.on_change()
 
+    def changed(self) -> None:
+        """Something came, went or broke: tell those who wait for room, and those who wait for any endpoint at all."""
+        if self.available is not self._was_available:
+            self._was_available = not self._was_available
+            self.on_available(self._was_available)
+        self.on_change()
+
     async def watch(self) -> None:
         """Probe endpoints that are left alone, look at the gauges of those that are used; until cancelled."""
         try:
@@ -167,7 +205,7 @@ class EnginePool:
             if endpoint.facts_at and was is BreakerState.OPEN:
                 _log.info("endpoint is back", model=self.entry.name, endpoint=endpoint.url)
         endpoint.facts_at = time.monotonic()
-        self.on_change()
+        self.changed()
 
     async def _look(self, endpoint: Endpoint) -> None:
         endpoint.metrics = await ask_metrics(self.client, endpoint.url, self.entry.name)

@@ -46,4 +46,10 @@ async def forget_old(database: Database) -> int:
         return cursor.rowcount
 
 
-__all__ = ["Original", "forget_old", "look_up"]
+async def forget_all(database: Database) -> None:
+    """Forget every answer; the outcomes stay."""
+    async with database.connection() as connection:
+        await connection.execute("DELETE FROM answers")
+
+
+__all__ = ["Original", "forget_all", "forget_old", "look_up"]

@@ -88,7 +88,8 @@ WITH report AS (
     SELECT * FROM json_to_recordset(%(reports)s::json)
         AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
 ), held AS MATERIALIZED (
-    SELECT c.first_job_id, c.fence, c.series FROM chunks c JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
+    SELECT c.first_job_id, c.rows, c.fence, c.series FROM chunks c
+    JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
 ), given AS MATERIALIZED (
     SELECT g.*, h.series FROM json_to_recordset(%(rows)s::json) AS g(
@@ -105,22 +106,23 @@ WITH report AS (
     SELECT job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
         batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
         model_revision, endpoint, engine_version, template_hash, cached_from, batch_rows, answer
-    FROM given ON CONFLICT DO NOTHING RETURNING job_id, series, state, prompt_tokens, completion_tokens, cached_from
+    FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens, cached_from
 ), known AS (
+    -- Of a job that was cancelled meanwhile the key leads to no answer; whoever looks passes it over.
     INSERT INTO answers (key, job_id, series)
-    SELECT g.answer_key, s.job_id, s.series FROM stored s JOIN given g USING (job_id)
-    WHERE g.answer_key IS NOT NULL ORDER BY g.answer_key ON CONFLICT DO NOTHING
+    SELECT answer_key, job_id, series FROM given WHERE answer_key IS NOT NULL ORDER BY answer_key ON CONFLICT DO NOTHING
 ), failed AS (
     INSERT INTO failures (job_id, series, try_number, code, endpoint)
     SELECT f.job_id, h.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
         AS f(chunk bigint, fence int, job_id bigint, try_number smallint, code text, endpoint text)
     JOIN held h ON h.first_job_id = f.chunk AND h.fence = f.fence ON CONFLICT DO NOTHING
 ), counted AS (
-    SELECT g.chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded,
+    -- By the chunk's range and not by the row given: two lists of thousands would be compared each with each.
+    SELECT h.first_job_id AS chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded,
         count(*) FILTER (WHERE s.state = 'failed') AS failed,
         count(*) FILTER (WHERE s.state = 'expired') AS expired, count(s.cached_from) AS cached,
         sum(s.prompt_tokens) AS prompt_tokens, sum(s.completion_tokens) AS completion_tokens
-    FROM stored s JOIN given g USING (job_id) GROUP BY g.chunk
+    FROM stored s JOIN held h ON s.job_id >= h.first_job_id AND s.job_id < h.first_job_id + h.rows GROUP BY h.first_job_id
 )
 UPDATE chunks c SET
     succeeded = c.succeeded + coalesce(n.succeeded, 0), failed = c.failed + coalesce(n.failed, 0),

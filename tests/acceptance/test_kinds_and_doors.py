@@ -29,6 +29,7 @@ from schemas.results import (
     SentimentResult,
     VisionResult,
 )
+from schemas.timings import Usage
 
 
 def picture() -> str:
@@ -120,8 +121,12 @@ def test_every_kind_goes_through_every_door(
     assert outcome.model == MODELS.get(kind, "chatglm3-6b")
     assert outcome.engine_version == "0.32.0"
     assert outcome.template_hash
-    assert outcome.usage.completion_tokens
-    assert outcome.timings.engine_seconds is not None
+    if outcome.cached_from is None:  # a door before this one asked the same
+        assert outcome.usage.completion_tokens
+        assert outcome.timings.engine_seconds is not None
+    else:
+        assert kind in {"intent", "sentiment"}
+        assert outcome.usage == Usage(prompt_tokens=0, completion_tokens=0)
     match outcome.result:
         case IntentResult() as intent:
             assert intent.label == "refund"
@@ -139,7 +144,7 @@ def test_every_kind_goes_through_every_door(
             compile(code.code, "answer", "exec")
         case None:
             pytest.fail("no result")
-    if kind in {"chat", "code", "vision"}:
+    if kind in {"chat", "code", "vision"} and door is not bulk_door:
         assert outcome.timings.first_token_seconds is not None
         assert outcome.timings.first_token_seconds <= outcome.timings.engine_seconds
 

@@ -1,0 +1,98 @@
+"""`yyc3 queues`: what waits, what moves, and how the endpoints are."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import command, print_json, table, wiring
+from pipeline.queues import Queue
+from pipeline.queues import queues as merged
+from pipeline.store import reading, samples
+from pipeline.store.samples import EndpointSample
+from schemas.messages import Lane, queue_name
+
+
+@command
+def queues(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a queue, then one an endpoint.")] = False,
+) -> None:
+    """What waits and runs, by model and lane, how fast it moves, and how the workers find their endpoints."""
+
+    async def look() -> tuple[list[Queue], list[EndpointSample]]:
+        async with wiring().adapters() as adapters:
+            lanes = [(entry.name, lane) for entry in adapters.models for lane in Lane]
+            depths = await adapters.bells.depths(queue_name(model, lane) for model, lane in lanes)
+            states, seen = await reading.queue_states(adapters.database), await samples.latest(adapters.database)
+            return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen
+
+    found, seen = asyncio.run(look())
+    if as_json:
+        for entry in (*(queue.as_json() for queue in found), *(asdict(sample) for sample in seen)):
+            print_json(entry)
+        return
+    columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "messages", "waits for"]
+    table("queues", columns, [_row(queue) for queue in found])
+    if seen:
+        columns = [
+            "endpoint",
+            "worker",
+            "breaker",
+            "in flight",
+            "limit",
+            "engine runs",
+            "engine queues",
+            "KV",
+            "tokens/s",
+            "errors",
+        ]
+        table(
+            "endpoints, as the workers found them in the last seconds",
+            columns,
+            [_sample_row(sample) for sample in seen],
+        )
+
+
+def _row(queue: Queue) -> list[object]:
+    return [
+        queue.queue,
+        queue.queued_jobs,
+        queue.running_jobs,
+        _duration(queue.oldest_seconds),
+        queue.in_flight,
+        f"{queue.jobs_per_second:,.1f}",
+        _duration(queue.seconds_to_empty),
+        queue.messages,
+        queue.last_code or "",
+    ]
+
+
+def _sample_row(sample: EndpointSample) -> list[object]:
+    return [
+        f"{sample.model} at {sample.endpoint}",
+        sample.worker,
+        sample.state,
+        sample.in_flight,
+        sample.limit_rows,
+        _figure(sample.engine_running),
+        _figure(sample.engine_waiting),
+        "" if sample.kv_usage is None else f"{sample.kv_usage:.0%}",
+        f"{sample.tokens_per_second:,.0f}",
+        sample.errors,
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.0f} s"
+
+
+__all__ = ["queues"]
