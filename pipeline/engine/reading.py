@@ -31,7 +31,7 @@ def first_token(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], 
         return (), None
     head = content[0]
     entries = [head, *(head.get("top_logprobs") or ())]
-    return tuple((text_of(entry["token"]), float(entry["logprob"])) for entry in entries), len(content)
+    return tuple([(str(entry["token"]), float(entry["logprob"])) for entry in entries]), len(content)
 
 
 def text_of(value: Any) -> str:
@@ -177,8 +177,8 @@ def _row(
 ) -> Answer | EngineError:
     """One row of a batch; what is wrong with it fails it alone."""
     try:
-        _, tokens = first_token(choice)
-        return _answer(choice, prompt_tokens, share if tokens is None else tokens, seconds, simulated)
+        content = (choice.get("logprobs") or {}).get("content")
+        return _answer(choice, prompt_tokens, len(content) if content else share, seconds, simulated)
     except EngineError as error:
         return error
     except _UNREADABLE:

@@ -7,7 +7,7 @@ asks for one token with its alternatives, so confidence is the model's own and c
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from string import ascii_uppercase
@@ -19,6 +19,7 @@ from schemas.errors import InvalidOutput
 
 MAX_TOP_LOGPROBS = 20  # vLLM's --max-logprobs unless set otherwise; more is refused with 400
 WHOLE_WORD_TOKENS = 48
+_KNOWN_TEXTS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,22 @@ class Reading:
 
     form: LabelForm
     spoken: tuple[tuple[str, str], ...]
+    _known: dict[str, str | None] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def label_of(self, text: str) -> str | None:
+        """The one label whose spoken form begins with this text; None where none or several do.
+
+        The same few tokens are alternatives of every answer, so what was found is kept.
+        """
+        try:
+            return self._known[text]
+        except KeyError:
+            said = text.strip()
+            found = [label for label, spoken in self.spoken if said and spoken.startswith(said)]
+            if len(self._known) >= _KNOWN_TEXTS:
+                self._known.clear()
+            label = self._known[text] = found[0] if len(found) == 1 else None
+            return label
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +120,14 @@ def shape_for(
     parameters: dict[str, Any] = {"temperature": 0.0}
     if constraint is Constraint.STRUCTURED_OUTPUTS:
         parameters["structured_outputs"] = {"choice": tokens}
+        top = len(options) + 4  # ranked after the constraint: only the labels' own beginnings are left
     else:
         parameters["guided_choice"] = tokens
+        top = 2 * len(options) + 2  # ranked before it, so a few more than labels are asked for
     if form is LabelForm.WHOLE_WORD:
         parameters["max_tokens"] = WHOLE_WORD_TOKENS
     else:
-        # Alternatives are ranked before the constraint applies, so a few more than labels are asked for.
-        top = min(MAX_TOP_LOGPROBS, 2 * len(options) + 2)
-        parameters |= {"max_tokens": 1, "logprobs": True, "top_logprobs": top}
+        parameters |= {"max_tokens": 1, "logprobs": True, "top_logprobs": min(MAX_TOP_LOGPROBS, top)}
     template_hash = sha256(prompt.encode()).hexdigest()[:16]
     # Two sets of labels may ask with the same words and mean other labels by them.
     meant = sha256("\n".join(option.label for option in options).encode()).hexdigest()[:16]
@@ -123,20 +140,11 @@ def shape_for(
     )
 
 
-def _label_of(text: str, reading: Reading) -> str | None:
-    """The one label whose spoken form begins with this text; None where none or several do."""
-    text = text.strip()
-    if not text:
-        return None
-    found = [label for label, spoken in reading.spoken if spoken.startswith(text)]
-    return found[0] if len(found) == 1 else None
-
-
 def _distribution(tokens: Sequence[tuple[str, float]], reading: Reading) -> dict[str, float] | None:
     """Probabilities of the labels, summing to 1; a label that is not among the alternatives has 0."""
     mass: dict[str, float] = {label: 0.0 for label, _ in reading.spoken}
     for text, logprob in dict(tokens).items():
-        label = _label_of(text, reading)
+        label = reading.label_of(text)
         if label is not None and math.isfinite(logprob):
             mass[label] += math.exp(logprob)
     total = sum(mass.values())
@@ -157,7 +165,7 @@ def read_verdict(answer: Answer, reading: Reading) -> Verdict:
         if text not in whole:
             raise InvalidOutput("the engine answered outside the labels; does the endpoint honour structured outputs?")
         return Verdict(whole[text], None)
-    label = _label_of(text, reading)
+    label = reading.label_of(text)
     if label is None:
         raise InvalidOutput("the engine answered outside the labels; does the endpoint honour structured outputs?")
     probabilities = _distribution(answer.first_token, reading)

@@ -1,9 +1,11 @@
 """Turns as prompt text: which language, how written, how much of a long call is read."""
 
+import re
 from collections.abc import Sequence
 
 from schemas.calls import Language, Speaker, Turn
 
+_CJK = re.compile("[\u4e00-\u9fff]+")
 _NAMES = {
     Language.CHINESE: {Speaker.CUSTOMER: "客户", Speaker.AGENT: "坐席"},
     Language.ENGLISH: {Speaker.CUSTOMER: "customer", Speaker.AGENT: "agent"},
@@ -17,7 +19,7 @@ _SHARE_OF_CONTEXT = 0.6
 def language_of(text: str) -> Language:
     """Chinese if a tenth of the first 400 characters are CJK: service calls mix in English product names."""
     sample = text[:400]
-    cjk = sum("\u4e00" <= character <= "\u9fff" for character in sample)
+    cjk = len(sample) - len(_CJK.sub("", sample))
     return Language.CHINESE if cjk * 10 >= len(sample) else Language.ENGLISH
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline import kinds
 from pipeline.engine import EngineClient
-from pipeline.engine.facts import ask_facts, first_tokens
+from pipeline.engine.facts import ask_facts, first_tokens, letters_are_tokens
+from pipeline.engine.metrics import ask_metrics
 from pipeline.images.checking import data_url
 from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
@@ -40,6 +41,21 @@ async def test_facts_of_an_endpoint(server: ModelServer, client: EngineClient) -
     assert facts.constraint is Constraint.STRUCTURED_OUTPUTS
     assert facts.context_tokens == CONTEXT_TOKENS
     assert facts.revision
+    assert facts.batch_route
+    assert await letters_are_tokens(client, server.url, server.model) is not None
+
+
+async def test_an_engine_tells_how_much_runs_and_waits(server: ModelServer, client: EngineClient) -> None:
+    _, ask = sentiment("好", LabelForm.CODE)
+    before = await ask_metrics(client, server.url, server.model)
+    await client.ask_many(server.url, server.model, [ask] * 4)
+    after = await ask_metrics(client, server.url, server.model)
+    assert before is not None
+    assert after is not None
+    assert after.gauges.finished >= before.gauges.finished + 4
+    assert (after.gauges.running, after.gauges.waiting) == (0, 0)
+    assert after.kv_usage is not None
+    assert await ask_metrics(client, server.url, "gpt-9") is None
 
 
 async def test_an_endpoint_that_serves_another_model_is_not_used(server: ModelServer, client: EngineClient) -> None:
@@ -93,9 +109,11 @@ async def test_words_are_answered_inside_the_labels_or_fail_the_try(
 
 async def test_chat_is_streamed_and_counted(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 12}})
-    answer = await client.ask(
-        server.url, server.model, kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    )
+    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    whole = await client.ask(server.url, server.model, ask)
+    assert whole.text
+    assert whole.first_token_seconds is None
+    answer = await client.ask(server.url, server.model, ask, streamed=True)
     assert answer.text
     assert answer.first_token_seconds is not None
     assert answer.first_token_seconds <= answer.engine_seconds
@@ -129,16 +147,20 @@ async def test_256_requests_are_in_flight_at_once(server: ModelServer, client: E
 
 
 async def test_an_answer_is_heard_piece_by_piece(server: ModelServer, client: EngineClient) -> None:
-    job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 20}})
+    job = parse_job(
+        {"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 200}}
+    )
     heard: list[str] = []
     ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    answer = await client.ask(server.url, server.model, ask, on_text=heard.append)
+    answer = await client.ask(server.url, server.model, ask, streamed=True, on_text=heard.append)
     assert len(heard) > 1
     assert "".join(heard) == answer.text
 
 
 async def test_an_answer_ends_where_the_model_entry_says(server: ModelServer, client: EngineClient) -> None:
-    job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 20}})
+    job = parse_job(
+        {"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 200}}
+    )
     plain = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
     long = await client.ask(server.url, server.model, kinds.build(job, plain))
     # Every token of the vocabulary is an end: the first one is the last.

@@ -51,7 +51,7 @@ def test_a_request_asks_for_one_token_of_the_labels_with_its_alternatives() -> N
         "structured_outputs": {"choice": ["good", "neutral", "bad"]},
         "max_tokens": 1,
         "logprobs": True,
-        "top_logprobs": 8,
+        "top_logprobs": 7,
     }
     _, old = build({"kind": "sentiment", "text": "thank you"}, constraint=Constraint.GUIDED)
     assert old.shape.parameters["guided_choice"] == ["good", "neutral", "bad"]
