@@ -7,8 +7,8 @@ old when they are read:
 
 Without chat the error is what is missing from a short waiting queue: a quarter of a second of what the engine finishes, 8 rows
 at least, so that what falls free is taken in the same step. (A fixed number would not do: rows that end with their first
-token never fill the seats, the engine reads prompts at its limit while many wait.) While nothing waits there may be room,
-and the limit feels its way up by a tenth of what runs. While there is chat, the queue is a fifth as long, and rows in the
+token never fill the seats, the engine reads prompts at its limit while many wait.) While nothing waits,
+the error is what is missing from the seats of the entry, or a tenth of what runs where the entry names too few. While there is chat, the queue is a fifth as long, and rows in the
 engine are at most the seats that bulk may use. Each process takes its own share of the step, so nobody needs to know how
 many there are. Additive increase with multiplicative decrease, the usual choice, leaves a tenth to a third of the seats
 empty on the same model of an engine (`tests/unit/pipeline/test_pacing.py`).
@@ -108,7 +108,8 @@ class Pace:
     def _by_gauges(self, gauges: Gauges, own: int, rate: float, hungry: bool) -> None:
         there = gauges.running + gauges.waiting
         queue = max(_QUEUE_ROWS, _QUEUE_SECONDS * rate) * (_QUEUE_UNDER_CHAT if self._chat else 1.0)
-        error = queue - gauges.waiting if gauges.waiting else max(queue, _PROBE_SHARE * gauges.running)
+        free = max(self._seats - gauges.running, _PROBE_SHARE * gauges.running)
+        error = queue - gauges.waiting if gauges.waiting else max(queue, free)
         if self._chat:
             error = min(error, self._seats * (1.0 - (self._chat_share or 0.0)) - there)
         if error <= 0 or hungry:

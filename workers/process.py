@@ -262,7 +262,9 @@ class Process:
         finally:
             run.end()
             await writer  # two reports of one chunk never travel in one write
-            if not run.lost:
+            if run.lost:
+                self._schedulers[run.claim.model].stored(row.answer_key for row in run.ready)
+            else:
                 await self._write(run, last=True)
 
     async def _prepare(self, run: Run) -> list[Row]:
@@ -363,6 +365,7 @@ class Process:
         if last:
             report = self._last_report(run, report)
         held = await self._settle(report)
+        self._schedulers[run.claim.model].stored(row.answer_key for row in rows)
         if not held:
             run.lost = True
             _log.warning("chunk was taken by others meanwhile", chunk=run.claim.first_job_id, rows=len(rows))

@@ -162,30 +162,26 @@ class Run:
             if row is not None and row.request is not None:
                 row.request.cancel_unwanted()
 
-    def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> bytes | None:
-        """An answer was understood; returns the result as it is stored. Of a job that was cancelled it is thrown away."""
+    def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> Original | None:
+        """An answer was understood; returns what rows that ask the same get. Of a cancelled job it is thrown away."""
         if row.claimed.job_id not in self.left:
             return None
-        written = result.model_dump_json().encode()
         settled = self._settled_row(row, endpoint, answer)
         settled.state = JobState.SUCCEEDED
-        settled.answer = written
+        settled.answer = written = result.model_dump_json().encode()
         settled.answer_key = row.key if _as_expected(row, answer) else None
         settled.usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
         self._settle(settled)
         self.succeeded += 1
-        return written
-
-    def original(self, row: Row, written: bytes, answer: Answer) -> Original:
-        """What rows that ask the same get."""
-        settled = self._settled_row(row, row.request.endpoint if row.request else None, answer)
+        if settled.answer_key is None:
+            return None
         return Original(
-            job_id=settled.job_id,
-            answer=written,
-            endpoint=settled.endpoint,
-            model_revision=settled.model_revision,
-            engine_version=settled.engine_version,
-            simulated=settled.simulated,
+            settled.job_id,
+            written,
+            settled.endpoint,
+            settled.model_revision,
+            settled.engine_version,
+            settled.simulated,
         )
 
     def copy(self, row: Row, original: Original) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 import structlog
@@ -47,6 +47,7 @@ class Scheduler:
         self._streams = streams
         self._line: Line[Row] = Line()
         self._asked: dict[UUID, Row] = {}
+        self._answered: dict[UUID, Original] = {}
         self._requests: set[Request] = set()
         self._stopped = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -82,14 +83,25 @@ class Scheduler:
         """Rows that wait for room."""
         return len(self._line)
 
+    def stored(self, keys: Iterable[UUID | None]) -> None:
+        """The store knows the answers to these questions now, or never will."""
+        for key in keys:
+            if key is not None:
+                self._answered.pop(key, None)
+
     def stop(self) -> None:
         """Send nothing more; what is in flight goes on."""
         self._stopped = True
         self._dispatch()
 
     def _add(self, row: Row) -> None:
-        """In line, or behind the one who asks the same already."""
+        """In line, or behind the one who asks the same already, or not at all where the answer is on its way to the store."""
         if row.key is not None:
+            answered = self._answered.get(row.key)
+            if answered is not None:
+                row.run.copy(row, answered)
+                self._end(row)
+                return
             first = self._asked.setdefault(row.key, row)
             if first is not row:
                 first.twins.append(row)
@@ -101,6 +113,8 @@ class Scheduler:
         row.request = None
         if row.key is not None and self._asked.get(row.key) is row:
             del self._asked[row.key]
+            if original is not None:
+                self._answered[row.key] = original
         twins, row.twins = row.twins, []
         if original is not None or self._stopped or not self._pool.available:
             for twin in twins:
@@ -283,11 +297,7 @@ class Scheduler:
                 endpoint.broke(error, 1)
             self._fail(row, error, endpoint)
             return
-        written = row.run.succeed(row, result, answer, endpoint)
-        if written is None or not row.twins:
-            self._end(row)
-            return
-        self._end(row, row.run.original(row, written, answer))
+        self._end(row, row.run.succeed(row, result, answer, endpoint))
 
     def _own_fault(self, request: Request, mistake: Exception) -> None:
         _log.error(

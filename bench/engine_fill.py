@@ -1,0 +1,127 @@
+"""How full the pipeline keeps an engine: output tokens a second through it, over a direct client at its best concurrency.
+
+The same life-like simulator (256 seats, a few times faster than life) is driven in turns by an asyncio client that does nothing
+else, at several numbers of requests in flight, and by the pipeline with one and with four bulk workers. Counted are the
+tokens that the engine itself reports, from its first to its last. Rows are unique, the cache is off. With
+`--vllm URL` a real vLLM takes the simulator's place (short answers; it is slow on a CPU).
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.engines import SEATS, Direct, chat, counted, engines, intent, looking, more_workers, write_models
+from bench.setting import Idle, fast_pipeline, show
+from pipeline import AsyncClient
+
+_numbers = count()
+Job = dict[str, Any]
+
+
+def _mix(number: int) -> Job:
+    return intent(number) if number % 4 else chat(number, 128)
+
+
+WORKLOADS: dict[str, tuple[Callable[[int], Job], int, float]] = {
+    # one job, how many, how much faster than life
+    "intent": (intent, 3_000, 2.0),
+    "chat": (chat, 1_280, 4.0),
+    "mix": (_mix, 3_000, 3.0),
+}
+REAL: dict[str, tuple[Callable[[int], Job], int, float]] = {
+    "intent": (intent, 2_000, 1.0),
+    "chat": (lambda number: chat(number, 64), 300, 1.0),
+}
+CONCURRENCY = (SEATS // 2, SEATS, SEATS + SEATS // 4, 2 * SEATS)
+ROUNDS = 2
+
+
+async def tokens_per_second(url: str, jobs: int, run: Callable[[], Awaitable[None]]) -> float:
+    """Tokens that the engine wrote, from the moment it had something to do to the moment that all were done."""
+    async with looking() as http:
+        before = await counted(http, [url])
+        work = asyncio.ensure_future(run())
+        started = None
+        while True:
+            now = await counted(http, [url])
+            if started is None and (now.running or now.finished > before.finished):
+                started = time.perf_counter()
+            if now.finished >= before.finished + jobs:
+                break
+            if work.done():
+                work.result()
+            await asyncio.sleep(0.02)
+        seconds = time.perf_counter() - (started or 0.0)
+        await work
+        return (now.tokens - before.tokens) / seconds
+
+
+async def through(jobs: list[Job]) -> None:
+    """The pipeline's way."""
+    async with AsyncClient() as client:
+        batch = await client.submit_many(jobs)
+        async for progress in client.watch(batch.batch_id):
+            last = progress
+        assert last.succeeded == len(jobs), last
+
+
+def fresh(make: Callable[[int], Job], number: int) -> list[Job]:
+    """Jobs that nobody asked before."""
+    return [make(next(_numbers)) for _ in range(number)]
+
+
+def measure(url: str, make: Callable[[int], Job], jobs: int, workers: int) -> dict[str, float]:
+    """The sweep, then both sides in turns."""
+
+    def direct(concurrency: int) -> float:
+        return asyncio.run(tokens_per_second(url, jobs, lambda: Direct(url, concurrency).run(fresh(make, jobs))))
+
+    swept = {concurrency: direct(concurrency) for concurrency in CONCURRENCY}
+    best = max(swept, key=lambda concurrency: swept[concurrency])
+    ours, theirs = [], [swept[best]]
+    idle = Idle()
+    for _ in range(ROUNDS):
+        mine = fresh(make, jobs)
+        ours.append(asyncio.run(tokens_per_second(url, jobs, lambda mine=mine: through(mine))))  # type: ignore[misc]
+        theirs.append(direct(best))
+    return {
+        f"direct_tokens_per_second_at_{best}": median(theirs),
+        "pipeline_tokens_per_second": median(ours),
+        "ratio": median(ours) / median(theirs),
+        "workers": workers,
+        "idle_share": idle.share(),
+    }
+
+
+def main() -> None:
+    """Each workload with one and with four workers."""
+    real = sys.argv[sys.argv.index("--vllm") + 1] if "--vllm" in sys.argv else None
+    chosen = [name for name in WORKLOADS if name in sys.argv] or list(REAL if real else WORKLOADS)
+    numbers: dict[str, Any] = {}
+    for workload in chosen:
+        make, jobs, speed = (REAL if real else WORKLOADS)[workload]
+        for workers in (1,) if real else (1, 4):
+            with tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder:
+                if real:
+                    write_models(Path(folder), [real], SEATS, 512)
+                    with fast_pipeline():
+                        found = measure(real, make, jobs, workers)
+                else:
+                    with engines(Path(folder), 1, speed=speed) as (engine,), fast_pipeline() as stack:
+                        more_workers(stack, workers - 1)
+                        found = measure(engine.url, make, jobs, workers)
+                os.environ.pop("YYC3_MODELS_FILE")
+            numbers |= {f"{workload}_{workers}w_{name}": value for name, value in found.items() if name != "workers"}
+            show(f"engine fill: {workload}, {workers} workers", found)
+    show("how full the engine is", numbers)
+
+
+if __name__ == "__main__":
+    main()

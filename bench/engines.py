@@ -1,0 +1,196 @@
+"""Simulated engines for benchmarks, what they count, and a direct client to compare with."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from pipeline import kinds
+from pipeline.cli.stack import Stack
+from pipeline.engine import EngineClient
+from pipeline.engine.metrics import read_metrics
+from pipeline.kinds import Ask, Constraint, Target
+from pipeline.models import LabelForm
+from schemas.jobs import parse_job
+
+MODEL = "chatglm3-6b"
+SEATS = 256
+
+
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@dataclass
+class Engine:
+    """One simulator process; it can be killed and come back at its address."""
+
+    speed: float
+    seats: int = SEATS
+    port: int = 0
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        self.port = self.port or free_port()
+        arguments = ["--model", MODEL, "--port", str(self.port), "--speed", str(self.speed)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "simulator", *arguments, "--max-num-seqs", str(self.seats)],
+            stdout=subprocess.DEVNULL,
+        )
+        while True:
+            try:
+                httpx.get(f"{self.url}/health", trust_env=False)
+                return
+            except httpx.TransportError:
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def engines(folder: Path, count: int, *, speed: float, seats: int = SEATS) -> Iterator[list[Engine]]:
+    """Simulators of one model, and a models.toml that names them."""
+    started = [Engine(speed, seats) for _ in range(count)]
+    try:
+        for engine in started:
+            engine.start()
+        write_models(folder, [engine.url for engine in started], seats)
+        yield started
+    finally:
+        for engine in started:
+            engine.kill()
+
+
+def write_models(folder: Path, urls: Sequence[str], seats: int, context_tokens: int = 8_192) -> None:
+    """One model at these addresses, for the processes that are started from now on."""
+    file = folder / "models.toml"
+    lines = [
+        f"[models.{MODEL}]",
+        'kinds = ["chat", "intent"]',
+        'label_form = "code"',
+        "port = 1",
+        f"endpoints = {json.dumps(list(urls))}",
+    ]
+    file.write_text("\n".join([*lines, f"seats = {seats}", f"context_tokens = {context_tokens}", ""]))
+    os.environ["YYC3_MODELS_FILE"] = str(file)
+
+
+def more_workers(stack: Stack, count: int) -> None:
+    """Bulk workers beside the first one."""
+    for number in range(count):
+        log = stack.folder / f"worker-more-{number}.log"
+        stack.start(f"worker-more-{number}", ["-m", "workers.main", "bulk"])
+        while not log.exists() or '"ready"' not in log.read_text(errors="replace"):
+            time.sleep(0.05)
+
+
+@dataclass
+class Count:
+    """What engines have done together since they started."""
+
+    finished: float
+    tokens: float
+    running: float
+
+
+async def counted(http: httpx.AsyncClient, urls: Sequence[str]) -> Count:
+    """Look at all of them; one that is away counts nothing."""
+    total = Count(0.0, 0.0, 0.0)
+    for url in urls:
+        try:
+            page = (await http.get(f"{url}/metrics")).content
+        except httpx.TransportError:
+            continue
+        metrics = read_metrics(page, MODEL)
+        if metrics is not None:
+            total.finished += metrics.gauges.finished
+            total.running += metrics.gauges.running
+        for line in page.splitlines():
+            if line.startswith(b"vllm:generation_tokens_total{"):
+                total.tokens += float(line.rsplit(b" ", 1)[1])
+    return total
+
+
+@asynccontextmanager
+async def looking() -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client for looking at engines."""
+    async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
+        yield http
+
+
+def intent(number: int) -> dict[str, Any]:
+    """A job that ends with its first token."""
+    text = f"您好，我是第{number}位客户，上个月的账单多扣了{number % 97}元，之前客服说会退，到现在也没有退回来，麻烦查一下。"
+    return {"kind": "intent", "text": text, "cache": False}
+
+
+def chat(number: int, max_tokens: int = 256) -> dict[str, Any]:
+    """A job that writes."""
+    words = f"我是第{number}位客户，请把退货的流程详细讲一遍，每一步都讲清楚，再举{number % 9 + 2}个例子。"
+    return {"kind": "chat", "messages": [{"role": "user", "content": words}], "sampling": {"max_tokens": max_tokens}}
+
+
+class Direct:
+    """An asyncio client that keeps so many single requests at one engine, and does nothing else."""
+
+    def __init__(self, url: str, concurrency: int) -> None:
+        self._url = url
+        self._concurrency = concurrency
+        self._client = EngineClient(timedelta(minutes=10))
+
+    async def run(self, jobs: Sequence[dict[str, Any]]) -> None:
+        """All of them."""
+        asks: Iterator[Ask] = iter([_ask(job) for job in jobs])
+
+        async def one_after_another() -> None:
+            for ask in asks:
+                await self._client.ask(self._url, MODEL, ask)
+
+        await asyncio.gather(*[one_after_another() for _ in range(self._concurrency)])
+        await self._client.close()
+
+
+def _ask(job: dict[str, Any]) -> Ask:
+    return kinds.build(parse_job(job), Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 8_192))
+
+
+__all__ = [
+    "MODEL",
+    "SEATS",
+    "Count",
+    "Direct",
+    "Engine",
+    "chat",
+    "counted",
+    "engines",
+    "free_port",
+    "intent",
+    "looking",
+    "more_workers",
+    "write_models",
+]

@@ -1,0 +1,110 @@
+"""One of three engines is killed under load and comes back: what is lost, and how soon the others and then all three are full.
+
+Rates are rows finished a second over all engines, as they count them themselves, in windows of half a second.
+`seconds_to_two_thirds`: from the kill until the rate is two thirds of what it was. `seconds_to_full`: from the moment that the
+engine answers again until the rate is 95 % of what it was. `failed`: jobs without an answer, aim 0.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from bench.engines import Engine, chat, counted, engines, looking
+from bench.setting import Idle, fast_pipeline, show
+from pipeline import AsyncClient
+
+JOBS = 2_400
+SEATS = 64
+SPEED = 4.0
+WINDOW_SECONDS = 0.5
+STEADY_SECONDS = 5.0
+
+
+class Rate:
+    """Rows finished a second over the last window; an engine that starts again counts from nought."""
+
+    def __init__(self, http: httpx.AsyncClient, urls: list[str]) -> None:
+        self._http = http
+        self._urls = urls
+        self._last: dict[str, float] = {}
+        self._seen: deque[tuple[float, float]] = deque()
+        self._total = 0.0
+
+    async def look(self) -> float:
+        """Now."""
+        for url in self._urls:
+            finished = (await counted(self._http, [url])).finished
+            self._total += max(0.0, finished - self._last.get(url, finished))
+            self._last[url] = finished
+        now = time.perf_counter()
+        self._seen.append((now, self._total))
+        while self._seen[0][0] < now - WINDOW_SECONDS:
+            self._seen.popleft()
+        first, count = self._seen[0]
+        return (self._total - count) / (now - first) if now > first else 0.0
+
+    async def until(self, reached: Callable[[float], bool]) -> float:
+        """Seconds until the rate is as it should be."""
+        started = time.perf_counter()
+        while True:
+            rate = await self.look()
+            if time.perf_counter() - started > WINDOW_SECONDS and reached(rate):
+                return time.perf_counter() - started
+            await asyncio.sleep(0.05)
+
+    async def mean(self, seconds: float) -> float:
+        """The usual rate."""
+        await self.look()
+        started, before = time.perf_counter(), self._total
+        while time.perf_counter() - started < seconds:
+            await self.look()
+            await asyncio.sleep(0.05)
+        return (self._total - before) / (time.perf_counter() - started)
+
+
+async def measure(replicas: list[Engine]) -> dict[str, float]:
+    """Fill, kill, come back, end."""
+    async with AsyncClient() as client, looking() as http:
+        rate = Rate(http, [engine.url for engine in replicas])
+        batch = await client.submit_many([chat(number, 128) for number in range(JOBS)])
+        await rate.until(lambda now: now > 0)
+        await asyncio.sleep(2)
+        idle = Idle()
+        usual = await rate.mean(STEADY_SECONDS)
+        replicas[1].kill()
+        two_thirds = await rate.until(lambda now: now >= usual * 2 / 3)
+        without = await rate.mean(STEADY_SECONDS)
+        await asyncio.to_thread(replicas[1].start)
+        full = await rate.until(lambda now: now >= usual * 0.95)
+        async for progress in client.watch(batch.batch_id):
+            last = progress
+        return {
+            "failed": JOBS - last.succeeded,
+            "seconds_to_two_thirds": two_thirds,
+            "seconds_to_full": full,
+            "rows_per_second_of_three": usual,
+            "rows_per_second_of_two": without,
+            "idle_share": idle.share(),
+        }
+
+
+def main() -> None:
+    """Run and show."""
+    with (
+        tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder,
+        engines(Path(folder), 3, speed=SPEED, seats=SEATS) as replicas,
+        fast_pipeline(),
+    ):
+        numbers = asyncio.run(measure(replicas))
+    os.environ.pop("YYC3_MODELS_FILE")
+    show("failover", numbers)
+
+
+if __name__ == "__main__":
+    main()
