@@ -26,6 +26,8 @@ from schemas.jobs import parse_job
 
 MODEL = "chatglm3-6b"
 SEATS = 256
+# An answer to bulk chat is as long as it may be, so that every run has as many tokens.
+_LONG_ANSWERS = {"answers": [{"when": "退货的流程", "answer": "请先确认订单号和商品的包装，再联系快递上门取件。" * 60}]}
 
 
 def free_port() -> int:
@@ -55,7 +57,7 @@ class Engine:
         )
         while True:
             try:
-                httpx.get(f"{self.url}/health", trust_env=False)
+                httpx.put(f"{self.url}/simulator/answers", json=_LONG_ANSWERS, trust_env=False).raise_for_status()
                 return
             except httpx.TransportError:
                 time.sleep(0.02)

@@ -7,11 +7,11 @@ old when they are read:
 
 Without chat the error is what is missing from a short waiting queue: a quarter of a second of what the engine finishes, 8 rows
 at least, so that what falls free is taken in the same step. (A fixed number would not do: rows that end with their first
-token never fill the seats, the engine reads prompts at its limit while many wait.) While nothing waits,
-the error is what is missing from the seats of the entry, or a tenth of what runs where the entry names too few. While there is chat, the queue is a fifth as long, and rows in the
-engine are at most the seats that bulk may use. Each process takes its own share of the step, so nobody needs to know how
-many there are. Additive increase with multiplicative decrease, the usual choice, leaves a tenth to a third of the seats
-empty on the same model of an engine (`tests/unit/pipeline/test_pacing.py`).
+token never fill the seats, the engine reads prompts at its limit while many wait.) While nothing waits, it is what is missing
+from the seats of the entry, or a tenth of what runs where the entry names too few. While there is chat, the queue is a
+fifth as long, and rows in the engine are at most the seats that bulk may use. Each process takes its own share of the
+step, so nobody needs to know how many there are. Additive increase with multiplicative decrease, the usual choice, leaves
+a tenth to a third of the seats empty on the same model of an engine (`tests/unit/pipeline/test_pacing.py`).
 
 Without gauges the only sign is the client's own latency per token: more than twice the best of late means a queue.
 """
@@ -64,10 +64,17 @@ class Pace:
         """Rows that may be in flight now, at least 1."""
         return max(1, int(self._limits[self._chat]))
 
+    @property
+    def _for_bulk(self) -> float:
+        return self._seats * (1.0 - (self._chat_share or 0.0))
+
     def chat(self, there: bool) -> None:
         """Whether there is chat: its seats are left free at once, and given back at once."""
         if there and not self._chat and self._chat_share is not None:
-            self._limits[True] = min(self._limits[False], self._seats) * (1.0 - self._chat_share)
+            # Down to the seats that bulk may use, with what waits in the engine too.
+            in_engine = self._last.running + self._last.waiting if self._last else self._seats
+            share = min(1.0, self._for_bulk / max(1.0, in_engine))
+            self._limits[True] = min(self._limits[False], float(self._seats)) * share
         self._chat = there and self._chat_share is not None
 
     def took(self, seconds: float, tokens: int) -> None:
@@ -111,7 +118,7 @@ class Pace:
         free = max(self._seats - gauges.running, _PROBE_SHARE * gauges.running)
         error = queue - gauges.waiting if gauges.waiting else max(queue, free)
         if self._chat:
-            error = min(error, self._seats * (1.0 - (self._chat_share or 0.0)) - there)
+            error = min(error, self._for_bulk - there)
         if error <= 0 or hungry:
             self._set(self._limits[self._chat] + _GAIN * error * (min(1.0, own / there) if there else 1.0))
 

@@ -94,7 +94,8 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
                 for cell in row
             ]
         )
-    out.print(shown, soft_wrap=False, width=None if out.is_terminal else 140)
+    # Into a file or a pipe: as wide as it wants to be.
+    (out if out.is_terminal else Console(width=160)).print(shown, soft_wrap=False)
 
 
 __all__ = ["Exit", "command", "err", "out", "print_json", "table", "wiring"]

@@ -32,26 +32,11 @@ def queues(
         for entry in (*(queue.as_json() for queue in found), *(asdict(sample) for sample in seen)):
             print_json(entry)
         return
-    columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "messages", "waits for"]
+    columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "waits for"]
     table("queues", columns, [_row(queue) for queue in found])
     if seen:
-        columns = [
-            "endpoint",
-            "worker",
-            "breaker",
-            "in flight",
-            "limit",
-            "engine runs",
-            "engine queues",
-            "KV",
-            "tokens/s",
-            "errors",
-        ]
-        table(
-            "endpoints, as the workers found them in the last seconds",
-            columns,
-            [_sample_row(sample) for sample in seen],
-        )
+        columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
+        table("endpoints, as the workers found them in the last seconds", columns, [_sample_row(one) for one in seen])
 
 
 def _row(queue: Queue) -> list[object]:
@@ -63,28 +48,22 @@ def _row(queue: Queue) -> list[object]:
         queue.in_flight,
         f"{queue.jobs_per_second:,.1f}",
         _duration(queue.seconds_to_empty),
-        queue.messages,
         queue.last_code or "",
     ]
 
 
 def _sample_row(sample: EndpointSample) -> list[object]:
+    running, waiting = sample.engine_running, sample.engine_waiting
     return [
         f"{sample.model} at {sample.endpoint}",
         sample.worker,
         sample.state,
-        sample.in_flight,
-        sample.limit_rows,
-        _figure(sample.engine_running),
-        _figure(sample.engine_waiting),
+        f"{sample.in_flight} of {sample.limit_rows}",
+        "says nothing" if running is None else f"{running:.0f} run, {waiting or 0:.0f} wait",
         "" if sample.kv_usage is None else f"{sample.kv_usage:.0%}",
         f"{sample.tokens_per_second:,.0f}",
         sample.errors,
     ]
-
-
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:,.0f}"
 
 
 def _duration(seconds: float | None) -> str:
