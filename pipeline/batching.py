@@ -42,7 +42,7 @@ def rows_now(waiting: int, room: int, most: int, waited_seconds: float, *, idle:
         waiting: rows that may share a request.
         room: rows that the endpoint may be given now.
         most: rows that it takes in one request.
-        waited_seconds: how long the first of them waits for room.
+        waited_seconds: how long the room has been too small.
         idle: whether the endpoint has nothing of ours to do.
     """
     wanted = min(waiting, most)
@@ -59,14 +59,12 @@ class Waiting(Protocol):
         urgency: lower goes first; equal ones in the order they came.
         place: set by the line when the row first comes; it keeps it when it comes back.
         tokens: of its prompt, estimated.
-        waits_since: when it came.
     """
 
     group: Hashable
     urgency: int
     place: int
     tokens: int
-    waits_since: float
 
 
 Row = TypeVar("Row", bound=Waiting)
@@ -86,10 +84,9 @@ class Line(Generic[Row]):
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def add(self, row: Row, now: float) -> None:
+    def add(self, row: Row) -> None:
         """At the end; a row that was here before goes back to its place."""
         again = row.place > 0
-        row.waits_since = now
         if not again:
             self._places += 1
             row.place = self._places

@@ -13,7 +13,8 @@ fifth as long, and rows in the engine are at most the seats that bulk may use. E
 step, so nobody needs to know how many there are. Additive increase with multiplicative decrease, the usual choice, leaves
 a tenth to a third of the seats empty on the same model of an engine (`tests/unit/pipeline/test_pacing.py`).
 
-Without gauges the only sign is the client's own latency per token: more than twice the best of late means a queue.
+Without gauges the only sign is the client's own latency, of short answers and per token of longer ones: more than twice the
+best of late means a queue. It never takes more than seven eighths of the seats away.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _QUEUE_UNDER_CHAT = 0.2
 _PROBE_SHARE = 0.1
 _HIGHEST_SHARE = 4.0  # of the seats: an entry of models.toml may name too few, but a gauge may also be wrong
 _SLOW = 2.0
+_SHORT_TOKENS = 8
+_LEAST_SHARE = 0.125  # of the seats: latency alone is a weak witness
 _BEST_FADES = 1.02  # an engine may become slower for good
 _SMOOTHING = 0.3
 _FROZEN_LOOKS = 3
@@ -56,8 +59,7 @@ class Pace:
         self._last: Gauges | None = None
         self._still = 0
         self._finished = 0
-        self._best: float | None = None
-        self._latency: float | None = None
+        self._latencies = {False: _Latency(), True: _Latency()}  # of short answers, and of longer ones
 
     @property
     def limit(self) -> int:
@@ -78,10 +80,10 @@ class Pace:
         self._chat = there and self._chat_share is not None
 
     def took(self, seconds: float, tokens: int) -> None:
-        """A request of so many tokens (the longest row's) was answered in so many seconds."""
+        """A request of so many tokens a row was answered in so many seconds."""
         self._finished += 1
-        each = seconds / max(1, tokens)
-        self._latency = each if self._latency is None else self._latency + _SMOOTHING * (each - self._latency)
+        long = tokens > _SHORT_TOKENS
+        self._latencies[long].took(seconds / tokens if long else seconds)
 
     def look(self, gauges: Gauges | None, own: int, seconds: float, *, hungry: bool) -> None:
         """Adjust, about once a second.
@@ -123,14 +125,35 @@ class Pace:
             self._set(self._limits[self._chat] + _GAIN * error * (min(1.0, own / there) if there else 1.0))
 
     def _by_latency(self, hungry: bool) -> None:
-        if self._latency is None:
-            return
         limit = self._limits[self._chat]
-        self._best = self._latency if self._best is None else min(self._best * _BEST_FADES, self._latency)
-        if self._latency > _SLOW * self._best:
-            self._set(limit * 0.9)
+        slow = [latency.slow() for latency in self._latencies.values() if latency.fresh]
+        if not slow:
+            return
+        if any(slow):
+            self._set(max(limit * 0.9, min(limit, self._seats * _LEAST_SHARE)))
         elif hungry and limit < self._seats:
             self._set(min(float(self._seats), limit * 1.05 + 1))
+
+
+class _Latency:
+    """Of answers of one sort: what it is of late, and the best that it was."""
+
+    def __init__(self) -> None:
+        self.fresh = False
+        self._best: float | None = None
+        self._now: float | None = None
+
+    def took(self, seconds: float) -> None:
+        """Another answer."""
+        self.fresh = True
+        self._now = seconds if self._now is None else self._now + _SMOOTHING * (seconds - self._now)
+
+    def slow(self) -> bool:
+        """Whether it is far from its best, once a look."""
+        assert self._now is not None
+        self.fresh = False
+        self._best = self._now if self._best is None else min(self._best * _BEST_FADES, self._now)
+        return self._now > _SLOW * self._best
 
 
 __all__ = ["Gauges", "Pace"]

@@ -49,7 +49,7 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
                 limits,
                 node,
                 lane,
-                lambda model, on: taking.turn(model, on=on),
+                taking,
             )
             processes.append(process)
             ready()

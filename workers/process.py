@@ -24,7 +24,15 @@ from pipeline.store.samples import EndpointSample
 from pipeline.store.settlement import NextState, RunReport
 from pipeline.streams import StreamWriter
 from pipeline.telemetry import fault
-from schemas.errors import BrokerUnavailable, EngineError, ErrorCode, InvalidJob, StoreUnavailable, ValueRefused
+from schemas.errors import (
+    BrokerUnavailable,
+    EngineError,
+    ErrorCode,
+    InvalidJob,
+    StoreError,
+    StoreUnavailable,
+    ValueRefused,
+)
 from schemas.ids import JobId
 from schemas.jobs import Job, StreamedJob, parse_job
 from schemas.messages import Doorbell, Lane
@@ -32,6 +40,7 @@ from schemas.results import JobState
 from workers.leases import Leases
 from workers.run import Row, Run
 from workers.scheduler import Scheduler
+from workers.taking import Taking
 
 _log = structlog.get_logger(__name__)
 _BULK_WRITE_SECONDS = 0.5
@@ -56,7 +65,7 @@ class Process:
     Args:
         pools: engine pools by model.
         worker: the Celery node name, for those who look at chunks.
-        take: is told whether doorbells of a model should come at all.
+        taking: is told whether doorbells of a model should come at all.
     """
 
     def __init__(
@@ -69,7 +78,7 @@ class Process:
         limits: Limits,
         worker: str,
         lane: Lane,
-        take: Callable[[str, bool], None] = lambda _model, _on: None,
+        taking: Taking,
     ) -> None:
         self._database = database
         self._bells = bells
@@ -83,8 +92,8 @@ class Process:
         self._chats: dict[str, asyncio.TimerHandle] = {}
         self._announced: dict[str, float] = {}
         for name, pool in pools.items():
-            pool.on_available = partial(take, name)
-        self._take = take
+            pool.on_available = partial(self._turn, name)
+        self._taking = taking
         self._leases = Leases(database, limits.lease)
         self._stop = asyncio.Event()
         self._work: set[asyncio.Task[None]] = set()
@@ -102,6 +111,9 @@ class Process:
                 group.create_task(self._go_on_hearing(self._hear_of_chat))
             for pool in self._pools.values():
                 group.create_task(pool.watch())
+
+    def _turn(self, model: str, available: bool) -> None:
+        self._taking.turn(model, on=available)
 
     async def _go_on_hearing(self, hear: Callable[[], Awaitable[None]]) -> None:
         attempt = 0
@@ -158,7 +170,7 @@ class Process:
             try:
                 if taken:
                     await samples.write(self._database, taken)
-            except StoreUnavailable as error:
+            except StoreError as error:
                 _log.warning("endpoints were not sampled", reason=error.message)
 
     async def answer(self, doorbell: Doorbell, started: Callable[[Run], None]) -> dict[str, Any]:
@@ -170,7 +182,7 @@ class Process:
         if self._stop.is_set() or doorbell.model not in self._pools:
             return {"rows": 0, "note": "draining" if self._stop.is_set() else "model not served here"}
         if self._pools[doorbell.model].out:
-            self._take(doorbell.model, False)  # it came all the same; recovery rings again
+            self._taking.again(doorbell.model)  # recovery rings again
             return {"rows": 0, "note": "no endpoint answers"}
         claim = await self._claim(doorbell)
         if claim is None:
@@ -341,6 +353,8 @@ class Process:
 
     async def _reshaped(self, run: Run, rows: Sequence[Row]) -> list[Row]:
         """Rows that are worth asking again at once, in another way."""
+        if not any(row.unread or row.too_long for row in rows):
+            return []
         constraint = (await self._pools[run.claim.model].facts()).constraint
         again = [row.reshaped(constraint) for row in rows if row.claimed.job_id in run.left]
         return [row for row in again if row is not None]
@@ -410,7 +424,7 @@ def _without_answers(report: RunReport) -> RunReport:
     """The report with failures in place of results: better a dead letter with a reason than a chunk that goes round."""
     message = "the engine's answer holds something that cannot be stored"
     rows = [
-        replace(row, state=JobState.FAILED, answer=None, code=ErrorCode.VALUE_REFUSED, message=message)
+        replace(row, state=JobState.FAILED, answer=None, answer_key=None, code=ErrorCode.VALUE_REFUSED, message=message)
         if row.state is JobState.SUCCEEDED
         else row
         for row in report.rows

@@ -49,7 +49,6 @@ class Row:
     urgency: int = 0
     tokens: int = 0
     place: int = 0
-    waits_since: float = 0.0
     sent_at: float = 0.0
     times_sent: int = 0
     refused: int = 0
@@ -92,7 +91,8 @@ class Row:
         else:
             return None
         ask = kinds.build(self.job, target)
-        return Row(self.run, self.claimed, self.job, ask, target, self.key, self.facts, sent_at=self.sent_at)
+        key = None if self.too_long else self.key  # with less of the dialogue it is another question
+        return Row(self.run, self.claimed, self.job, ask, target, key, self.facts, sent_at=self.sent_at)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +106,8 @@ class Request:
 
     def cancel_unwanted(self) -> None:
         """Hang up on the engine where nobody wants any of it any more."""
-        if self.task is not None and not any(row.wanted for row in self.rows):
+        rows = (one for row in self.rows for one in (row, *row.twins))
+        if self.task is not None and not any(row.wanted for row in rows):
             self.task.cancel()
 
 
@@ -159,8 +160,13 @@ class Run:
             self.left.discard(job_id)
             self.cancelled += 1
             row = self.rows.get(job_id)
-            if row is not None and row.request is not None:
+            if row is None:
+                continue
+            if row.request is not None:
                 row.request.cancel_unwanted()
+            elif row.ended is not None:
+                ended, row.ended = row.ended, None  # it may stand far behind in the line; nobody waits for that
+                ended()
 
     def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> Original | None:
         """An answer was understood; returns what rows that ask the same get. Of a cancelled job it is thrown away."""

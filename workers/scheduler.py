@@ -103,53 +103,70 @@ class Scheduler:
                 self._end(row)
                 return
             first = self._asked.setdefault(row.key, row)
-            if first is not row:
+            if first is not row and (first.request is not None or first.urgency <= row.urgency):
                 first.twins.append(row)
                 return
-        self._line.add(row, time.perf_counter())
+        self._line.add(row)
 
     def _end(self, row: Row, original: Original | None = None) -> None:
-        """The round of a row is over; those who waited for its answer have it too, or ask themselves."""
+        """The round of a row is over. Those who asked the same have its answer too; without one they ask themselves."""
         row.request = None
         if row.key is not None and self._asked.get(row.key) is row:
             del self._asked[row.key]
             if original is not None:
                 self._answered[row.key] = original
         twins, row.twins = row.twins, []
-        if original is not None or self._stopped or not self._pool.available:
-            for twin in twins:
-                if original is not None:
-                    twin.run.copy(twin, original)
-                self._end(twin)
-        elif twins and row.key is not None:
+        if twins and original is None and row.key is not None and not row.sent_at:
+            # It was never sent: cancelled or expired in line, or everything goes back. The next takes its place.
             first = self._asked[row.key] = twins[0]
             first.twins = twins[1:]
-            self._line.add(first, time.perf_counter())
+            self._line.add(first)
+            twins = []
+        for twin in twins:
+            if original is not None:
+                twin.run.copy(twin, original)
+                self._end(twin)
+            else:
+                twin.key = None  # what failed for one may fail for each: all at once, and each for itself
+                self._line.add(twin)
         if row.ended is not None:
             ended, row.ended = row.ended, None
             ended()
 
     def _dispatch(self) -> None:
         """Send what there is room for. Called whenever something came, went, or changed."""
+        aside: list[Row] = []
         while (head := self._line.head()) is not None:
             row, waiting = head
             if self._stopped or not self._pool.available:
                 self._give_back()
-                return
+                break
             if not self._worth_asking(row) or not self._pool.elsewhere(row.avoid):
                 self._end(self._line.take(1)[0])
                 continue
             endpoint = self._pool.choose(row.ask.opening, row.avoid)
-            rows = 0
-            if endpoint is not None:
-                waited = time.perf_counter() - row.waits_since
-                idle = endpoint.in_flight == 0
-                rows = rows_now(waiting, endpoint.room, endpoint.largest_batch, waited, idle=idle)
+            if endpoint is None and row.avoid and self._pool.has_room:
+                aside += self._line.take(1)  # there is room, but not for this one: others go first
+                continue
+            rows = self._rows_now(endpoint, waiting) if endpoint is not None else 0
             if endpoint is None or not rows:
                 self._look_again(endpoint)
                 break
             self._start([one for one in self._line.take(rows) if self._kept(one)], endpoint)
+        for row in reversed(aside):
+            self._line.add(row)
         self._pool.hungry = bool(self._line)
+
+    def _rows_now(self, endpoint: Endpoint, waiting: int) -> int:
+        """How many of those that wait go there in one request now."""
+        now = time.monotonic()
+        waited = now - endpoint.narrow_since if endpoint.narrow_since else 0.0
+        rows = rows_now(waiting, endpoint.room, endpoint.largest_batch, waited, idle=endpoint.in_flight == 0)
+        if rows:
+            endpoint.narrow_since = 0.0
+        elif not endpoint.narrow_since:
+            endpoint.narrow_since = now
+        return rows
 
     def _kept(self, row: Row) -> bool:
         if self._worth_asking(row):
@@ -165,10 +182,11 @@ class Scheduler:
 
     def _give_back(self) -> None:
         """Nobody can be asked, or nothing more is to be sent: the rows are for another run."""
-        for row in self._line.empty():
-            if not self._stopped and row.wanted:
-                row.run.last_code = row.run.last_code or ErrorCode.ENGINE_UNAVAILABLE
-            self._end(row)
+        while rows := self._line.empty():  # who waited for another's answer comes to light when that one ends
+            for row in rows:
+                if not self._stopped and row.wanted:
+                    row.run.last_code = row.run.last_code or ErrorCode.ENGINE_UNAVAILABLE
+                self._end(row)
 
     def _look_again(self, endpoint: Endpoint | None) -> None:
         """Room that is too small now is taken a moment later; an endpoint that took no more is asked after its pause."""
@@ -195,38 +213,41 @@ class Scheduler:
         endpoint.in_flight += len(rows)
         endpoint.tokens += tokens
         endpoint.used_at = time.monotonic()
-        request.task = asyncio.create_task(self._run(request, tokens))
+        request.task = asyncio.create_task(self._run(request))
+        # Not in the task itself: one that is cancelled before its first step never gets that far.
+        request.task.add_done_callback(lambda _: self._over(request, tokens))
 
-    async def _run(self, request: Request, tokens: int) -> None:
+    def _over(self, request: Request, tokens: int) -> None:
+        """Answered, broken or given up: its room is free, and rows that were not judged go nowhere else."""
+        self._requests.discard(request)
+        request.endpoint.in_flight -= len(request.rows)
+        request.endpoint.tokens -= tokens
+        for row in request.rows:
+            if row.request is request:
+                self._end(row)
+        self._pool.changed()
+
+    async def _run(self, request: Request) -> None:
         """One request from sent to judged."""
         try:
             await self._ask(request)
-        except asyncio.CancelledError:
-            for row in request.rows:
-                self._end(row)
-            raise
         except Exception as mistake:  # noqa: BLE001 - it costs these rows a try, not the chunk; the log names it
             self._own_fault(request, mistake)
-        finally:
-            self._requests.discard(request)
-            request.endpoint.in_flight -= len(request.rows)
-            request.endpoint.tokens -= tokens
-            self._pool.changed()
 
     async def _ask(self, request: Request) -> None:
         rows, endpoint = request.rows, request.endpoint
-        started = time.perf_counter()
+        started = time.monotonic()
         try:
             answers = [await self._one(rows[0], endpoint)] if len(rows) == 1 else await self._many(rows, endpoint)
         except BatchRouteMissing:
             endpoint.lose_batch_route()
             self._put_back(rows)
         except EngineError as error:
-            endpoint.broke(error, len(rows))
+            endpoint.broke(error, len(rows), started)
             self._whole_failed(rows, endpoint, error)
         else:
             written = sum(answer.completion_tokens or 0 for answer in answers if isinstance(answer, Answer))
-            endpoint.answered(time.perf_counter() - started, written, len(rows))
+            endpoint.answered(time.monotonic() - started, written, len(rows))
             for row, answer in zip(rows, answers, strict=True):
                 self._judge(row, answer, endpoint)
 
@@ -283,10 +304,18 @@ class Scheduler:
     def _put_back(self, rows: list[Row]) -> None:
         for row in reversed(rows):
             row.request = None
-            self._line.add(row, time.perf_counter())
+            self._line.add(row)
 
     def _judge(self, row: Row, answer: Answer | EngineError, endpoint: Endpoint) -> None:
-        """An answer is a result or a failed try."""
+        """An answer is a result or a failed try; of a row that was cancelled meanwhile it is that of the next who asked."""
+        if not row.wanted and (heir := next((twin for twin in row.twins if twin.wanted), None)) is not None:
+            heir.request, row.request = row.request, None
+            heir.twins, row.twins = [twin for twin in row.twins if twin is not heir], []
+            heir.sent_at = heir.sent_at or row.sent_at
+            if row.key is not None:
+                self._asked[row.key] = heir
+            self._end(row)
+            row = heir
         try:
             if isinstance(answer, EngineError):
                 raise answer
@@ -294,7 +323,7 @@ class Scheduler:
         except EngineError as error:
             row.unread = isinstance(error, InvalidOutput)
             if isinstance(error, EngineUnavailable | EngineOverloaded):
-                endpoint.broke(error, 1)
+                endpoint.broke(error, 1, row.sent_at)
             self._fail(row, error, endpoint)
             return
         self._end(row, row.run.succeed(row, result, answer, endpoint))
@@ -305,10 +334,8 @@ class Scheduler:
         )
         error = OwnFault(f"a mistake in this program: {fault(mistake)}")
         for row in request.rows:
-            if row.request is request:
-                if row.wanted:
-                    row.run.fail_try(row, error, request.endpoint)
-                self._end(row)
+            if row.request is request and row.wanted:
+                row.run.fail_try(row, error, request.endpoint)
 
 
 __all__ = ["BULK_PRIORITY", "Scheduler"]

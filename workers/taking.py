@@ -1,6 +1,5 @@
 """Which queues this process takes doorbells from: those of models that can be asked."""
 
-from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -20,34 +19,36 @@ class Taking:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._consumer: Any = None
-        self._off: set[str] = set()
+        self._off: frozenset[str] = frozenset()
 
     def started(self, consumer: Any) -> None:
         """Celery's consumer is there."""
         self._consumer = consumer
-        for model in list(self._off):
-            self._soon(self._leave, model)
+        for model in self._off:
+            self._soon(model)
 
     def turn(self, model: str, *, on: bool) -> None:
         """Take a model's doorbells, or leave them to others."""
+        if on is (model not in self._off):
+            return
         _log.info("takes jobs again" if on else "takes no jobs: no endpoint answers", model=model)
-        if on:
-            self._off.discard(model)
-        else:
-            self._off.add(model)
+        self._off = self._off - {model} if on else self._off | {model}
+        self._soon(model)
+
+    def again(self, model: str) -> None:
+        """One came all the same: Celery has connected anew."""
+        self._soon(model)
+
+    def _soon(self, model: str) -> None:
         if self._consumer is not None:
-            self._soon(self._take if on else self._leave, model)
+            # Channels belong to the thread of Celery's hub, which runs what it is given in any order.
+            self._consumer.call_soon(self._as_it_is_now, model)
 
-    def _soon(self, what: Callable[[str], None], model: str) -> None:
-        # Channels belong to the thread of Celery's hub.
-        self._consumer.call_soon(what, queue_name(model, self._lane))
-
-    def _leave(self, queue: str) -> None:
-        self._consumer.task_consumer.cancel_by_queue(queue)
-
-    def _take(self, queue: str) -> None:
-        consumer = self._consumer.task_consumer
-        if not consumer.consuming_from(queue):
+    def _as_it_is_now(self, model: str) -> None:
+        queue, consumer = queue_name(model, self._lane), self._consumer.task_consumer
+        if model in self._off:
+            consumer.cancel_by_queue(queue)
+        elif not consumer.consuming_from(queue):
             consumer.add_queue(self._consumer.app.amqp.queues[queue])
             consumer.consume()
 

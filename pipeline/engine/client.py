@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -42,6 +43,7 @@ class EngineClient:
             limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEP_SECONDS),
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
             trust_env=False,
+            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),  # engines have none; proxies may
         )
 
     async def close(self) -> None:

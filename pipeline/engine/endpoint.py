@@ -23,6 +23,7 @@ class Endpoint:
         tokens: of the prompts and longest answers of those rows.
         batch_rows: most rows of one request; halved where the endpoint refuses that many at once.
         metrics: the engine's own figures, at most some seconds old; None where it gives none.
+        narrow_since: since when its room is too small for the next request; 0 where it is not.
         rows_done, tokens_done, errors: since the last sample was taken.
     """
 
@@ -36,6 +37,8 @@ class Endpoint:
     in_flight: int = 0
     tokens: int = 0
     metrics: EngineMetrics | None = None
+    narrow_since: float = 0.0
+    refused_at: float = 0.0
     looked_at: float = 0.0
     used_at: float = 0.0
     rows_done: int = 0
@@ -46,6 +49,10 @@ class Endpoint:
     def state(self) -> BreakerState:
         """How it stands with this process; one that was never reached is open."""
         return BreakerState.OPEN if self.facts is None else self.breaker.state(time.monotonic())
+
+    def used(self, within: float) -> bool:
+        """Whether rows are in flight, or were sent within so many seconds."""
+        return self.in_flight > 0 or time.monotonic() - self.used_at < within
 
     @property
     def room(self) -> int:
@@ -71,14 +78,18 @@ class Endpoint:
         self.rows_done += rows
         self.tokens_done += tokens
 
-    def broke(self, error: EngineError, rows: int) -> None:
-        """A request of so many rows failed as a whole."""
+    def broke(self, error: EngineError, rows: int, sent_at: float) -> None:
+        """A request of so many rows failed as a whole; `sent_at` on the monotonic clock."""
         self.errors += 1
         now = time.monotonic()
         if isinstance(error, EngineOverloaded):
+            if sent_at < self.refused_at:
+                return  # it was under way when the first was refused: the same moment, not another one
+            self.refused_at = now
             self.pace.refused()
             self.breaker.refused(now)
-            self.batch_rows = max(1, min(self.batch_rows, rows // 2))
+            if rows > 1:
+                self.batch_rows = max(1, min(self.batch_rows, rows // 2))
         elif isinstance(error, EngineUnavailable):
             self.facts = None  # who answers there next may be somebody else
             self.problem = error

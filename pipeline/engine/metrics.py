@@ -15,6 +15,7 @@ _LINE = re.compile(
     rb"(?:\{(?P<labels>[^}\n]*)\})? +(?P<value>[0-9.eE+-]+)\s*$",
     re.M,
 )
+_MOST = 1e15
 _NAMES = {b"gpu_cache_usage_perc": b"kv_cache_usage_perc", b"request_success_total": b"request_success"}
 
 
@@ -46,6 +47,8 @@ def read_metrics(page: bytes, model: str) -> EngineMetrics | None:
             sums[name] = sums.get(name, 0.0) + float(found["value"])
     except ValueError:
         return None  # not a number: not vLLM's page
+    if any(not 0 <= value < _MOST for value in sums.values()):
+        return None
     if b"num_requests_running" not in sums or b"num_requests_waiting" not in sums:
         return None
     return EngineMetrics(

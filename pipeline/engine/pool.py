@@ -16,6 +16,7 @@ from pipeline.engine.metrics import ask_metrics
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
 from pipeline.pacing import Pace
+from pipeline.telemetry import fault
 from schemas.errors import EngineError
 
 _log = structlog.get_logger(__name__)
@@ -54,17 +55,20 @@ class EnginePool:
         return any(endpoint.state is not BreakerState.OPEN for endpoint in self.endpoints)
 
     @property
+    def has_room(self) -> bool:
+        """Whether any endpoint takes a row now."""
+        return any(one.room > 0 for one in self.endpoints)
+
+    @property
     def out(self) -> bool:
         """Whether every endpoint was tried, and none is asked now."""
         return not self._was_available
 
     def sampled(self, seconds: float) -> dict[str, dict[str, Any]]:
         """What the endpoints did in the seconds since this was asked last, by URL; of those that were used or are out."""
-        now, seen = time.monotonic(), {}
+        seen = {}
         for one in self.endpoints:
-            if not one.facts_at or (
-                one.state is BreakerState.CLOSED and now - one.used_at > _USED_LATELY_SECONDS + seconds
-            ):
+            if not one.facts_at or (one.state is BreakerState.CLOSED and not one.used(_USED_LATELY_SECONDS + seconds)):
                 continue
             gauges = one.metrics.gauges if one.metrics else None
             seen[one.url] = {
@@ -87,13 +91,14 @@ class EnginePool:
         Raises:
             EngineError: none of them answers; the last one's reason.
         """
+        now = time.monotonic()
         if not self.available:
-            now = time.monotonic()
             await asyncio.gather(
                 *[self._probe(one) for one in self.endpoints if not one.facts_at or self._probe_due(one, now)]
             )
-        known = [endpoint for endpoint in self.endpoints if endpoint.facts is not None]
-        for endpoint in sorted(known, key=lambda one: one.state is BreakerState.OPEN):
+        for endpoint in sorted(self.endpoints, key=lambda one: one.state is BreakerState.OPEN):
+            if endpoint.facts is not None and now - endpoint.facts_at > _FACTS_SECONDS:
+                await self._probe(endpoint)  # after a pause somebody else may answer there
             if endpoint.facts is not None:
                 return endpoint.facts
         problem = self.endpoints[0].problem
@@ -153,7 +158,7 @@ class EnginePool:
 
     def changed(self) -> None:
         """Something came, went or broke: tell those who wait for room, and those who wait for any endpoint at all."""
-        if self.available is not self._was_available:
+        if self.available is not self._was_available and all(one.facts_at for one in self.endpoints):
             self._was_available = not self._was_available
             self.on_available(self._was_available)
         self.on_change()
@@ -163,11 +168,14 @@ class EnginePool:
         try:
             while True:
                 now = time.monotonic()
-                looks = [self._look(one) for one in self.endpoints if now - one.used_at < _USED_LATELY_SECONDS]
                 for endpoint in self.endpoints:
                     if self._probe_due(endpoint, now):
                         self._probe(endpoint)
-                await asyncio.gather(*looks)
+                due = [one for one in self.endpoints if now - one.looked_at >= _LOOK_SECONDS]
+                looks = [self._look(one) for one in due if one.used(_USED_LATELY_SECONDS)]
+                for problem in await asyncio.gather(*looks, return_exceptions=True):
+                    if isinstance(problem, Exception):
+                        _log.error("an endpoint was not looked at", model=self.entry.name, fault=fault(problem))
                 self.on_change()
                 await asyncio.sleep(max(0.0, min(self._next_probe(), now + _LOOK_SECONDS) - time.monotonic()))
         finally:
@@ -175,13 +183,20 @@ class EnginePool:
                 task.cancel()
 
     def _probe_due(self, endpoint: Endpoint, now: float) -> bool:
+        if self._is_probed(endpoint):
+            return False
         if endpoint.state is BreakerState.OPEN:
             return endpoint.facts_at > 0 and now >= endpoint.breaker.until
-        return now - endpoint.used_at < _USED_LATELY_SECONDS and now - endpoint.facts_at > _FACTS_SECONDS
+        return endpoint.used(_USED_LATELY_SECONDS) and now - endpoint.facts_at > _FACTS_SECONDS
 
     def _next_probe(self) -> float:
-        due = [one.breaker.until for one in self.endpoints if one.state is BreakerState.OPEN and one.facts_at > 0]
+        waiting = [one for one in self.endpoints if one.facts_at and not self._is_probed(one)]
+        due = [one.breaker.until for one in waiting if one.state is BreakerState.OPEN]
         return max(min(due, default=float("inf")), time.monotonic() + 0.05)
+
+    def _is_probed(self, endpoint: Endpoint) -> bool:
+        task = self._probing.get(endpoint.url)
+        return task is not None and not task.done()
 
     def _probe(self, endpoint: Endpoint) -> "asyncio.Task[None]":
         """Ask an endpoint what it is; one probe of it at a time."""
@@ -211,7 +226,7 @@ class EnginePool:
         endpoint.metrics = await ask_metrics(self.client, endpoint.url, self.entry.name)
         gauges = endpoint.metrics.gauges if endpoint.metrics else None
         now = time.monotonic()
-        seconds = min(now - endpoint.looked_at, 2 * _LOOK_SECONDS)
+        seconds = now - endpoint.looked_at
         endpoint.pace.look(gauges, endpoint.in_flight, seconds, hungry=self.hungry)
         endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)
         endpoint.looked_at = now

@@ -31,6 +31,8 @@ def mapped_errors() -> Iterator[None]:
         yield
     except psycopg.errors.UndefinedTable as error:
         raise StoreUnavailable("the database has no tables of ours yet; run: yyc3 db upgrade") from error
+    except psycopg.errors.UndefinedColumn as error:
+        raise StoreUnavailable("the database is of an older version; run: yyc3 db upgrade") from error
     except psycopg.DataError as error:
         # Postgres quotes the value it refuses, and the value is a caller's: neither text nor cause goes on.
         raise ValueRefused(f"Postgres refuses a value ({error.sqlstate})") from None

@@ -108,9 +108,10 @@ WITH report AS (
         model_revision, endpoint, engine_version, template_hash, cached_from, batch_rows, answer
     FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens, cached_from
 ), known AS (
-    -- Of a job that was cancelled meanwhile the key leads to no answer; whoever looks passes it over.
+    -- The newest answer is the one to find: an older one may have gone, or have lost to a cancel and lead nowhere.
     INSERT INTO answers (key, job_id, series)
-    SELECT answer_key, job_id, series FROM given WHERE answer_key IS NOT NULL ORDER BY answer_key ON CONFLICT DO NOTHING
+    SELECT DISTINCT ON (answer_key) answer_key, job_id, series FROM given WHERE answer_key IS NOT NULL ORDER BY answer_key
+    ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, series = excluded.series, created_at = excluded.created_at
 ), failed AS (
     INSERT INTO failures (job_id, series, try_number, code, endpoint)
     SELECT f.job_id, h.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)

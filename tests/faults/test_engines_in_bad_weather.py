@@ -165,7 +165,7 @@ def test_an_engine_with_a_short_queue_is_never_sent_more_than_it_takes_for_long(
             assert one.state()["rejected"] < 500
 
 
-@pytest.mark.parametrize("fault", ["cut:0.5", "garbage:0.5", "empty:0.5", "nonsense:0.5", "abort:0.5"])
+@pytest.mark.parametrize("fault", ["cut:0.5", "garbage:0.5", "empty:0.25", "nonsense:0.25", "abort:0.5"])
 def test_answers_that_are_cut_or_nonsense_are_asked_again(place: Place, fault: str) -> None:
     with place.simulator() as one, place.simulator() as two:
         serve(place, [one.url, two.url])

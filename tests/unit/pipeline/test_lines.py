@@ -15,13 +15,12 @@ class Item:
     urgency: int = 0
     tokens: int = 1
     place: int = 0
-    waits_since: float = 0.0
 
 
 def line_of(*items: Item) -> Line[Item]:
     line: Line[Item] = Line()
     for item in items:
-        line.add(item, 0.0)
+        line.add(item)
     return line
 
 
@@ -41,7 +40,7 @@ def test_a_group_that_keeps_growing_does_not_keep_others_waiting() -> None:
     line = line_of(*[Item(str(i)) for i in range(4)], Item("x", "b"))
     assert taken(line, 2) == "01"
     for name in "4567":
-        line.add(Item(name), 0.0)
+        line.add(Item(name))
     assert [taken(line, 2) for _ in range(3)] == ["23", "x", "45"]
 
 
@@ -50,7 +49,7 @@ def test_urgent_rows_overtake_and_a_row_that_comes_back_has_its_old_place() -> N
     assert taken(line, 8) == "!"
     back = line.take(2)
     for item in reversed(back):
-        line.add(item, 1.0)
+        line.add(item)
     assert [taken(line, 8), taken(line, 8)] == ["12", "3"]
 
 
@@ -58,7 +57,7 @@ def test_a_row_that_comes_back_alone_is_before_those_that_came_later() -> None:
     line = line_of(Item("1"), Item("2"), Item("3", "b"))
     first = line.take(1)[0]
     first.group = "alone"
-    line.add(first, 1.0)
+    line.add(first)
     assert [taken(line, 8) for _ in range(3)] == ["1", "2", "3"]
 
 

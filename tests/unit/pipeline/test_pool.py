@@ -58,7 +58,7 @@ def test_rows_that_begin_alike_go_where_that_was_read_while_loads_are_even() -> 
     assert chosen(pool, "call 1") == "b"
     a.tokens = 0
     assert chosen(pool, "call 1") == "b", "it was read there last"
-    b.broke(EngineUnavailable("away"), 1)
+    b.broke(EngineUnavailable("away"), 1, 0.0)
     assert chosen(pool, "call 1") == "a"
 
 
@@ -74,10 +74,11 @@ def test_three_failures_open_the_breaker_and_a_refusal_shrinks_and_pauses() -> N
     pool = pool_of("a", "b", seats=256)
     a, b = pool.endpoints
     for _ in range(3):
-        a.broke(EngineFailed("cut"), 1)
+        a.broke(EngineFailed("cut"), 1, 0.0)
     assert (chosen(pool), pool.elsewhere(["http://b"]), pool.available) == ("b", False, True)
     limit = b.pace.limit
-    b.broke(EngineOverloaded("full"), 32)
+    for rows in (32, 32, 1):  # sent together, refused together: one refusal
+        b.broke(EngineOverloaded("full"), rows, time.monotonic() - 1)
     assert (b.largest_batch, b.room) == (16, 0)
     assert b.pace.limit < limit
     assert pool.elsewhere(()), "it is asked again in a moment"
@@ -88,7 +89,7 @@ def test_three_failures_open_the_breaker_and_a_refusal_shrinks_and_pauses() -> N
 def test_a_request_that_was_refused_says_nothing_against_the_endpoint() -> None:
     pool = pool_of("a")
     for _ in range(5):
-        pool.endpoints[0].broke(RequestRejected("bad"), 1)
+        pool.endpoints[0].broke(RequestRejected("bad"), 1, 0.0)
     assert chosen(pool) == "a"
 
 
