@@ -12,7 +12,7 @@ from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
 from pipeline.retries import tried_enough
 from pipeline.store.answers import Original
-from pipeline.store.claims import Claim, ClaimedJob
+from pipeline.store.claims import AGING_SECONDS, Claim, ClaimedJob
 from pipeline.store.settlement import FailedTry, SettledRow
 from schemas.errors import EngineError, ErrorCode, PromptTooLong
 from schemas.ids import JobId
@@ -61,7 +61,7 @@ class Row:
 
     def __post_init__(self) -> None:
         claim = self.run.claim
-        self.urgency = claim.priority
+        self.urgency = claim.priority - int(self.claimed.queue_wait_seconds // AGING_SECONDS)
         self.tokens = self.ask.tokens
         # A row that failed before goes alone: if it breaks its engine, it breaks it for nobody else.
         alone = self.ask.shape.streamed or self.run.tries[self.claimed.job_id] > 0

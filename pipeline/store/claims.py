@@ -13,6 +13,9 @@ from pipeline.store.connection import Database
 from schemas.ids import BatchId, JobId
 from schemas.messages import Lane
 
+AGING_SECONDS = 600
+"""So long in a queue counts as one step of priority."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
@@ -76,7 +79,8 @@ WITH picked AS (
 )
 UPDATE chunks c SET {_TAKEN}
 """
-# Among equals in priority the batch that has the least running for its weight goes first, then the nearest deadline.
+# Among equals in priority the batch that has the least running for its weight goes first, then the nearest deadline. Ten
+# minutes in the queue count as much as one step of priority: nothing waits for ever.
 _CLAIM_BEST = f"""
 WITH busy AS (
     SELECT batch_id, count(*) AS running FROM chunks
@@ -86,7 +90,8 @@ WITH busy AS (
     LEFT JOIN batches b ON b.batch_id = c.batch_id
     LEFT JOIN busy ON busy.batch_id = c.batch_id
     WHERE c.model = %(model)s AND c.lane = %(lane)s AND c.state = 'queued' AND c.due_at <= now()
-    ORDER BY c.priority, coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), c.deadline NULLS LAST, c.first_job_id
+    ORDER BY c.priority - floor(extract(epoch FROM now() - c.created_at) / {AGING_SECONDS}),
+        coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), c.deadline NULLS LAST, c.first_job_id
     LIMIT 1
     FOR UPDATE OF c SKIP LOCKED
 )
@@ -202,4 +207,4 @@ async def cancelled(database: Database, job_ids: Sequence[JobId]) -> list[JobId]
         return [JobId(row["job_id"]) for row in await cursor.fetchall()]
 
 
-__all__ = ["Claim", "ClaimedJob", "cancelled", "claim_best", "claim_named", "renew"]
+__all__ = ["AGING_SECONDS", "Claim", "ClaimedJob", "cancelled", "claim_best", "claim_named", "renew"]

@@ -173,6 +173,30 @@ async def test_a_claim_whose_reply_was_lost_is_repeated_and_returns_the_same_row
     assert again.fence == first.fence + 1
 
 
+async def test_what_waits_long_is_not_overtaken_for_ever(database: Database) -> None:
+    old = await batch(database, 1)
+    await submission.insert_batch(
+        database,
+        JobIds(database),
+        [new(priority=-3)],
+        name="urgent",
+        tenant="default",
+        idempotency_key=None,
+        payload_hash=b"y",
+        chunk_rows=10,
+    )
+    async with database.connection() as connection:
+        for minutes, first in ((29, False), (41, True)):
+            await connection.execute(
+                "UPDATE chunks SET created_at = now() - make_interval(mins => %s) WHERE batch_id = %s",
+                (minutes, old.batch_id),
+            )
+            claim = await take(database)
+            assert claim is not None
+            assert (claim.batch_id == old.batch_id) is first
+            await connection.execute("UPDATE chunks SET state = 'queued', run_id = NULL")
+
+
 async def test_lower_priority_numbers_go_first_then_the_batch_with_less_running(database: Database) -> None:
     big, small = await batch(database, 40), await batch(database, 10)
     urgent = await submission.insert_batch(
