@@ -37,10 +37,13 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(STAMP)  ## cost of a job, latency of a single job, streamed answers
+bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, chat under bulk, failover (half an hour)
 	@$(BIN)/python -m bench.bulk_cost
 	@$(BIN)/python -m bench.interactive
 	@$(BIN)/python -m bench.streaming
+	@$(BIN)/python -m bench.engine_fill
+	@$(BIN)/python -m bench.chat_under_bulk
+	@$(BIN)/python -m bench.failover
 
 types: $(STAMP)  ## renew what callers build on: docs/schemas/ and the table of errors in docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas

@@ -39,7 +39,7 @@ class ModelEntry(BaseModel):
     endpoints: tuple[str, ...] = ()
     seats: int = Field(default=256, ge=1)
     context_tokens: int = Field(default=8_192, ge=128)
-    chat_share: float = Field(default=0.125, ge=0, le=0.9)
+    chat_share: float = Field(default=0.0625, ge=0, le=0.9)
     micro_batch_rows: int = Field(default=32, ge=1, le=1_000)
     label_form: LabelForm | None = None
     stop_token_ids: tuple[int, ...] = Field(default=(), max_length=16)

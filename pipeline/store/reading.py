@@ -157,13 +157,14 @@ async def recent_jobs(database: Database, *, state: JobState | None, kind: str |
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a batch is, in jobs."""
+    """How far a batch is, in jobs; `cached` are those of the succeeded that were answered before."""
 
     jobs: int
     succeeded: int
     failed: int
     cancelled: int
     expired: int
+    cached: int
     running_chunks: int
     queued_chunks: int
     last_code: ErrorCode | None
@@ -185,7 +186,7 @@ async def batch_progress(database: Database, batch_id: BatchId) -> Progress:
         cursor = await connection.execute(
             """SELECT coalesce(sum(rows), 0)::bigint AS jobs, coalesce(sum(succeeded), 0)::bigint AS succeeded,
                       coalesce(sum(failed), 0)::bigint AS failed, coalesce(sum(cancelled), 0)::bigint AS cancelled,
-                      coalesce(sum(expired), 0)::bigint AS expired,
+                      coalesce(sum(expired), 0)::bigint AS expired, coalesce(sum(cached), 0)::bigint AS cached,
                       count(*) FILTER (WHERE state = 'running') AS running_chunks,
                       count(*) FILTER (WHERE state = 'queued') AS queued_chunks,
                       max(last_code) FILTER (WHERE state = 'queued') AS last_code

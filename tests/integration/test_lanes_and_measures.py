@@ -25,7 +25,9 @@ def running(place: Place, *arguments: str, speed: float = 10) -> Iterator[tuple[
     with ExitStack() as stack:
         simulator = stack.enter_context(place.simulator("--max-num-seqs", str(SEATS), *arguments, speed=speed))
         models = place.home / "models.toml"
-        models.write_text(f'[models.chatglm3-6b]\nkinds = ["chat", "intent"]\nport = 1\nseats = {SEATS}\n')
+        models.write_text(
+            f'[models.chatglm3-6b]\nkinds = ["chat", "intent"]\nport = 1\nseats = {SEATS}\nchat_share = 0.125\n'
+        )
         place.environment["YYC3_MODELS_FILE"] = str(models)
         for lane in ("interactive", "bulk"):
             stack.enter_context(place.worker(lane))
