@@ -13,6 +13,8 @@ _CHUNK_SECONDS = 3.0
 _FIRST_CHUNK_ROWS = 256
 _SMALLEST_CHUNK_ROWS = 32
 LARGEST_CHUNK_ROWS = 1_024
+"""A block of ids, see store/ids.py: the rows of a chunk have consecutive ones."""
+
 INTERACTIVE_CHUNK_ROWS = 64
 LARGEST_REQUEST_TOKENS = 16_384
 """Prompt tokens of one request of several rows: it is answered when its slowest row is."""

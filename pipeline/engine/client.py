@@ -4,12 +4,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
 import orjson
-from httpx_aiohttp import HttpxAiohttpClient
+from httpx_aiohttp import AiohttpTransport
 
 from pipeline.engine.errors import from_status, mapped
 from pipeline.engine.reading import Said, read_batch, read_single
@@ -38,17 +37,31 @@ class EngineClient:
 
     def __init__(self, timeout: timedelta, api_key: str | None = None) -> None:
         self._seconds = timeout.total_seconds()
-        self._http = HttpxAiohttpClient(
-            timeout=httpx.Timeout(self._seconds, connect=_CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEP_SECONDS),
-            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
-            trust_env=False,
-            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=())),  # engines have none; proxies may
-        )
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEP_SECONDS)
+        # The transport alone: redirects, cookies and authentication flows cost as much again, and engines have none.
+        self._transport = AiohttpTransport(limits=limits, trust_env=False)
+        self._timeout = {"timeout": {"connect": _CONNECT_SECONDS, "read": self._seconds, "write": None, "pool": None}}
 
     async def close(self) -> None:
         """Close every connection; what is in flight is given up."""
-        await self._http.aclose()
+        await self._transport.aclose()
+
+    async def _open(self, method: str, url: str, body: Any = None) -> httpx.Response:
+        """Send a request; whoever called reads the response and closes it."""
+        content = None if body is None else orjson.dumps(body)
+        headers = self._headers if body is None else self._headers | _JSON
+        request = httpx.Request(method, url, headers=headers, content=content, extensions=self._timeout)
+        return await self._transport.handle_async_request(request)
+
+    async def _whole(self, method: str, url: str, body: Any, seconds: float | None) -> httpx.Response:
+        async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):
+            response = await self._open(method, url, body)
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+            return response
 
     async def get(self, endpoint: str, path: str, seconds: float | None = None) -> httpx.Response:
         """A GET, whatever its status; `seconds` where it may take less time than an answer.
@@ -57,8 +70,7 @@ class EngineClient:
             EngineError: nobody answered.
         """
         with mapped(endpoint):
-            async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):
-                return await self._http.get(endpoint + path)
+            return await self._whole("GET", endpoint + path, None, seconds)
 
     async def post(self, endpoint: str, path: str, body: Any, seconds: float | None = None) -> httpx.Response:
         """A POST of JSON, whatever its status; `seconds` where it may take less time than an answer.
@@ -67,8 +79,7 @@ class EngineClient:
             EngineError: nobody answered.
         """
         with mapped(endpoint):
-            async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):
-                return await self._http.post(endpoint + path, content=orjson.dumps(body), headers=_JSON)
+            return await self._whole("POST", endpoint + path, body, seconds)
 
     async def ask(
         self,
@@ -122,25 +133,24 @@ class EngineClient:
         said = Said()
         first: float | None = None
         with mapped(endpoint):
-            async with (
-                asyncio.timeout(self._seconds),
-                self._http.stream(
-                    "POST", endpoint + "/v1/chat/completions", content=orjson.dumps(body), headers=_JSON
-                ) as response,
-            ):
-                if response.status_code != 200:
-                    raise from_status(response.status_code, await response.aread(), endpoint)
-                # Lines are cut here and not by httpx: of a token's cost that was the larger part.
-                rest = b""
-                async for piece in response.aiter_raw():
-                    *lines, rest = (rest + piece).split(b"\n")
-                    text = said.hear(lines, endpoint)
-                    if text:
-                        first = time.perf_counter() - started if first is None else first
-                        if on_text is not None:
-                            on_text(text)
-                    if said.done:
-                        break
+            async with asyncio.timeout(self._seconds):
+                response = await self._open("POST", endpoint + "/v1/chat/completions", body)
+                try:
+                    if response.status_code != 200:
+                        raise from_status(response.status_code, await response.aread(), endpoint)
+                    # Lines are cut here and not by httpx: of a token's cost that was the larger part.
+                    rest = b""
+                    async for piece in response.aiter_raw():
+                        *lines, rest = (rest + piece).split(b"\n")
+                        text = said.hear(lines, endpoint)
+                        if text:
+                            first = time.perf_counter() - started if first is None else first
+                            if on_text is not None:
+                                on_text(text)
+                        if said.done:
+                            break
+                finally:
+                    await response.aclose()
         return said.answer(time.perf_counter() - started, first, endpoint)
 
 

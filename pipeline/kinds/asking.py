@@ -113,7 +113,7 @@ def _characters(content: str | list[dict[str, Any]]) -> int:
     return sum(len(part["text"]) if part["type"] == "text" else _PICTURE_CHARACTERS for part in content)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What an engine said to one ask.
 

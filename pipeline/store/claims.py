@@ -17,7 +17,7 @@ AGING_SECONDS = 600
 """So long in a queue counts as one step of priority."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimedJob:
     """A row to be run.
 
