@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.engines import SEATS, Direct, chat, counted, engines, intent, looking, more_workers, write_models
+from bench.engines import SEATS, Direct, chat, counted, engines, intent, looking, more_workers, sentiment, write_models
 from bench.setting import Idle, fast_pipeline, show
 from pipeline import AsyncClient
 
@@ -36,7 +36,7 @@ WORKLOADS: dict[str, tuple[Callable[[int], Job], int, float]] = {
     "mix": (_mix, 3_000, 3.0),
 }
 REAL: dict[str, tuple[Callable[[int], Job], int, float]] = {
-    "intent": (intent, 2_000, 1.0),
+    "classify": (sentiment, 2_000, 1.0),
     "chat": (lambda number: chat(number, 64), 300, 1.0),
 }
 CONCURRENCY = (SEATS // 2, SEATS, SEATS + SEATS // 4, 2 * SEATS)
@@ -103,10 +103,11 @@ def measure(url: str, make: Callable[[int], Job], jobs: int, workers: int) -> di
 def main() -> None:
     """Each workload with one and with four workers."""
     real = sys.argv[sys.argv.index("--vllm") + 1] if "--vllm" in sys.argv else None
-    chosen = [name for name in WORKLOADS if name in sys.argv] or list(REAL if real else WORKLOADS)
+    workloads = REAL if real else WORKLOADS
+    chosen = [name for name in workloads if name in sys.argv] or list(workloads)
     numbers: dict[str, Any] = {}
     for workload in chosen:
-        make, jobs, speed = (REAL if real else WORKLOADS)[workload]
+        make, jobs, speed = workloads[workload]
         for workers in (1,) if real else (1, 4):
             with tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder:
                 if real:

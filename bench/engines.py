@@ -93,7 +93,7 @@ def write_models(folder: Path, urls: Sequence[str], seats: int, context_tokens: 
     file = folder / "models.toml"
     lines = [
         f"[models.{MODEL}]",
-        'kinds = ["chat", "intent"]',
+        'kinds = ["chat", "intent", "sentiment"]',
         'label_form = "code"',
         "port = 1",
         f"endpoints = {json.dumps(list(urls))}",
@@ -151,6 +151,11 @@ def intent(number: int) -> dict[str, Any]:
     return {"kind": "intent", "text": text, "cache": False}
 
 
+def sentiment(number: int) -> dict[str, Any]:
+    """The same with a short prompt, for engines with a small context."""
+    return {"kind": "sentiment", "text": f"第{number}位客户：等了{number % 60}分钟。", "cache": False}
+
+
 def chat(number: int, max_tokens: int = 256) -> dict[str, Any]:
     """A job that writes."""
     words = f"我是第{number}位客户，请把退货的流程详细讲一遍，每一步都讲清楚，再举{number % 9 + 2}个例子。"
@@ -194,5 +199,6 @@ __all__ = [
     "intent",
     "looking",
     "more_workers",
+    "sentiment",
     "write_models",
 ]
