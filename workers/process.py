@@ -91,6 +91,7 @@ class Process:
         self._lane = lane
         self._chats: dict[str, asyncio.TimerHandle] = {}
         self._announced: dict[str, float] = {}
+        self._announcing: set[asyncio.Task[None]] = set()
         for name, pool in pools.items():
             pool.on_available = partial(self._turn, name)
         self._taking = taking
@@ -140,12 +141,16 @@ class Process:
                     self._chats[model].cancel()
                 self._chats[model] = loop.call_later(_CHAT_SECONDS, self._pools[model].chat, False)
 
-    async def _announce_chat(self, model: str) -> None:
-        """At most once a second."""
+    def _announce_chat(self, model: str) -> None:
+        """At most once a second, and nobody waits for it."""
         now = time.monotonic()
-        if now - self._announced.get(model, -_ANNOUNCE_SECONDS) < _ANNOUNCE_SECONDS:
-            return
-        self._announced[model] = now
+        if now - self._announced.get(model, -_ANNOUNCE_SECONDS) >= _ANNOUNCE_SECONDS:
+            self._announced[model] = now
+            task = asyncio.create_task(self._say_that_somebody_waits(model))
+            self._announcing.add(task)
+            task.add_done_callback(self._announcing.discard)
+
+    async def _say_that_somebody_waits(self, model: str) -> None:
         try:
             await self._whispers.announce_chat(model)
         except BrokerUnavailable as error:
@@ -188,7 +193,7 @@ class Process:
         if claim is None:
             return {"rows": 0, "note": "nothing to take"}
         if self._lane is Lane.INTERACTIVE:
-            await self._announce_chat(doorbell.model)
+            self._announce_chat(doorbell.model)
         run = Run(claim)
         started(run)
         work = asyncio.create_task(self._execute(run))

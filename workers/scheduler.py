@@ -18,8 +18,8 @@ from pipeline.streams import TRIES_OF_A_RUN, StreamWriter
 from pipeline.telemetry import fault
 from schemas.errors import (
     EngineError,
+    EngineFailed,
     EngineOverloaded,
-    EngineUnavailable,
     ErrorCode,
     InvalidOutput,
     OwnFault,
@@ -309,7 +309,9 @@ class Scheduler:
     def _judge(self, row: Row, answer: Answer | EngineError, endpoint: Endpoint) -> None:
         """An answer is a result or a failed try; of a row that was cancelled meanwhile it is that of the next who asked."""
         if not row.wanted and (heir := next((twin for twin in row.twins if twin.wanted), None)) is not None:
-            heir.request, row.request = row.request, None
+            request = heir.request = row.request
+            if request is not None:
+                request.rows[request.rows.index(row)] = heir
             heir.twins, row.twins = [twin for twin in row.twins if twin is not heir], []
             heir.sent_at = heir.sent_at or row.sent_at
             if row.key is not None:
@@ -322,8 +324,8 @@ class Scheduler:
             result = kinds.read(row.job, row.ask, answer)
         except EngineError as error:
             row.unread = isinstance(error, InvalidOutput)
-            if isinstance(error, EngineUnavailable | EngineOverloaded):
-                endpoint.broke(error, 1, row.sent_at)
+            if isinstance(error, EngineFailed):
+                endpoint.broke(error, 1, time.monotonic())  # it is stopping: others will be broken off too
             self._fail(row, error, endpoint)
             return
         self._end(row, row.run.succeed(row, result, answer, endpoint))

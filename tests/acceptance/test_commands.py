@@ -86,6 +86,18 @@ def test_health_says_what_is_wrong_and_what_to_do(place: Place) -> None:
     assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis"}
 
 
+@pytest.mark.parametrize(
+    ("version", "abilities"),
+    [
+        ("0.32.0", "8192 tokens of context, micro-batches, structured outputs, labels by letter, metrics"),
+        ("0.9.2", "8192 tokens of context, no micro-batches, guided, labels by letter, metrics"),
+    ],
+)
+def test_health_shows_what_an_engine_can_do(place: Place, version: str, abilities: str) -> None:
+    with place.simulator("--vllm-version", version):
+        assert f"simulator, as vLLM {version}, {abilities}" in place.yyc3("health", check=3).stdout
+
+
 def test_health_without_servers_names_them_in_one_sentence_each(place: Place) -> None:
     away = {"DATABASE_URL": "postgresql://x:y@127.0.0.1:9/z", "REDIS_URL": "redis://127.0.0.1:9/0"}
     done = place.yyc3("health", check=3, **away)
