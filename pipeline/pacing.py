@@ -23,6 +23,7 @@ _GAIN = 0.5
 _QUEUE_SECONDS, _QUEUE_ROWS = 0.25, 8.0
 _QUEUE_UNDER_CHAT = 0.2
 _PROBE_SHARE = 0.1
+_FIRST_SHARE = 1.125
 _HIGHEST_SHARE = 4.0  # of the seats: an entry of models.toml may name too few, but a gauge may also be wrong
 _SLOW = 2.0
 _SHORT_TOKENS = 8
@@ -55,7 +56,9 @@ class Pace:
         self._seats = seats
         self._chat_share = chat_share
         self._chat = False
-        self._limits = {False: float(seats), True: float(seats)}  # with chat and without
+        # Without chat, and with it. Bulk begins with a short queue too: as soon as seats fall free somebody is there.
+        first = float(seats) if chat_share is None else seats * _FIRST_SHARE
+        self._limits = {False: first, True: first}
         self._last: Gauges | None = None
         self._still = 0
         self._finished = 0

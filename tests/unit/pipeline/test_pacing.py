@@ -106,7 +106,7 @@ def test_a_limit_that_nobody_reaches_does_not_grow() -> None:
     pace = Pace(SEATS, 0.125)
     for second in range(50):
         pace.look(Gauges(20, 0, second), 20, 1.0, hungry=False)
-    assert pace.limit == SEATS
+    assert pace.limit == SEATS * 9 // 8
 
 
 def asked(pace: Pace, seconds: float, gauges: Callable[[int], Gauges | None], looks: int = 20) -> int:
