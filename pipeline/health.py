@@ -13,11 +13,10 @@ from pipeline.engine.metrics import ask_metrics
 from pipeline.kinds.asking import Ask, Shape
 from pipeline.models import ModelEntry, Models
 from pipeline.store import Database, reading
-from schemas.errors import EngineError, EngineUnavailable, PipelineError
+from schemas.errors import EngineError, PipelineError
 from schemas.messages import Lane, queue_name
 
 _PING_SECONDS = 1.0
-_PROBE_SECONDS = 5.0
 _PROBE = Ask(Shape("health", (), {"max_tokens": 1, "temperature": 0.0}, ""), ({"role": "user", "content": "ping"},))
 
 
@@ -80,9 +79,6 @@ async def _redis(whispers: Whispers) -> Finding:
 async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Finding:
     part = f"{entry.name} at {url}"
     try:
-        health = await engine.get(url, "/health", _PROBE_SECONDS)
-        if health.status_code != 200:
-            raise EngineUnavailable(f"{url}/health says HTTP {health.status_code}: its engine is dead", endpoint=url)
         facts = await ask_facts(engine, url, entry.name)
         latency = await _timed(lambda: engine.ask(url, entry.name, _PROBE))
         letters = await letters_are_tokens(engine, url, entry.name)

@@ -42,8 +42,14 @@ async def ask_facts(client: EngineClient, endpoint: str, model: str) -> Endpoint
     """Ask an endpoint what it is.
 
     Raises:
-        EngineUnavailable: nobody answers, it wants a key, or it serves other models.
+        EngineUnavailable: nobody answers, its engine is dead, it wants a key, or it serves other models.
     """
+    # A server whose engine died goes on listing its models.
+    health = await client.get(endpoint, "/health", _PROBE_SECONDS)
+    if health.status_code >= 500:
+        raise EngineUnavailable(
+            f"{endpoint}/health says HTTP {health.status_code}: its engine is dead", endpoint=endpoint
+        )
     listing = await client.get(endpoint, "/v1/models", _PROBE_SECONDS)
     if listing.status_code in {401, 403}:
         raise EngineUnavailable(f"{endpoint} wants an API key; set AI_API_KEY", endpoint=endpoint)

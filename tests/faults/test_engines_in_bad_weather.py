@@ -224,6 +224,29 @@ def test_an_engine_that_serves_another_model_is_left_alone_until_it_serves_ours(
             assert {outcome.tries for outcome in found} == {0}
 
 
+def test_a_server_whose_engine_is_dead_is_left_alone_until_that_lives_and_buries_no_job(place: Place) -> None:
+    with place.simulator() as one, Proxy(one.url) as proxy:
+        serve(place, [proxy.url])
+        broken = always(lambda: web.json_response({"error": {"message": "EngineCore died", "code": 500}}, status=500))
+        proxy.rules = {
+            BATCH: broken,
+            "/v1/chat/completions": broken,
+            "/health": always(lambda: web.Response(status=503)),
+        }
+        with bulk(place) as client:
+            batch = client.submit_many(jobs(120)).batch_id
+            wait_for(
+                lambda: place.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"), "the chunk back"
+            )
+            asked = proxy.count(BATCH) + proxy.count("/v1/chat/completions")
+            wait_for(lambda: proxy.count("/health") >= 4, "some more probes")
+            assert proxy.count(BATCH) + proxy.count("/v1/chat/completions") <= asked + 4, "it is not asked, but probed"
+            proxy.rules = {}
+            found = outcomes(client, batch)
+            assert succeeded(found)
+            assert max(outcome.tries for outcome in found) <= 2
+
+
 def test_a_revision_that_changes_is_told_and_its_answers_are_not_taken_for_the_old_ones(place: Place) -> None:
     with place.simulator() as one, Proxy(one.url) as proxy:
         serve(place, [proxy.url])
