@@ -23,6 +23,7 @@ _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 1.0
 _USED_LATELY_SECONDS = 5.0
 _FACTS_SECONDS = 30.0  # an engine may be replaced behind its address; what its results say must stay true
+_REFUSED_SECONDS = 30.0  # a limit of the engine's own is not knocked at again sooner
 _KNOWN_FORMS = 1_000
 _KNOWN_PREFIXES = 4_096
 _EVEN_TOKENS = 8_192
@@ -228,7 +229,8 @@ class EnginePool:
         now = time.monotonic()
         seconds = now - endpoint.looked_at
         endpoint.pace.look(gauges, endpoint.in_flight, seconds, hungry=self.hungry)
-        endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)
+        if now - endpoint.refused_at > _REFUSED_SECONDS:
+            endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)
         endpoint.looked_at = now
 
 
