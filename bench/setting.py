@@ -18,6 +18,7 @@ from pipeline.cli.stack import Stack
 from pipeline.settings import Settings
 
 _err = Console(stderr=True)
+_SATURATED = 0.03
 
 
 @contextmanager
@@ -75,6 +76,8 @@ def percentile(values: list[float], share: float) -> float:
 
 def show(title: str, numbers: dict[str, Any]) -> None:
     """A small table; with `--json` one object as the last line of stdout."""
+    if any(name.endswith("idle_share") and value < _SATURATED for name, value in numbers.items()):
+        numbers = {**numbers, "saturated": "yes: the machine had nothing left, trust no ratio"}
     setting = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}"
     table = Table(title=f"{title} ({setting})", title_justify="left")
     table.add_column("figure")
