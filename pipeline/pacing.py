@@ -124,8 +124,10 @@ class Pace:
         error = queue - gauges.waiting if gauges.waiting else max(queue, free)
         if self._chat:
             error = min(error, self._for_bulk - there)
+        # What is in flight above the limit comes down by itself: a limit that went on falling meanwhile would be far too low.
+        limit = max(self._limits[self._chat], own) if error <= 0 else self._limits[self._chat]
         if error <= 0 or hungry:
-            self._set(self._limits[self._chat] + _GAIN * error * (min(1.0, own / there) if there else 1.0))
+            self._set(limit + _GAIN * error * (min(1.0, own / there) if there else 1.0))
 
     def _by_latency(self, hungry: bool) -> None:
         limit = self._limits[self._chat]

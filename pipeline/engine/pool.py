@@ -172,8 +172,8 @@ class EnginePool:
                 for endpoint in self.endpoints:
                     if self._probe_due(endpoint, now):
                         self._probe(endpoint)
-                due = [one for one in self.endpoints if now - one.looked_at >= _LOOK_SECONDS]
-                looks = [self._look(one) for one in due if one.used(_USED_LATELY_SECONDS)]
+                due = [one for one in self.endpoints if now - one.looked_at >= 0.9 * _LOOK_SECONDS]
+                looks = [self._look(one, now) for one in due if one.used(_USED_LATELY_SECONDS)]
                 for problem in await asyncio.gather(*looks, return_exceptions=True):
                     if isinstance(problem, Exception):
                         _log.error("an endpoint was not looked at", model=self.entry.name, fault=fault(problem))
@@ -223,15 +223,13 @@ class EnginePool:
         endpoint.facts_at = time.monotonic()
         self.changed()
 
-    async def _look(self, endpoint: Endpoint) -> None:
+    async def _look(self, endpoint: Endpoint, now: float) -> None:
         endpoint.metrics = await ask_metrics(self.client, endpoint.url, self.entry.name)
         gauges = endpoint.metrics.gauges if endpoint.metrics else None
-        now = time.monotonic()
-        seconds = now - endpoint.looked_at
+        seconds, endpoint.looked_at = now - endpoint.looked_at, now
         endpoint.pace.look(gauges, endpoint.in_flight, seconds, hungry=self.hungry)
         if now - endpoint.refused_at > _REFUSED_SECONDS:
             endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)
-        endpoint.looked_at = now
 
 
 __all__ = ["EnginePool"]

@@ -27,7 +27,14 @@ class Aimd:
         self.limit = max(1.0, self.limit * 0.7 if gauges.waiting > 4 else self.limit + 8)
 
 
-def occupancy(paces: list[Pace] | list[Aimd], *, seconds: float = 200, late: float = 1.0) -> tuple[float, float]:
+def occupancy(
+    paces: list[Pace] | list[Aimd],
+    *,
+    seconds: float = 200,
+    late: float = 1.0,
+    row_seconds: tuple[float, float] = (0.5, 1.5),
+    after: float = 60,
+) -> tuple[float, float]:
     """Mean share of taken seats and mean rows waiting, after the first minute, with gauges that are `late`."""
     choose = random.Random(7)
     running: list[tuple[float, int]] = []
@@ -42,7 +49,7 @@ def occupancy(paces: list[Pace] | list[Aimd], *, seconds: float = 200, late: flo
             own[heapq.heappop(running)[1]] -= 1
             finished += 1
         while waiting and len(running) < SEATS:
-            heapq.heappush(running, (now + choose.uniform(0.5, 1.5), waiting.popleft()))
+            heapq.heappush(running, (now + choose.uniform(*row_seconds), waiting.popleft()))
         seen.append((now, Gauges(len(running), len(waiting), finished)))
         while seen[0][0] < now - late:
             seen.popleft()
@@ -53,7 +60,7 @@ def occupancy(paces: list[Pace] | list[Aimd], *, seconds: float = 200, late: flo
             while own[i] < int(pace.limit):
                 own[i] += 1
                 waiting.append(i)
-        if now > 60:
+        if now > after:
             taken, queued, counted = taken + len(running), queued + len(waiting), counted + 1
         now += STEP
     return taken / counted / SEATS, queued / counted
@@ -64,6 +71,13 @@ def test_the_engine_is_full_with_any_number_of_processes_and_hardly_anybody_wait
     share, waiting = occupancy([Pace(SEATS, 0.125) for _ in range(processes)])
     assert share > 0.99
     assert waiting < 0.35 * SEATS, "a quarter of a second: each row takes one"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_the_engine_is_full_from_the_beginning_with_long_answers(processes: int) -> None:
+    paces = [Pace(SEATS, 0.125) for _ in range(processes)]
+    share, _ = occupancy(paces, seconds=60, after=0, row_seconds=(2, 6))
+    assert share > 0.98, "what all sent at the start is answered late, and nobody throttles twice for it"
 
 
 def test_additive_increase_leaves_seats_empty_where_this_rule_does_not() -> None:
