@@ -12,7 +12,8 @@ MAX_CRASHES = 3
 """Workers that may be lost under a single row before it is called poison."""
 
 _FIRST_DELAY = timedelta(seconds=1)
-_LONGEST_DELAY = timedelta(seconds=60)
+LONGEST_DELAY = timedelta(seconds=60)
+"""No chunk waits longer for its next try."""
 
 
 def tried_enough(error: EngineError, failed_tries: int) -> bool:
@@ -26,9 +27,9 @@ def delay(round_number: int) -> timedelta:
     Jitter keeps a fleet from knocking at a restarted engine all at once.
     """
     doublings: int = min(max(round_number, 1) - 1, 10)
-    full = min(_FIRST_DELAY * (1 << doublings), _LONGEST_DELAY)
+    full = min(_FIRST_DELAY * (1 << doublings), LONGEST_DELAY)
     jitter: float = random.uniform(0.5, 1.0)
     return full * jitter
 
 
-__all__ = ["MAX_CRASHES", "MAX_TRIES", "delay", "tried_enough"]
+__all__ = ["LONGEST_DELAY", "MAX_CRASHES", "MAX_TRIES", "delay", "tried_enough"]

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import structlog
 
+from pipeline.beats import beat
 from pipeline.store import Database, claims
 from schemas.errors import StoreUnavailable
 from schemas.ids import JobId
@@ -16,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Leases:
-    """Held runs by id, renewed three times a lease in one statement."""
+    """Held runs by id, renewed once a beat in one statement."""
 
     def __init__(self, database: Database, lease: timedelta) -> None:
         self._database = database
@@ -34,7 +35,7 @@ class Leases:
     async def keep(self) -> None:
         """Renew for as long as the process lives."""
         while True:
-            await asyncio.sleep(self._lease.total_seconds() / 3)
+            await asyncio.sleep(beat(self._lease).total_seconds())
             if self._held:
                 await self._renew()
 

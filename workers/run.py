@@ -128,6 +128,7 @@ class Run:
     left: set[JobId] = field(default_factory=set)
     streamed: set[JobId] = field(default_factory=set)
     tries: dict[JobId, int] = field(default_factory=dict)
+    series: dict[JobId, int] = field(default_factory=dict)
     rows: dict[JobId, Row] = field(default_factory=dict)
     cancelled: int = 0
     last_code: ErrorCode | None = None
@@ -141,6 +142,7 @@ class Run:
     def __post_init__(self) -> None:
         self.left = {job.job_id for job in self.claim.jobs}
         self.tries = {job.job_id: job.failed_tries for job in self.claim.jobs}
+        self.series = {job.job_id: job.series for job in self.claim.jobs}
 
     @property
     def done_rows(self) -> int:
@@ -218,7 +220,7 @@ class Run:
         url = endpoint.url if endpoint else None
         if error.counts:
             self.tries[job_id] += 1
-            self.failures.append(FailedTry(job_id, self.tries[job_id], error.code, url))
+            self.failures.append(FailedTry(job_id, row.claimed.series, self.tries[job_id], error.code, url))
         if tried_enough(error, self.tries[job_id]):
             settled = self._settled_row(row, endpoint, None)
             settled.code, settled.message = error.code, error.message
@@ -227,7 +229,8 @@ class Run:
 
     def refuse(self, job_id: JobId, state: JobState, code: ErrorCode, message: str) -> None:
         """Settle a row that no engine is asked about."""
-        self._settle(SettledRow(job_id=job_id, state=state, code=code, message=message, model=self.claim.model))
+        series = self.series[job_id]
+        self._settle(SettledRow(job_id, series, state, code=code, message=message, model=self.claim.model))
         self.failed += state is JobState.FAILED
 
     def expire(self, job_id: JobId) -> None:
@@ -250,6 +253,7 @@ class Run:
         facts = row.request.facts if row.request else None
         return SettledRow(
             job_id=row.claimed.job_id,
+            series=row.claimed.series,
             state=JobState.FAILED,
             timings=self._timings(row, answer),
             tries=self.tries[row.claimed.job_id],

@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.cli import services
+from pipeline.cli import dead_letters, services
 from pipeline.cli.calls import calls
 from pipeline.cli.demo import demo
 from pipeline.cli.health import health
@@ -24,6 +24,7 @@ app.command()(up)
 app.command()(demo)
 app.add_typer(submit, name="submit")
 app.add_typer(jobs, name="jobs")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(calls, name="calls")
 app.command()(queues)
 app.command()(health)

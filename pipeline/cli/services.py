@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import command, out, print_json, wiring
-from pipeline.recover import Reach, sweep, sweep_forever
+from pipeline.beats import scan
+from pipeline.cli.console import command, err, out, print_json, wiring
+from pipeline.recover import Reach, Recovery
 from schemas.messages import Lane
 
 db = typer.Typer(help="The database's tables.", no_args_is_help=True)
@@ -38,23 +39,31 @@ def intake() -> None:
 
 @command
 def recover(
-    once: Annotated[bool, typer.Option("--once", help="One sweep, then stop.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="One sweep, or two where a worker seems lost; then stop.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print what was done as JSON.")] = False,
 ) -> None:
-    """Give back chunks of lost workers and ring for what is queued, once a second. Any number may run."""
+    """Give back chunks of lost workers and ring for what is queued. Any number may run."""
 
     async def run() -> None:
-        async with wiring().adapters() as adapters:
+        here = wiring()
+        async with here.adapters() as adapters:
             reach = Reach(adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer)
+            recovery = Recovery(reach, adapters.models, here.settings.lease)
             if not once:
-                sweeping = asyncio.create_task(sweep_forever(reach, adapters.models))
+                sweeping = asyncio.create_task(recovery.sweep_forever())
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
                 await asyncio.wait({sweeping})
                 if not sweeping.cancelled():
                     sweeping.result()
                 return
-            done = await sweep(reach, adapters.models)
+            done = await recovery.sweep()
+            if recovery.suspects:
+                err.print(f"{recovery.suspects} runs outlived their lease; looking a second time whether they are lost")
+                await asyncio.sleep(scan(here.settings.lease).total_seconds())
+                done += await recovery.sweep()
             if as_json:
                 print_json(
                     {

@@ -9,7 +9,9 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
+from pipeline.retries import LONGEST_DELAY
 from pipeline.store.connection import Database
+from pipeline.store.series import LATEST_REPLAY
 from schemas.ids import BatchId, JobId
 from schemas.messages import Lane
 
@@ -22,12 +24,14 @@ class ClaimedJob:
     """A row to be run.
 
     Attributes:
-        queue_wait_seconds: since it was stored, on the database clock.
+        series: 1, and one more for every replay.
+        queue_wait_seconds: since it was stored, or replayed, on the database clock.
         seconds_to_deadline: on the database clock, when it was claimed; None where it has no deadline.
         failed_tries: engine attempts that failed before and counted.
     """
 
     job_id: JobId
+    series: int
     request: str
     queue_wait_seconds: float
     seconds_to_deadline: float | None
@@ -51,11 +55,15 @@ class Claim:
     jobs: tuple[ClaimedJob, ...]
 
 
+# No delay is that long: the clock was set back while the chunk waited.
+IS_DUE = f"(due_at <= now() OR due_at > now() + interval '{LONGEST_DELAY.total_seconds() * 2:.0f} seconds')"
+"""SQL for whether a queued chunk may be taken."""
+
 _TAKEN = """
     state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
     lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
 FROM picked WHERE c.first_job_id = picked.first_job_id
-RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.series, c.reply_to,
+RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
 # A claim whose reply was lost is repeated with the same run_id and finds its own chunk.
@@ -64,7 +72,7 @@ WITH picked AS (
     SELECT c.first_job_id, n.run_id
     FROM unnest(%(chunks)s::bigint[], %(run_ids)s::uuid[]) AS n(first_job_id, run_id)
     JOIN chunks c USING (first_job_id)
-    WHERE (c.state = 'queued' AND c.due_at <= now()) OR (c.state = 'running' AND c.run_id = n.run_id)
+    WHERE (c.state = 'queued' AND {IS_DUE}) OR (c.state = 'running' AND c.run_id = n.run_id)
     FOR UPDATE OF c SKIP LOCKED
 )
 UPDATE chunks c SET {_TAKEN}
@@ -74,7 +82,7 @@ _CLAIM_AGAIN = "SELECT first_job_id FROM chunks WHERE run_id = %s AND state = 'r
 _CLAIM_NEXT = f"""
 WITH picked AS (
     SELECT first_job_id, %(run_id)s::uuid AS run_id FROM chunks
-    WHERE model = %(model)s AND lane = %(lane)s AND state = 'queued' AND due_at <= now()
+    WHERE model = %(model)s AND lane = %(lane)s AND state = 'queued' AND {IS_DUE}
     ORDER BY priority, first_job_id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 UPDATE chunks c SET {_TAKEN}
@@ -89,7 +97,7 @@ WITH busy AS (
     SELECT c.first_job_id, %(run_id)s::uuid AS run_id FROM chunks c
     LEFT JOIN batches b ON b.batch_id = c.batch_id
     LEFT JOIN busy ON busy.batch_id = c.batch_id
-    WHERE c.model = %(model)s AND c.lane = %(lane)s AND c.state = 'queued' AND c.due_at <= now()
+    WHERE c.model = %(model)s AND c.lane = %(lane)s AND c.state = 'queued' AND {IS_DUE}
     ORDER BY c.priority - floor(extract(epoch FROM now() - c.created_at) / {AGING_SECONDS}),
         coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), c.deadline NULLS LAST, c.first_job_id
     LIMIT 1
@@ -97,15 +105,17 @@ WITH busy AS (
 )
 UPDATE chunks c SET {_TAKEN}
 """
-# The ids are named twice: without the second the planner may read a whole partition of outcomes.
-_ROWS = """
-SELECT j.job_id, j.request::text AS request, extract(epoch FROM now() - j.created_at)::float8 AS queue_wait_seconds,
+# The ids are named again and again: without them the planner may read a whole partition.
+_ROWS = f"""
+SELECT j.job_id, coalesce(r.series + 1, 1) AS series, j.request::text AS request,
+       extract(epoch FROM now() - coalesce(r.at, j.created_at))::float8 AS queue_wait_seconds,
        extract(epoch FROM j.deadline - now())::float8 AS seconds_to_deadline, coalesce(f.tries, 0) AS failed_tries
 FROM jobs j
-LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.series = %(series)s AND o.job_id = ANY(%(ids)s)
+{LATEST_REPLAY}
+LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.series = coalesce(r.series + 1, 1) AND o.job_id = ANY(%(ids)s)
 LEFT JOIN (
-    SELECT job_id, count(*) AS tries FROM failures WHERE job_id = ANY(%(ids)s) AND series = %(series)s GROUP BY job_id
-) f ON f.job_id = j.job_id
+    SELECT job_id, series, count(*) AS tries FROM failures WHERE job_id = ANY(%(ids)s) GROUP BY job_id, series
+) f ON f.job_id = j.job_id AND f.series = coalesce(r.series + 1, 1)
 WHERE j.job_id = ANY(%(ids)s) AND o.job_id IS NULL
 ORDER BY j.job_id
 """
@@ -113,7 +123,7 @@ ORDER BY j.job_id
 
 # A chunk that is claimed for the first time, and of which nothing was cancelled, has neither outcomes nor failures.
 _ROWS_UNTOUCHED = """
-SELECT job_id, request::text AS request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
+SELECT job_id, 1 AS series, request::text AS request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
        extract(epoch FROM deadline - now())::float8 AS seconds_to_deadline, 0 AS failed_tries
 FROM jobs WHERE job_id = ANY(%(ids)s) ORDER BY job_id
 """
@@ -160,20 +170,19 @@ async def _with_rows(connection: AsyncConnection[DictRow], taken: Sequence[DictR
     if not taken:
         return {}
     jobs: dict[int, ClaimedJob] = {}
-    for series, untouched in {(row["series"], row["untouched"]) for row in taken}:
+    for untouched in {row["untouched"] for row in taken}:
         ids = [
             job_id
             for row in taken
-            if (row["series"], row["untouched"]) == (series, untouched)
+            if row["untouched"] == untouched
             for job_id in range(row["first_job_id"], row["first_job_id"] + row["rows"])
         ]
-        statement = _ROWS_UNTOUCHED if untouched else _ROWS
-        cursor = await connection.execute(statement, {"ids": ids, "series": series})
+        cursor = await connection.execute(_ROWS_UNTOUCHED if untouched else _ROWS, {"ids": ids})
         jobs |= {row["job_id"]: ClaimedJob(**row) for row in await cursor.fetchall()}
     claims: dict[UUID, Claim] = {}
     for row in taken:
         first = row["first_job_id"]
-        fields = {key: value for key, value in row.items() if key not in {"series", "lane", "untouched"}}
+        fields = {key: value for key, value in row.items() if key not in {"lane", "untouched"}}
         mine = tuple(jobs[job_id] for job_id in range(first, first + row["rows"]) if job_id in jobs)
         claims[row["run_id"]] = Claim(**fields, lane=Lane(row["lane"]), jobs=mine)
     return claims
@@ -207,4 +216,4 @@ async def cancelled(database: Database, job_ids: Sequence[JobId]) -> list[JobId]
         return [JobId(row["job_id"]) for row in await cursor.fetchall()]
 
 
-__all__ = ["AGING_SECONDS", "Claim", "ClaimedJob", "cancelled", "claim_best", "claim_named", "renew"]
+__all__ = ["AGING_SECONDS", "IS_DUE", "Claim", "ClaimedJob", "cancelled", "claim_best", "claim_named", "renew"]

@@ -9,13 +9,14 @@ import orjson
 from psycopg.rows import DictRow
 
 from pipeline.store.connection import Database
+from pipeline.store.series import stands
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId, JobId
 from schemas.results import JobError, JobState, Outcome
 from schemas.timings import Timings, Usage
 
 # A job's state follows from its outcome, or else from its chunk: the nearest one that begins at or before it.
-_OUTCOMES = """
+_OUTCOMES = f"""
 SELECT j.job_id, j.kind, coalesce(o.state, c.state) AS state, o.answer::text AS answer, coalesce(o.code, c.last_code) AS code,
        o.message, o.prompt_tokens, o.completion_tokens, o.queue_wait_seconds, o.batch_wait_seconds, o.first_token_seconds,
        o.engine_seconds, o.total_seconds, o.tries, coalesce(o.model, c.model) AS model,
@@ -23,7 +24,7 @@ SELECT j.job_id, j.kind, coalesce(o.state, c.state) AS state, o.answer::text AS 
        o.template_hash, o.simulated, o.cached_from, o.batch_rows, o.job_id IS NOT NULL AS settled
 FROM jobs j
 LEFT JOIN LATERAL (
-    SELECT * FROM outcomes WHERE outcomes.job_id = j.job_id ORDER BY series DESC LIMIT 1
+    SELECT * FROM outcomes WHERE outcomes.job_id = j.job_id AND {stands("outcomes")} LIMIT 1
 ) o ON true
 LEFT JOIN LATERAL (
     SELECT state, model, last_code FROM chunks WHERE first_job_id <= j.job_id ORDER BY first_job_id DESC LIMIT 1
@@ -32,13 +33,13 @@ LEFT JOIN LATERAL (
 
 
 # What a waiting caller asks for a moment after it was told: the outcome alone, two primary keys, nothing to plan.
-_SETTLED = """
-SELECT DISTINCT ON (o.job_id) o.job_id, j.kind, o.state, o.answer::text AS answer, o.code, o.message, o.prompt_tokens,
+_SETTLED = f"""
+SELECT o.job_id, j.kind, o.state, o.answer::text AS answer, o.code, o.message, o.prompt_tokens,
        o.completion_tokens, o.queue_wait_seconds, o.batch_wait_seconds, o.first_token_seconds, o.engine_seconds,
        o.total_seconds, o.tries, o.model, o.model_revision, o.endpoint, o.engine_version, o.template_hash, o.simulated,
        o.cached_from, o.batch_rows, true AS settled
 FROM outcomes o JOIN jobs j ON j.job_id = o.job_id
-WHERE o.job_id = ANY(%(ids)s) AND j.job_id = ANY(%(ids)s) ORDER BY o.job_id, o.series DESC
+WHERE o.job_id = ANY(%(ids)s) AND j.job_id = ANY(%(ids)s) AND {stands("o")}
 """
 
 
@@ -132,13 +133,13 @@ async def _page(database: Database, ids: Sequence[int]) -> list[Outcome]:
 _RECENT = "SELECT job_id FROM jobs j WHERE {kind} ORDER BY job_id DESC LIMIT %(limit)s"
 _RECENT_SETTLED = """
 SELECT o.job_id FROM outcomes o JOIN jobs j ON j.job_id = o.job_id
-WHERE o.state = %(state)s AND {kind} ORDER BY o.job_id DESC LIMIT %(limit)s
+WHERE o.state = %(state)s AND {stands} AND {kind} ORDER BY o.job_id DESC LIMIT %(limit)s
 """
 _RECENT_OPEN = """
 SELECT j.job_id FROM chunks c
 CROSS JOIN LATERAL generate_series(c.first_job_id + c.rows - 1, c.first_job_id, -1) AS id
 JOIN jobs j ON j.job_id = id
-WHERE c.state = %(state)s AND {kind} AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = id)
+WHERE c.state = %(state)s AND {kind} AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = id AND {stands})
 ORDER BY c.first_job_id DESC, id DESC LIMIT %(limit)s
 """
 
@@ -147,7 +148,7 @@ async def recent_jobs(database: Database, *, state: JobState | None, kind: str |
     """The newest jobs first."""
     by_state = {None: _RECENT, JobState.QUEUED: _RECENT_OPEN, JobState.RUNNING: _RECENT_OPEN}
     ids = by_state.get(state, _RECENT_SETTLED)
-    ids = ids.format(kind="j.kind = %(kind)s" if kind else "true")
+    ids = ids.format(kind="j.kind = %(kind)s" if kind else "true", stands=stands("o"))
     async with database.connection() as connection:
         arguments = {"state": state, "kind": kind, "limit": limit}
         found = [row["job_id"] for row in await (await connection.execute(ids, arguments)).fetchall()]

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from pipeline.store.connection import Database
+from pipeline.store.series import stands
 from schemas.ids import JobId
 
 
@@ -36,8 +37,8 @@ async def due(database: Database, job_ids: Sequence[JobId]) -> AsyncIterator[tup
     """
     async with database.transaction() as connection:
         cursor = await connection.execute(
-            """SELECT r.job_id, r.queue, r.job_key FROM replies r
-               WHERE r.job_id = ANY(%(ids)s) AND EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = r.job_id)
+            f"""SELECT r.job_id, r.queue, r.job_key FROM replies r
+               WHERE r.job_id = ANY(%(ids)s) AND EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = r.job_id AND {stands("o")})
                ORDER BY r.job_id FOR UPDATE OF r SKIP LOCKED""",
             {"ids": list(job_ids)},
         )

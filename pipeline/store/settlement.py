@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from pipeline.store.connection import Database
+from pipeline.store.series import series_of
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
 from schemas.results import JobState
@@ -29,6 +30,7 @@ class SettledRow:
     """The outcome of one row.
 
     Attributes:
+        series: that the claim named.
         answer: the result's JSON.
         answer_key: under which later jobs that ask the same find it; None where they should not.
         cached_from: the job whose answer this is a copy of.
@@ -36,6 +38,7 @@ class SettledRow:
     """
 
     job_id: JobId
+    series: int
     state: JobState
     answer: bytes | None = None
     code: ErrorCode | None = None
@@ -59,6 +62,7 @@ class FailedTry:
     """An engine attempt of a row that failed and counted."""
 
     job_id: JobId
+    series: int
     try_number: int
     code: ErrorCode
     endpoint: str | None
@@ -88,12 +92,12 @@ WITH report AS (
     SELECT * FROM json_to_recordset(%(reports)s::json)
         AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
 ), held AS MATERIALIZED (
-    SELECT c.first_job_id, c.rows, c.fence, c.series FROM chunks c
+    SELECT c.first_job_id, c.rows, c.fence FROM chunks c
     JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
 ), given AS MATERIALIZED (
-    SELECT g.*, h.series FROM json_to_recordset(%(rows)s::json) AS g(
-        chunk bigint, fence int, job_id bigint, state text, tries smallint, simulated bool,
+    SELECT g.* FROM json_to_recordset(%(rows)s::json) AS g(
+        chunk bigint, fence int, job_id bigint, series smallint, state text, tries smallint, simulated bool,
         prompt_tokens int, completion_tokens int, answer_key uuid, cached_from bigint, batch_rows smallint,
         queue_wait_seconds real, batch_wait_seconds real, first_token_seconds real, engine_seconds real, total_seconds real,
         code text, message text, model text, model_revision text, endpoint text, engine_version text, template_hash text,
@@ -114,8 +118,8 @@ WITH report AS (
     ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, series = excluded.series, created_at = excluded.created_at
 ), failed AS (
     INSERT INTO failures (job_id, series, try_number, code, endpoint)
-    SELECT f.job_id, h.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
-        AS f(chunk bigint, fence int, job_id bigint, try_number smallint, code text, endpoint text)
+    SELECT f.job_id, f.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
+        AS f(chunk bigint, fence int, job_id bigint, series smallint, try_number smallint, code text, endpoint text)
     JOIN held h ON h.first_job_id = f.chunk AND h.fence = f.fence ON CONFLICT DO NOTHING
 ), counted AS (
     -- By the chunk's range and not by the row given: two lists of thousands would be compared each with each.
@@ -147,6 +151,7 @@ def _row(report: RunReport, row: SettledRow) -> dict[str, Any]:
         "chunk": report.first_job_id,
         "fence": report.fence,
         "job_id": row.job_id,
+        "series": row.series,
         "state": row.state,
         "tries": row.tries,
         "simulated": row.simulated,
@@ -206,6 +211,7 @@ async def settle(database: Database, reports: Sequence[RunReport]) -> set[tuple[
                     "chunk": report.first_job_id,
                     "fence": report.fence,
                     "job_id": failure.job_id,
+                    "series": failure.series,
                     "try_number": failure.try_number,
                     "code": failure.code,
                     "endpoint": failure.endpoint,
@@ -221,12 +227,13 @@ async def settle(database: Database, reports: Sequence[RunReport]) -> set[tuple[
 
 
 _CHUNK_OF = """
-SELECT first_job_id, rows, series, reply_to FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
+SELECT first_job_id, rows, reply_to FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
 """
 _STREAMED = "SELECT coalesce((request ->> 'stream')::bool, false) AS streamed FROM jobs WHERE job_id = %s"
-_CANCEL = """
+_CANCEL = f"""
 INSERT INTO outcomes (job_id, series, state, code, message)
-VALUES (%s, %s, 'cancelled', 'cancelled', 'cancelled before it was settled') ON CONFLICT DO NOTHING RETURNING job_id
+VALUES (%(job)s, {series_of("%(job)s")}, 'cancelled', 'cancelled', 'cancelled before it was settled')
+ON CONFLICT DO NOTHING RETURNING job_id
 """
 
 
@@ -263,7 +270,7 @@ async def cancel(database: Database, job_id: JobId) -> tuple[bool, SettledOutsid
             assert chunk is not None, "every job lies in a chunk"
             if job_id < chunk["first_job_id"] + chunk["rows"]:
                 break
-        stored = await (await connection.execute(_CANCEL, (job_id, chunk["series"]))).fetchone()
+        stored = await (await connection.execute(_CANCEL, {"job": job_id})).fetchone()
         if stored is not None:
             await connection.execute(
                 "UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s", (chunk["first_job_id"],)

@@ -79,7 +79,7 @@ chunks = sa.Table(
     sa.Column("deadline", _INSTANT),
     sa.Column("reply_to", sa.Text),
     sa.Column("state", sa.Text, nullable=False, server_default="queued"),
-    sa.Column("series", sa.SmallInteger, nullable=False, server_default="1"),
+    sa.Column("series", sa.SmallInteger, nullable=False, server_default="1"),  # unused: a series is a job's own
     sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
     sa.Column("crashes", sa.SmallInteger, nullable=False, server_default="0"),
     sa.Column("rounds", sa.SmallInteger, nullable=False, server_default="0"),
@@ -98,6 +98,7 @@ chunks = sa.Table(
     sa.Column("started_at", _INSTANT),
     sa.Column("finished_at", _INSTANT),
     sa.Column("cached", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("tenant", sa.Text, nullable=False, server_default="default"),
     sa.CheckConstraint("state IN ('queued', 'running', 'done')", name="ck_chunks_state"),
     sa.CheckConstraint("lane IN ('interactive', 'bulk')", name="ck_chunks_lane"),
     postgresql_with={"fillfactor": 50},
@@ -165,6 +166,17 @@ failures = sa.Table(
     sa.Column("at", _INSTANT, nullable=False, server_default=sa.func.now()),
 )
 
+# What a person decided about a dead letter: an outcome that was replayed stays as history, and the next series begins.
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("series", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("decision", sa.Text, nullable=False),
+    sa.Column("at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    sa.CheckConstraint("decision IN ('replayed', 'discarded')", name="ck_decisions_decision"),
+)
+
 # Outcomes owed to callers behind the intake queue.
 replies = sa.Table(
     "replies",
@@ -211,6 +223,7 @@ __all__ = [
     "answers",
     "batches",
     "chunks",
+    "decisions",
     "endpoint_samples",
     "failures",
     "job_blocks",

@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def run_of(*jobs: dict[str, Any], priority: int = 0) -> Run:
     claimed = tuple(
-        ClaimedJob(JobId(next(_numbers)), orjson.dumps(job).decode(), 0.0, None, failed_tries=0) for job in jobs
+        ClaimedJob(JobId(next(_numbers)), 1, orjson.dumps(job).decode(), 0.0, None, failed_tries=0) for job in jobs
     )
     lane = Lane.BULK
     return Run(Claim(uuid4(), claimed[0].job_id, 1, len(jobs), "m", lane, None, priority, 0, None, claimed))

@@ -1,6 +1,7 @@
 """What the store promises, on a real Postgres."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -9,58 +10,19 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.dialects.postgresql.base import ischema_names
-from support import Place
+from stored import GONE, LEASE, all_admitted, batch, lost, new, report, take
+from support import Place, wait_for
 
 from pipeline.embedded.home import Home
 from pipeline.store import Database, claims, reading, recovery, schema, settlement, submission
-from pipeline.store.claims import Claim
 from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
 from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
-from pipeline.store.submission import NewJob, Stored, StoredBatch
+from pipeline.store.submission import Stored, StoredBatch
 from pipeline.store.tables import metadata
 from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable, ValueRefused
 from schemas.ids import JobId
 from schemas.messages import Lane
 from schemas.results import JobState
-from schemas.timings import Usage
-
-LEASE = timedelta(seconds=30)
-GONE = timedelta(seconds=-1)
-
-
-def new(
-    text: str = "hi", *, key: str | None = None, payload: bytes = b"p", priority: int = 0, **fields: object
-) -> NewJob:
-    request = f'{{"kind":"intent",  "text":"{text}"}}'.encode()
-    return NewJob("intent", "default", request, "m", priority, idempotency_key=key, payload_hash=payload, **fields)  # type: ignore[arg-type]
-
-
-async def batch(database: Database, jobs: int, chunk_rows: int = 10, **fields: object) -> StoredBatch:
-    given: dict[str, object] = {"name": "b", "tenant": "default", "idempotency_key": None, "payload_hash": b"x"}
-    return await submission.insert_batch(
-        database,
-        JobIds(database),
-        [new(f"row {i}") for i in range(jobs)],
-        chunk_rows=chunk_rows,
-        **(given | fields),  # type: ignore[arg-type]
-    )
-
-
-async def take(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim | None:
-    return await claims.claim_best(database, "m", lane, uuid4(), worker="w", lease=lease)
-
-
-def report(claim: Claim, rows: int | None = None, next_state: NextState = NextState.DONE) -> RunReport:
-    settled = [
-        SettledRow(
-            job.job_id,
-            JobState.SUCCEEDED,
-            b'{"kind":"intent","label":"x"}',
-            usage=Usage(prompt_tokens=3, completion_tokens=1),
-        )
-        for job in claim.jobs[:rows]
-    ]
-    return RunReport(claim.first_job_id, claim.fence, settled, next_state=next_state)
 
 
 def test_the_tables_and_the_migrations_agree(place: Place) -> None:
@@ -73,7 +35,7 @@ def test_the_tables_and_the_migrations_agree(place: Place) -> None:
 
 
 def test_upgrading_twice_changes_nothing(place: Place) -> None:
-    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0003"
+    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0004"
 
 
 async def test_a_database_without_tables_says_what_to_run(place: Place) -> None:
@@ -115,9 +77,18 @@ async def test_a_job_beyond_the_first_partition_finds_its_own(database: Database
 
 async def test_the_same_key_with_the_same_job_is_that_job_and_with_another_is_refused(database: Database) -> None:
     ids = JobIds(database)
-    first = (await submission.insert_interactive(database, ids, [new(key="k")], reply_to=None, chunk_rows=64))[0]
+    first = (
+        await submission.insert_interactive(
+            database, ids, [new(key="k")], reply_to=None, chunk_rows=64, admit=all_admitted
+        )
+    )[0]
     again, other, free = await submission.insert_interactive(
-        database, ids, [new(key="k"), new(key="k", payload=b"q"), new()], reply_to=None, chunk_rows=64
+        database,
+        ids,
+        [new(key="k"), new(key="k", payload=b"q"), new()],
+        reply_to=None,
+        chunk_rows=64,
+        admit=all_admitted,
     )
     assert isinstance(first, Stored)
     assert isinstance(again, Stored)
@@ -133,7 +104,7 @@ async def test_two_processes_with_the_same_key_at_once_make_one_job(database: Da
     async def submit() -> list[JobId]:
         entry = (
             await submission.insert_interactive(
-                database, JobIds(database), [new(key="k")], reply_to=None, chunk_rows=64
+                database, JobIds(database), [new(key="k")], reply_to=None, chunk_rows=64, admit=all_admitted
             )
         )[0]
         assert isinstance(entry, Stored)
@@ -184,6 +155,7 @@ async def test_what_waits_long_is_not_overtaken_for_ever(database: Database) -> 
         idempotency_key=None,
         payload_hash=b"y",
         chunk_rows=10,
+        admit=all_admitted,
     )
     async with database.connection() as connection:
         for minutes, first in ((29, False), (41, True)):
@@ -208,6 +180,7 @@ async def test_lower_priority_numbers_go_first_then_the_batch_with_less_running(
         idempotency_key=None,
         payload_hash=b"",
         chunk_rows=10,
+        admit=all_admitted,
     )
     order = [claim.batch_id for _ in range(3) if (claim := await take(database))]
     assert order[0] == urgent.batch_id
@@ -232,7 +205,7 @@ async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, plac
     await batch(database, 1)
     slow = await take(database, lease=GONE)
     assert slow is not None
-    assert await recovery.return_lost(database) == (1, [])
+    assert await lost(database) == (1, [])
     other = await take(database)
     assert other is not None
     assert await settlement.settle(database, [report(slow)]) == set()
@@ -255,14 +228,14 @@ async def test_a_chunk_that_goes_back_with_a_delay_waits_and_remembers_why(datab
     await batch(database, 2)
     claim = await take(database)
     assert claim is not None
-    failure = FailedTry(claim.jobs[0].job_id, 1, ErrorCode.ENGINE_FAILED, "http://e")
+    failure = FailedTry(claim.jobs[0].job_id, 1, 1, ErrorCode.ENGINE_FAILED, "http://e")
     later = RunReport(
         claim.first_job_id,
         claim.fence,
         (),
         (failure,),
         NextState.QUEUED,
-        timedelta(hours=1),
+        timedelta(minutes=1),
         True,
         ErrorCode.ENGINE_FAILED,
     )
@@ -305,7 +278,7 @@ async def test_cancelling_after_a_halving_leaves_the_neighbours_claimable(databa
     assert claim is not None
     settled = RunReport(claim.first_job_id, claim.fence, report(claim).rows[5:8] + report(claim).rows[:1])  # type: ignore[operator]
     await settlement.settle(database, [settled])
-    await recovery.return_lost(database)
+    await lost(database)
     assert (found := await settlement.cancel(database, stored.job_ids[1])) and found[0]
     assert (found := await settlement.cancel(database, stored.job_ids[9])) and found[0]
     while again := await take(database):
@@ -347,7 +320,7 @@ async def test_many_batches_at_once_share_the_pool(database: Database) -> None:
     async def submit(number: int) -> StoredBatch:
         return await submission.insert_batch(
             database, ids, [new() for _ in range(1_500)], name=f"b{number}", tenant="default", idempotency_key=None,
-            payload_hash=b"", chunk_rows=500,
+            payload_hash=b"", chunk_rows=500, admit=all_admitted,
         )  # fmt: skip
 
     async with asyncio.timeout(8):
@@ -373,7 +346,7 @@ async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(
     await batch(database, 1)
     claim = await take(database)
     assert claim is not None
-    row = SettledRow(claim.jobs[0].job_id, JobState.SUCCEEDED, b'{"text":"CANARY \\u0000"}')
+    row = SettledRow(claim.jobs[0].job_id, 1, JobState.SUCCEEDED, b'{"text":"CANARY \\u0000"}')
     with pytest.raises(ValueRefused) as raised:
         await settlement.settle(database, [RunReport(claim.first_job_id, claim.fence, [row])])
     assert "CANARY" not in str(raised.value)
@@ -411,7 +384,7 @@ async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(data
     claim = await take(database, lease=GONE)
     assert claim is not None
     await settlement.settle(database, [report(claim, rows=2, next_state=NextState.RUNNING)])
-    assert await recovery.return_lost(database) == (1, [])
+    assert await lost(database) == (1, [])
     halves = place.query("SELECT rows, crashes, last_code, state FROM chunks ORDER BY first_job_id")
     assert halves == [(5, 0, "worker_lost", "queued"), (5, 0, "worker_lost", "queued")]
     claimed = [await take(database), await take(database)]
@@ -430,14 +403,14 @@ async def test_only_a_single_row_is_called_poison_after_its_third_lost_worker(da
         if claim is None:
             break
         if any(job.job_id == poison for job in claim.jobs):
-            await recovery.return_lost(database)
+            await lost(database)
         else:
             await settlement.settle(database, [report(claim)])
     found = await reading.outcomes_of(database, list(stored.job_ids))
     assert [found[job_id].state for job_id in stored.job_ids] == [JobState.SUCCEEDED] * 3 + [JobState.FAILED]
     error = found[poison].error
     assert error is not None
-    assert error.code is ErrorCode.WORKER_LOST
+    assert error.code is ErrorCode.CRASHED_WORKER
 
 
 async def test_the_second_half_of_a_lost_chunk_counts_its_claims_on_and_knows_what_was_cancelled(
@@ -446,7 +419,7 @@ async def test_the_second_half_of_a_lost_chunk_counts_its_claims_on_and_knows_wh
     stored = await batch(database, 4)
     assert await take(database, lease=GONE) is not None
     await settlement.cancel(database, stored.job_ids[3])
-    await recovery.return_lost(database)
+    await lost(database)
     halves = [await take(database), await take(database)]
     second = next(half for half in halves if half is not None and half.first_job_id == stored.job_ids[2])
     assert second.fence > 1, "a stream of the first run must not look newer than one of this"
@@ -456,7 +429,7 @@ async def test_the_second_half_of_a_lost_chunk_counts_its_claims_on_and_knows_wh
 async def test_a_deadline_that_passed_is_seen_at_the_claim(database: Database) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     await submission.insert_interactive(
-        database, JobIds(database), [new(deadline=past), new()], reply_to=None, chunk_rows=64
+        database, JobIds(database), [new(deadline=past), new()], reply_to=None, chunk_rows=64, admit=all_admitted
     )
     claim = await take(database, Lane.INTERACTIVE)
     assert claim is not None
@@ -475,7 +448,36 @@ async def test_outcomes_of_a_batch_come_in_the_order_of_its_jobs(database: Datab
 
 async def test_no_database_is_one_sentence(place: Place) -> None:
     nowhere = await Database(place.database_url.rsplit("/", 1)[0] + "/absent").open()
-    nowhere._pool.timeout = 0.5
     with pytest.raises(StoreUnavailable, match="Postgres cannot be reached"):
         await reading.queue_states(nowhere)
     await nowhere.close()
+
+
+@pytest.fixture
+async def narrow(place: Place) -> AsyncIterator[Database]:
+    """A pool of two connections."""
+    database = await Database(place.database_url, max_connections=2).open()
+    yield database
+    await database.close()
+
+
+async def sleeps(database: Database, seconds: float) -> None:
+    """Hold a connection for a while."""
+    async with database.connection() as connection:
+        await connection.execute("SELECT pg_sleep(%s)", (seconds,))
+
+
+async def test_callers_who_outnumber_the_connections_wait_and_are_not_told_that_the_database_is_away(
+    narrow: Database,
+) -> None:
+    await asyncio.gather(*[sleeps(narrow, 0.6) for _ in range(6)])
+
+
+async def test_connections_that_the_server_closed_are_replaced_before_anybody_gets_one(
+    database: Database, place: Place
+) -> None:
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    await asyncio.gather(*[sleeps(database, 0.2) for _ in range(8)])
+    assert place.query(f"SELECT count(pg_terminate_backend(pid)) {others}")[0][0] > 2
+    wait_for(lambda: place.query(f"SELECT count(*) {others}") == [(0,)], "the connections to be closed")
+    await asyncio.gather(*[sleeps(database, 0.2) for _ in range(8)])

@@ -1,0 +1,198 @@
+"""Dead letters: listed, replayed as the next series, discarded; history stays, and nobody's rows run twice."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from stored import batch, failed, new, report, take
+from support import Place
+
+from pipeline.dead_letters import decide
+from pipeline.store import Database, dead_letters, reading, settlement, submission
+from pipeline.store.dead_letters import Decision, Letters
+from pipeline.store.ids import JobIds
+from pipeline.store.submission import StoredBatch
+from schemas.errors import ErrorCode
+from schemas.ids import JobId
+from schemas.messages import Lane
+from schemas.results import JobState
+
+ALL = Letters()
+
+
+async def some_failed(database: Database, jobs: int = 30, code: ErrorCode = ErrorCode.INVALID_OUTPUT) -> StoredBatch:
+    """A batch in chunks of ten; each chunk's first two rows succeed and its others fail."""
+    stored = await batch(database, jobs)
+    while claim := await take(database):
+        good = report(claim, rows=2)
+        await settlement.settle(
+            database,
+            [
+                type(good)(
+                    claim.first_job_id,
+                    claim.fence,
+                    [*good.rows, *failed(claim, code).rows[2:]],
+                    next_state=good.next_state,
+                )
+            ],
+        )
+    return stored
+
+
+async def decided(database: Database, letters: Letters, decision: Decision, per_second: float = 1e6) -> tuple[int, int]:
+    *_, last = [progress async for progress in decide(database, letters, decision, per_second=per_second)]
+    return last.decided, last.busy
+
+
+async def test_they_are_grouped_and_filtered(database: Database) -> None:
+    one, other = await some_failed(database), await some_failed(database, 10, ErrorCode.PROMPT_TOO_LONG)
+    groups = await dead_letters.groups(database, ALL)
+    assert [(group.code, group.model, group.jobs) for group in groups] == [
+        (ErrorCode.INVALID_OUTPUT, "m", 24),
+        (ErrorCode.PROMPT_TOO_LONG, "m", 8),
+    ]
+    now = datetime.now(UTC)
+    for letters, expected in (
+        (Letters(code=ErrorCode.PROMPT_TOO_LONG), 8),
+        (Letters(model="m"), 32),
+        (Letters(model="n"), 0),
+        (Letters(tenant="default"), 32),
+        (Letters(tenant="t"), 0),
+        (Letters(batch_id=one.batch_id), 24),
+        (Letters(batch_id=other.batch_id, code=ErrorCode.INVALID_OUTPUT), 0),
+        (Letters(since=now - timedelta(minutes=1)), 32),
+        (Letters(since=now + timedelta(minutes=1)), 0),
+        (Letters(until=now - timedelta(minutes=1)), 0),
+        (Letters(job_id=one.job_ids[2]), 1),
+        (Letters(job_id=one.job_ids[0]), 0),
+    ):
+        assert sum(group.jobs for group in await dead_letters.groups(database, letters)) == expected, letters
+    (newest, *_) = await dead_letters.listed(database, ALL, 5)
+    assert (newest.job_id, newest.code, newest.series) == (other.job_ids[-1], ErrorCode.PROMPT_TOO_LONG, 1)
+
+
+async def test_a_replay_runs_the_failed_rows_alone_and_their_history_stays(database: Database, place: Place) -> None:
+    stored = await some_failed(database)
+    dead = [job_id for i, job_id in enumerate(stored.job_ids) if i % 10 >= 2]
+    before = place.query("SELECT job_id, series, state, xid::text FROM outcomes ORDER BY job_id")
+    assert await decided(database, ALL, Decision.REPLAYED) == (24, 0)
+    assert await dead_letters.groups(database, ALL) == []
+    progress = await reading.batch_progress(database, stored.batch_id)
+    assert (progress.succeeded, progress.failed, progress.finished) == (6, 0, False)
+    found = await reading.outcomes_of(database, list(stored.job_ids))
+    assert {job_id for job_id, outcome in found.items() if outcome.state is JobState.QUEUED} == set(dead)
+    listed = await reading.recent_jobs(database, state=JobState.QUEUED, kind=None, limit=100)
+    assert {outcome.job_id for outcome in listed} == set(dead)
+    assert await reading.recent_jobs(database, state=JobState.FAILED, kind=None, limit=100) == []
+    ran: list[JobId] = []
+    while claim := await take(database):
+        assert {job.series for job in claim.jobs} == {2}
+        assert max(job.queue_wait_seconds for job in claim.jobs) < 30, "since the replay"
+        assert max(job.failed_tries for job in claim.jobs) == 0
+        ran += [job.job_id for job in claim.jobs]
+        await settlement.settle(database, [report(claim)])
+    assert sorted(ran) == dead
+    progress = await reading.batch_progress(database, stored.batch_id)
+    assert (progress.succeeded, progress.failed, progress.finished) == (30, 0, True)
+    after = place.query("SELECT job_id, series, state, xid::text FROM outcomes WHERE series = 1 ORDER BY job_id")
+    assert after == before
+    history = [(one.series, one.what) for one in await dead_letters.history(database, dead[0])]
+    assert history == [(1, "failed"), (1, "replayed"), (2, "succeeded")]
+
+
+async def test_what_fails_again_is_a_dead_letter_again(database: Database) -> None:
+    stored = await some_failed(database, 10)
+    for series in (2, 3):
+        assert await decided(database, ALL, Decision.REPLAYED) == (8, 0)
+        claim = await take(database)
+        assert claim is not None
+        assert {job.series for job in claim.jobs} == {series}
+        await settlement.settle(database, [failed(claim, ErrorCode.ENGINE_FAILED)])
+        (group,) = await dead_letters.groups(database, ALL)
+        assert (group.code, group.jobs) == (ErrorCode.ENGINE_FAILED, 8)
+        progress = await reading.batch_progress(database, stored.batch_id)
+        assert (progress.succeeded, progress.failed) == (2, 8)
+
+
+async def test_discarded_ones_stay_failed_and_are_listed_no_more(database: Database, place: Place) -> None:
+    stored = await some_failed(database)
+    assert await decided(database, Letters(job_id=stored.job_ids[5]), Decision.DISCARDED) == (1, 0)
+    assert await decided(database, Letters(job_id=stored.job_ids[5]), Decision.REPLAYED) == (0, 0)
+    assert sum(group.jobs for group in await dead_letters.groups(database, ALL)) == 23
+    assert (await reading.outcomes_of(database, [stored.job_ids[5]]))[stored.job_ids[5]].state is JobState.FAILED
+    assert place.query("SELECT count(*) FROM chunks WHERE state = 'queued'") == [(0,)]
+
+
+async def test_several_people_at_once_replay_each_letter_once(database: Database, place: Place) -> None:
+    await some_failed(database, 1_000)
+    done = await asyncio.gather(*[decided(database, ALL, Decision.REPLAYED) for _ in range(4)])
+    assert sum(letters for letters, _ in done) == 800
+    assert place.query("SELECT sum(succeeded), sum(failed), count(*) FROM chunks") == [(200, 0, 100)]
+    runs = 0
+    while claim := await take(database):
+        runs += len(claim.jobs)
+        await settlement.settle(database, [report(claim)])
+    assert runs == 800
+
+
+async def test_a_replay_keeps_its_rate_and_stops_half_way(database: Database, place: Place) -> None:
+    await some_failed(database, 100)
+    task = asyncio.create_task(decided(database, ALL, Decision.REPLAYED, per_second=20))
+    async with asyncio.timeout(10):
+        while place.query("SELECT count(*) FROM decisions")[0][0] < 20:  # noqa: ASYNC110 - another connection's writes
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    stopped = place.query("SELECT count(*) FROM decisions")[0][0]
+    assert 20 <= stopped < 80
+    assert sum(group.jobs for group in await dead_letters.groups(database, ALL)) == 80 - stopped
+    assert await decided(database, ALL, Decision.REPLAYED) == (80 - stopped, 0)
+
+
+async def test_letters_of_a_chunk_that_runs_are_left_alone_and_counted(database: Database) -> None:
+    await batch(database, 10)
+    claim = await take(database)
+    assert claim is not None
+    some = failed(claim)
+    await settlement.settle(database, [type(some)(claim.first_job_id, claim.fence, some.rows[:4])])
+    assert await decided(database, ALL, Decision.REPLAYED) == (0, 4)
+    await settlement.settle(
+        database, [type(some)(claim.first_job_id, claim.fence, some.rows[4:], next_state=some.next_state)]
+    )
+    assert await decided(database, ALL, Decision.REPLAYED) == (10, 0)
+
+
+async def test_interactive_jobs_are_replayed_as_bulk(database: Database) -> None:
+    await submission.insert_interactive(
+        database, JobIds(database), [new(), new()], reply_to="yyc3.settled.x", chunk_rows=64, admit=lambda _: None
+    )
+    claim = await take(database, Lane.INTERACTIVE)
+    assert claim is not None
+    await settlement.settle(database, [failed(claim)])
+    assert await decided(database, ALL, Decision.REPLAYED) == (2, 0)
+    assert await take(database, Lane.INTERACTIVE) is None
+    again = await take(database, Lane.BULK)
+    assert again is not None
+    assert (len(again.jobs), again.reply_to) == (2, None)
+
+
+async def test_a_replayed_job_can_be_cancelled(database: Database) -> None:
+    stored = await some_failed(database, 10)
+    await decided(database, ALL, Decision.REPLAYED)
+    cancelled = await settlement.cancel(database, stored.job_ids[9])
+    assert cancelled is not None
+    assert cancelled[0]
+    claim = await take(database)
+    assert claim is not None
+    assert [job.job_id for job in claim.jobs] == list(stored.job_ids[2:9])
+    await settlement.settle(database, [report(claim)])
+    progress = await reading.batch_progress(database, stored.batch_id)
+    assert (progress.succeeded, progress.cancelled, progress.finished) == (9, 1, True)
+
+
+@pytest.mark.parametrize("option", [["--since", "yesterday"], ["--code", "nonsense"], []])
+def test_the_command_says_what_it_needs(place: Place, option: list[str]) -> None:
+    said = place.yyc3("dead-letters", "replay", *option, check=2)
+    assert "Traceback" not in said.stderr
+    assert option == [] or option[1] in said.stderr
