@@ -13,14 +13,15 @@ from schemas.errors import InvalidSetting, explain
 _SCHEMES = {
     "database_url": ("postgresql://", "postgresql+psycopg://", "postgres://"),
     "redis_url": ("redis://", "rediss://"),
+    "broker_url": ("redis://", "rediss://", "amqp://", "amqps://"),
 }
 
 
 class Settings(BaseSettings):
     """Everything that may differ between two machines. `.env.template` says each in a line.
 
-    `AI_BASE_URL`, `AI_MODEL`, `AI_TIMEOUT_MS`, `REDIS_URL` and `DATABASE_URL` keep the names that callers of this system
-    set already; the rest begins with `YYC3_`.
+    `AI_BASE_URL`, `AI_MODEL`, `AI_TIMEOUT_MS`, `REDIS_URL`, `BROKER_URL` and `DATABASE_URL` keep the names that callers of
+    this system set already; the rest begins with `YYC3_`.
     """
 
     model_config = SettingsConfigDict(
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
     models_file: Path | None = None
     database_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     redis_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    broker_url: SecretStr | None = Field(default=None, validation_alias=AliasChoices("BROKER_URL", "broker_url"))
     ai_base_url: str | None = Field(default=None, validation_alias=AliasChoices("AI_BASE_URL", "ai_base_url"))
     ai_model: str | None = Field(default=None, validation_alias=AliasChoices("AI_MODEL", "ai_model"))
     ai_timeout_ms: int = Field(default=120_000, ge=100, validation_alias=AliasChoices("AI_TIMEOUT_MS", "ai_timeout_ms"))
@@ -38,18 +40,20 @@ class Settings(BaseSettings):
     image_hosts: str = ""
     flower_port: int = Field(default=5555, ge=1, le=65_535)
     flower_basic_auth: SecretStr | None = None
-    lease_seconds: float = Field(default=30.0, ge=1, le=3_600)
+    lease_seconds: float = Field(default=20.0, ge=1, le=3_600)
     drain_seconds: float = Field(default=20.0, ge=0, le=3_600)
 
-    @field_validator("database_url", "redis_url")
+    @field_validator("database_url", "redis_url", "broker_url")
     @classmethod
     def _is_a_url_of_its_kind(cls, value: SecretStr | None, field: ValidationInfo) -> SecretStr | None:
         schemes = _SCHEMES[str(field.field_name)]
         if value is not None and not value.get_secret_value().startswith(schemes):
             raise ValueError(f"must begin with {' or '.join(schemes)}")
         if value is not None:
+            # A database may have several hosts, of which libpq takes the one that fits: h1:5432,h2:5432.
+            hosts = urlsplit(value.get_secret_value()).netloc.rpartition("@")[2].split(",")
             try:
-                _ = urlsplit(value.get_secret_value()).port
+                _ = [urlsplit(f"//{host}").port for host in hosts]
             except ValueError:
                 raise ValueError("its port is not a number from 0 to 65535") from None
         return value

@@ -4,6 +4,9 @@ Statements are written by hand and sent through psycopg: each is one round trip 
 SQLAlchemy owns the tables and Alembic their migrations.
 """
 
+import logging
+import select
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Self
@@ -15,7 +18,18 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from schemas.errors import StoreUnavailable, ValueRefused
 
-_ACQUIRE_SECONDS = 10.0
+# It warns of each attempt that fails; whoever waits for the connection is told instead.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+_AWAY_SECONDS = 1.0
+_BUSY_SECONDS = 10.0
+_KNOCK_SECONDS = 0.2
+_TCP = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "connect_timeout": 5,
+}
 
 
 def plain_url(url: str) -> str:
@@ -47,20 +61,39 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+async def _is_alive(connection: AsyncConnection[DictRow]) -> bool:
+    """Nothing comes by itself on an idle connection but its end: only then a round trip is worth it."""
+    looking = select.poll()
+    looking.register(connection.fileno(), select.POLLIN)
+    if not looking.poll(0):
+        return True
+    try:
+        await connection.execute("")
+    except psycopg.Error:
+        return False
+    return True
+
+
 class Database:
     """A pool of connections in autocommit mode; rows come as dicts.
+
+    A caller is told within about a second that there is no database. One who only waits for the connections of others waits
+    longer. Connections that the server closed meanwhile, by a restart for instance, are noticed before they are used.
 
     `database_url` may carry SQLAlchemy's `+psycopg`.
     """
 
     def __init__(self, database_url: str, *, max_connections: int = 8) -> None:
+        self._taken = 0
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] = AsyncConnectionPool(
             plain_url(database_url),
             connection_class=AsyncConnection[DictRow],
-            kwargs={"autocommit": True, "row_factory": dict_row, "application_name": "yyc3"},
+            kwargs={"autocommit": True, "row_factory": dict_row, "application_name": "yyc3", **_TCP},
             min_size=1,
             max_size=max_connections,
-            timeout=_ACQUIRE_SECONDS,
+            timeout=_KNOCK_SECONDS,
+            # Each caller knocks anew: with the pool's own back-off it would be noticed late that the database is back.
+            reconnect_timeout=0,
             open=False,
         )
 
@@ -81,8 +114,31 @@ class Database:
             StoreUnavailable: no database, or it went away; nothing is known to be written.
         """
         with mapped_errors():
-            async with self._pool.connection() as connection:
-                yield connection
+            connection = await self._take()
+            try:
+                async with connection:
+                    yield connection
+            finally:
+                self._taken -= 1
+                await self._pool.putconn(connection)
+
+    async def _take(self) -> AsyncConnection[DictRow]:
+        began = time.monotonic()
+        while True:
+            try:
+                connection = await self._pool.getconn()
+            except PoolTimeout:
+                waited = time.monotonic() - began
+                if self._taken and waited >= _BUSY_SECONDS:
+                    raise StoreUnavailable(f"Postgres is busy: no connection became free in {waited:.0f} s") from None
+                if not self._taken and waited >= _AWAY_SECONDS:
+                    raise StoreUnavailable(f"Postgres cannot be reached: no connection in {waited:.0f} s") from None
+            else:
+                if await _is_alive(connection):
+                    self._taken += 1
+                    return connection
+                await connection.close()
+                await self._pool.putconn(connection)  # which makes another in its place
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection[DictRow]]:
