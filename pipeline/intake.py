@@ -31,13 +31,13 @@ from schemas.intake import (
     AcceptedReply,
     CancelArguments,
     OutcomeReply,
+    RefusalError,
     RefusedReply,
     job_key,
     parse_intake,
     reply_queue,
 )
 from schemas.messages import Lane, queue_name
-from schemas.results import JobError
 
 _log = structlog.get_logger(__name__)
 _SWEEP_SECONDS = 5.0
@@ -124,7 +124,8 @@ class Door:
         except Closing:
             raise
         except PipelineError as error:
-            await self._refuse(arguments, error.code, error.message, message_id)
+            later = error.facts.get("retry_after_seconds")
+            await self._refuse(arguments, error.code, error.message, message_id, later)
         except Exception as error:  # noqa: BLE001 - a mistake of ours costs this one message, and its sender is told
             _log.error("a message could not be admitted", message_id=message_id, fault=fault(error))
             await self._refuse(arguments, ErrorCode.OWN_FAULT, f"a mistake in this program: {fault(error)}", message_id)
@@ -166,7 +167,9 @@ class Door:
                     continue
                 raise Closing from None
 
-    async def _refuse(self, arguments: dict[str, Any], code: ErrorCode, message: str, message_id: str) -> None:
+    async def _refuse(
+        self, arguments: dict[str, Any], code: ErrorCode, message: str, message_id: str, later: float | None = None
+    ) -> None:
         try:
             queue = reply_queue(arguments, self._reserved)
         except InvalidJob:
@@ -178,7 +181,8 @@ class Door:
             key = job_key(arguments)
         except InvalidJob:
             key = None
-        await self._say(queue, RefusedReply(job_key=key, error=JobError(code=code, message=message)))
+        refusal = RefusalError(code=code, message=message, retry_after_seconds=later)
+        await self._say(queue, RefusedReply(job_key=key, error=refusal))
 
     async def _say(self, queue: str, reply: AcceptedReply | RefusedReply) -> None:
         await self._patiently(lambda: self._reply(queue, reply))

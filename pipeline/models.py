@@ -45,6 +45,9 @@ class ModelEntry(BaseModel):
     stop_token_ids: tuple[int, ...] = Field(default=(), max_length=16)
     system_prompt: str | None = Field(default=None, min_length=1, max_length=4_000)
     max_images: int = Field(default=8, ge=1, le=8)
+    queued_interactive: int = Field(default=10_000, ge=1)
+    queued_bulk: int = Field(default=20_000_000, ge=1)
+    tenant_share: float = Field(default=1.0, gt=0, le=1)
 
     @field_validator("endpoints")
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from pipeline.back_pressure import QueueLimits
 from pipeline.batching import INTERACTIVE_CHUNK_ROWS, LARGEST_CHUNK_BYTES, Coalescer, chunk_rows
 from pipeline.broker import WINDOW, Bells
 from pipeline.fingerprint import payload_hash
@@ -17,7 +18,7 @@ from pipeline.routing import route
 from pipeline.store import Database, reading, submission
 from pipeline.store.ids import JobIds
 from pipeline.store.submission import NewChunk, NewJob, Stored
-from schemas.errors import BrokerUnavailable, DuplicateJob, InvalidJob, UnknownModel
+from schemas.errors import BrokerUnavailable, InvalidJob, UnknownModel
 from schemas.ids import BatchId, JobId
 from schemas.jobs import Job, VisionJob, canonical, parse_job
 from schemas.messages import Doorbell, Lane
@@ -52,6 +53,7 @@ class Submitter:
         self._images = images
         self._reply_to = reply_to
         self._ids = JobIds(database)
+        self._limits = QueueLimits(models, database)
         self._one: Coalescer[NewJob, JobId] = Coalescer(
             self._flush, largest=_LARGEST_GROUP, weight=lambda job: len(job.request), heaviest=LARGEST_CHUNK_BYTES
         )
@@ -64,6 +66,7 @@ class Submitter:
 
         Raises:
             InvalidJob, UnknownModel, DuplicateJob: refused, nothing stored.
+            QueueSaturated: too much is queued; nothing stored, come again when it says.
             StoreUnavailable: nothing is known to be stored.
         """
         return await self._one(await self._checked(job))
@@ -81,6 +84,7 @@ class Submitter:
         Raises:
             InvalidJob, UnknownModel: naming the position of the job; nothing stored.
             DuplicateJob: the key was used for other jobs.
+            QueueSaturated: too much is queued; nothing stored, come again when it says.
             StoreUnavailable: nothing is known to be stored.
         """
         for field, value in (("name", name), ("tenant", tenant), ("idempotency_key", idempotency_key or "-")):
@@ -107,6 +111,7 @@ class Submitter:
             raise InvalidJob("a batch holds at least one job")
         rates = {model: await reading.rows_per_second(self._database, model) for model in {job.model for job in new}}
         slowest = min((rate for rate in rates.values() if rate is not None), default=None)
+        await self._limits.look()
         stored = await submission.insert_batch(
             self._database,
             self._ids,
@@ -116,6 +121,7 @@ class Submitter:
             idempotency_key=idempotency_key,
             payload_hash=digest.digest()[:16],
             chunk_rows=chunk_rows(len(new), slowest),
+            admit=lambda: self._limits.admit_batch(new, tenant),
         )
         await self._ring(_permits(stored.chunks))
         return Batch(stored.batch_id, stored.job_ids)
@@ -149,14 +155,20 @@ class Submitter:
         return [stored[i] for i in range(len(new))]
 
     async def _store(self, new: Sequence[NewJob]) -> list[JobId | BaseException]:
+        await self._limits.look()
         entries = await submission.insert_interactive(
-            self._database, self._ids, new, reply_to=self._reply_to, chunk_rows=INTERACTIVE_CHUNK_ROWS
+            self._database,
+            self._ids,
+            new,
+            reply_to=self._reply_to,
+            chunk_rows=INTERACTIVE_CHUNK_ROWS,
+            admit=self._limits.admit_one,
         )
         chunks = [chunk for entry in entries if isinstance(entry, Stored) for chunk in entry.chunks]
         await self._ring(
             [Doorbell(model=chunk.model, lane=Lane.INTERACTIVE, chunk=chunk.first_job_id) for chunk in chunks]
         )
-        return [entry if isinstance(entry, DuplicateJob) else entry.job_ids[0] for entry in entries]
+        return [entry.job_ids[0] if isinstance(entry, Stored) else entry for entry in entries]
 
     async def _ring(self, doorbells: Sequence[Doorbell]) -> None:
         if not doorbells:

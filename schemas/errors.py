@@ -2,7 +2,7 @@
 
     PipelineError(code, retryable, facts as fields)
       ConfigurationError  UnknownModel InvalidSetting
-      SubmissionError     InvalidJob DuplicateJob InvalidCall
+      SubmissionError     InvalidJob DuplicateJob QueueSaturated InvalidCall
       BrokerError         BrokerUnavailable UndecodableMessage
       StoreError          StoreUnavailable ValueRefused JobNotFound
       EngineError         EngineUnavailable EngineOverloaded EngineTimeout EngineFailed
@@ -12,10 +12,13 @@
 A message is one sentence that names the thing and the way out. It never repeats a caller's words.
 """
 
+import re
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class ErrorCode(StrEnum):
@@ -38,8 +41,9 @@ class ErrorCode(StrEnum):
     INVALID_SETTING = "invalid_setting", "an environment variable or a file of ours says something impossible"
     INVALID_JOB = "invalid_job", "refused at submit; the message names the field"
     DUPLICATE_JOB = "duplicate_job", "this idempotency key was used for another job"
+    QUEUE_SATURATED = "queue_saturated", "too much is queued already; the message says when to submit again"
     INVALID_CALL = "invalid_call", "a line of a call file that is no call"
-    BROKER_UNAVAILABLE = "broker_unavailable", "Redis cannot be reached"
+    BROKER_UNAVAILABLE = "broker_unavailable", "Redis or the message broker cannot be reached"
     UNDECODABLE_MESSAGE = "undecodable_message", "a queue message that is not ours"
     STORE_UNAVAILABLE = "store_unavailable", "Postgres cannot be reached"
     VALUE_REFUSED = "value_refused", "Postgres cannot store something in it"
@@ -52,10 +56,16 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long", "more tokens than the model's context"
     INVALID_OUTPUT = "invalid_output", "an answer outside what was asked for, empty or unreadable"
     OWN_FAULT = "own_fault", "a mistake in this program; the worker's log names it"
-    WORKER_LOST = "worker_lost", "the workers that took this job died, time after time"
+    WORKER_LOST = "worker_lost", "the worker that ran this job died; another takes it"
+    CRASHED_WORKER = "crashed_worker", "every worker that ran this job alone died"
     DEADLINE_PASSED = "deadline_passed", "the job's own deadline came first"
     CANCELLED = "cancelled", "somebody cancelled it"
     RESULT_TIMEOUT = "result_timeout", "the caller stopped waiting; the job goes on"
+    OTHER = "other", "a code of a newer version of this program"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        return cls.OTHER if isinstance(value, str) else None
 
 
 class PipelineError(Exception):
@@ -106,6 +116,13 @@ class DuplicateJob(SubmissionError):
     """The idempotency key belongs to a different job."""
 
     code = ErrorCode.DUPLICATE_JOB
+
+
+class QueueSaturated(SubmissionError):
+    """Too much is queued for a model, lane or tenant; nothing was stored. Facts: depth, limit, retry_after_seconds."""
+
+    code = ErrorCode.QUEUE_SATURATED
+    retryable = True
 
 
 class InvalidCall(SubmissionError):
@@ -228,14 +245,23 @@ class ResultTimeout(PipelineError):
 
 def explain(error: ValidationError) -> str:
     """The first complaint of a validation as one clause, `field: reason`, without the value that was given."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     # Discriminated unions put the tag ("intent") in front of the field; a person knows which kind they sent.
-    parts = [str(part) for part in first["loc"]]
+    parts = [_shown(part) for part in first["loc"]]
     if len(parts) > 1 and parts[0] in {"intent", "sentiment", "chat", "code", "vision"}:
         parts = parts[1:]
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":  # pydantic repeats what was given in place of a tag
+        context = first.get("ctx", {})
+        parts, reason = [str(context["discriminator"]).strip("'")], f"must be one of {context['expected_tags']}"
     field = ".".join(parts)
     return f"{field}: {reason}" if field else reason
+
+
+def _shown(part: int | str) -> str:
+    """A step of the way to a field. The name of an unknown field is the caller's: it is shown if it looks like a name."""
+    text = str(part)
+    return text if _NAME.fullmatch(text) else "(a field whose name cannot be shown)"
 
 
 __all__ = [
@@ -257,6 +283,7 @@ __all__ = [
     "OwnFault",
     "PipelineError",
     "PromptTooLong",
+    "QueueSaturated",
     "RequestRejected",
     "ResultTimeout",
     "StoreError",

@@ -68,11 +68,17 @@ class AcceptedReply(_Reply):
     job_id: JobId
 
 
+class RefusalError(JobError):
+    """Why a job was refused; with `queue_saturated`, after how many seconds the same one may be accepted."""
+
+    retry_after_seconds: float | None = None
+
+
 class RefusedReply(_Reply):
     """Nothing was stored; nothing follows. `job_key` is null where the message had none that can be used."""
 
     event: Literal["refused"] = "refused"
-    error: JobError
+    error: RefusalError
 
 
 class OutcomeReply(_Reply):
@@ -140,6 +146,7 @@ __all__ = [
     "Intake",
     "IntakeReply",
     "OutcomeReply",
+    "RefusalError",
     "RefusedReply",
     "job_key",
     "parse_intake",

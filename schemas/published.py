@@ -178,8 +178,9 @@ _MET = {
     ErrorCode.INVALID_SETTING: "when a client or a command starts",
     ErrorCode.INVALID_JOB: _AT_SUBMIT,
     ErrorCode.DUPLICATE_JOB: _AT_SUBMIT,
+    ErrorCode.QUEUE_SATURATED: f"{_AT_SUBMIT}; both say `retry_after_seconds`",
     ErrorCode.INVALID_CALL: "in `yyc3 calls analyze`",
-    ErrorCode.BROKER_UNAVAILABLE: "in `yyc3 queues`; a submit goes through without Redis",
+    ErrorCode.BROKER_UNAVAILABLE: "in `yyc3 queues`; a submit goes through without Redis and broker",
     ErrorCode.UNDECODABLE_MESSAGE: "in a worker's log",
     ErrorCode.STORE_UNAVAILABLE: "in any call; the intake queue waits instead",
     ErrorCode.VALUE_REFUSED: _IN_AN_OUTCOME,
@@ -192,10 +193,12 @@ _MET = {
     ErrorCode.PROMPT_TOO_LONG: _IN_AN_OUTCOME,
     ErrorCode.INVALID_OUTPUT: _IN_BOTH,
     ErrorCode.OWN_FAULT: f"{_IN_BOTH}; or in a `refused` reply",
-    ErrorCode.WORKER_LOST: _IN_AN_OUTCOME,
+    ErrorCode.WORKER_LOST: _WAITING,
+    ErrorCode.CRASHED_WORKER: _IN_AN_OUTCOME,
     ErrorCode.DEADLINE_PASSED: "in an outcome whose state is `expired`",
     ErrorCode.CANCELLED: "in an outcome whose state is `cancelled`",
     ErrorCode.RESULT_TIMEOUT: "when a caller stops waiting",
+    ErrorCode.OTHER: "wherever this version reads what a newer one wrote",
 }
 _TABLE = re.compile(r"(?<=<!-- error codes -->\n).*?(?=<!-- /error codes -->)", re.DOTALL)
 

@@ -28,13 +28,14 @@ class Exit(IntEnum):
     DONE = 0
     SOME_FAILED = 1
     BAD_INPUT = 2
-    UNREACHABLE = 3
+    UNREACHABLE = 3  # or it takes nothing more for now
 
 
 def _exit_for(error: PipelineError) -> Exit:
-    if isinstance(error, SubmissionError | ConfigurationError):
+    if isinstance(error, SubmissionError | ConfigurationError) and not error.retryable:
         return Exit.BAD_INPUT
-    return Exit.UNREACHABLE if isinstance(error, BrokerError | StoreError) and error.retryable else Exit.SOME_FAILED
+    busy = isinstance(error, BrokerError | StoreError | SubmissionError) and error.retryable
+    return Exit.UNREACHABLE if busy else Exit.SOME_FAILED
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Jobs come in: rows first, so that a doorbell never rings for something that is not there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,7 +10,7 @@ import psycopg
 from pipeline.batching import LARGEST_CHUNK_BYTES, light_runs
 from pipeline.store.connection import Database
 from pipeline.store.ids import JobIds
-from schemas.errors import DuplicateJob
+from schemas.errors import DuplicateJob, QueueSaturated
 from schemas.ids import BatchId, JobId
 from schemas.messages import Lane
 
@@ -36,6 +36,7 @@ class NewChunk:
     first_job_id: JobId
     rows: int
     model: str
+    tenant: str
     lane: Lane
     priority: int
 
@@ -58,10 +59,10 @@ WITH stored AS (
     SELECT job_id, kind, tenant, deadline, request
     FROM json_to_recordset(%(jobs)s::json) AS j(job_id bigint, kind text, tenant text, deadline timestamptz, request json)
 )
-INSERT INTO chunks (first_job_id, rows, model, lane, priority, deadline, reply_to)
-SELECT first_job_id, rows, model, lane, priority, deadline, %(reply_to)s
+INSERT INTO chunks (first_job_id, rows, model, tenant, lane, priority, deadline, reply_to)
+SELECT first_job_id, rows, model, tenant, lane, priority, deadline, %(reply_to)s
 FROM json_to_recordset(%(chunks)s::json)
-    AS c(first_job_id bigint, rows int, model text, lane text, priority smallint, deadline timestamptz)
+    AS c(first_job_id bigint, rows int, model text, tenant text, lane text, priority smallint, deadline timestamptz)
 """
 _INSERT_KEYS = """
 INSERT INTO job_keys (tenant, idempotency_key, job_id, payload_hash)
@@ -74,16 +75,30 @@ ON CONFLICT DO NOTHING RETURNING batch_id
 
 
 async def insert_interactive(
-    database: Database, ids: JobIds, new: Sequence[NewJob], *, reply_to: str | None, chunk_rows: int
-) -> list[Stored | DuplicateJob]:
-    """Store jobs that somebody waits for; neighbours of one model and priority share a chunk.
+    database: Database,
+    ids: JobIds,
+    new: Sequence[NewJob],
+    *,
+    reply_to: str | None,
+    chunk_rows: int,
+    admit: Callable[[NewJob], QueueSaturated | None],
+) -> list[Stored | DuplicateJob | QueueSaturated]:
+    """Store jobs that somebody waits for; neighbours of one model, tenant and priority share a chunk.
 
     One statement where no job has a key. A key that is there already returns its job, or DuplicateJob if that was another.
     Returns one entry a job. Safe to call again only for jobs with keys.
+
+    `admit` is asked once of each job that is not there yet; what it refuses is not stored.
     """
+    refused: dict[int, QueueSaturated | None] = {}
     while True:
         known = await _known_keys(database, new)
-        fresh = [i for i, job in enumerate(new) if known[i] is None]
+        for i, job in enumerate(new):
+            if known[i] is None:
+                if i not in refused:
+                    refused[i] = admit(job)
+                known[i] = refused[i]
+        fresh = [i for i, entry in enumerate(known) if entry is None]
         if not fresh:
             return [entry for entry in known if entry is not None]
         groups = _group([(i, new[i]) for i in fresh], chunk_rows)
@@ -94,7 +109,14 @@ async def insert_interactive(
             for k, index in enumerate(group)
         }
         chunks = [
-            NewChunk(JobId(first), len(group), new[group[0]].model, Lane.INTERACTIVE, new[group[0]].priority)
+            NewChunk(
+                JobId(first),
+                len(group),
+                new[group[0]].model,
+                new[group[0]].tenant,
+                Lane.INTERACTIVE,
+                new[group[0]].priority,
+            )
             for first, group in zip(firsts, groups, strict=True)
         ]
         try:
@@ -103,7 +125,7 @@ async def insert_interactive(
             continue  # another process stored one of these keys meanwhile: look again
         by_job = {index: chunk for chunk, group in zip(chunks, groups, strict=True) for index in group}
         announced: set[int] = set()
-        result: list[Stored | DuplicateJob] = []
+        result: list[Stored | DuplicateJob | QueueSaturated] = []
         for i, entry in enumerate(known):
             if entry is not None:
                 result.append(entry)
@@ -115,14 +137,14 @@ async def insert_interactive(
         return result
 
 
-async def _known_keys(database: Database, new: Sequence[NewJob]) -> list[Stored | DuplicateJob | None]:
+async def _known_keys(database: Database, new: Sequence[NewJob]) -> list[Stored | DuplicateJob | QueueSaturated | None]:
     keyed = [(job.tenant, job.idempotency_key) for job in new if job.idempotency_key is not None]
     if not keyed:
         return [None] * len(new)
     async with database.connection() as connection:
         cursor = await connection.execute(_KEYS, ([tenant for tenant, _ in keyed], [key for _, key in keyed]))
         there = {(row["tenant"], row["idempotency_key"]): row for row in await cursor.fetchall()}
-    known: list[Stored | DuplicateJob | None] = []
+    known: list[Stored | DuplicateJob | QueueSaturated | None] = []
     for job in new:
         row = there.get((job.tenant, job.idempotency_key))
         if row is None:
@@ -140,10 +162,10 @@ async def _known_keys(database: Database, new: Sequence[NewJob]) -> list[Stored 
 
 
 def _group(jobs: Sequence[tuple[int, NewJob]], chunk_rows: int) -> list[list[int]]:
-    """Indexes of jobs that share a chunk: one model and priority, at most chunk_rows."""
-    by_shape: dict[tuple[str, int], list[int]] = {}
+    """Indexes of jobs that share a chunk: one model, tenant and priority, at most chunk_rows."""
+    by_shape: dict[tuple[str, str, int], list[int]] = {}
     for index, job in jobs:
-        by_shape.setdefault((job.model, job.priority), []).append(index)
+        by_shape.setdefault((job.model, job.tenant, job.priority), []).append(index)
     sizes = {index: len(job.request) for index, job in jobs}
     groups: list[list[int]] = []
     for indexes in by_shape.values():
@@ -178,6 +200,7 @@ async def _insert(
             "first_job_id": chunk.first_job_id,
             "rows": chunk.rows,
             "model": chunk.model,
+            "tenant": chunk.tenant,
             "lane": chunk.lane,
             "priority": chunk.priority,
             "deadline": min((deadline for i in group if (deadline := new[i].deadline)), default=None),
@@ -226,8 +249,11 @@ async def insert_batch(
     idempotency_key: str | None,
     payload_hash: bytes,
     chunk_rows: int,
+    admit: Callable[[], None],
 ) -> StoredBatch:
     """Store jobs submitted together, in their order, in one transaction with COPY.
+
+    `admit` is called where the batch is not there yet; what it raises stores nothing.
 
     Raises:
         DuplicateJob: the batch's key was used for another batch.
@@ -239,6 +265,7 @@ async def insert_batch(
         arguments = (tenant, idempotency_key, payload_hash, name, len(new))
         row = await (await connection.execute(_INSERT_BATCH, arguments)).fetchone()
         if row is not None:
+            admit()
             batch_id = BatchId(row["batch_id"])
             job_ids = [
                 JobId(first + k) for first, (start, end) in zip(firsts, slices, strict=True) for k in range(end - start)
@@ -252,13 +279,15 @@ async def insert_batch(
                     )
             chunks = []
             async with connection.cursor().copy(
-                "COPY chunks (first_job_id, rows, batch_id, model, lane, priority, deadline) FROM STDIN"
+                "COPY chunks (first_job_id, rows, batch_id, model, tenant, lane, priority, deadline) FROM STDIN"
             ) as copy:
                 for first, (start, end) in zip(firsts, slices, strict=True):
                     head = new[start]
-                    chunk = NewChunk(JobId(first), end - start, head.model, Lane.BULK, head.priority)
+                    chunk = NewChunk(JobId(first), end - start, head.model, tenant, Lane.BULK, head.priority)
                     deadline = min((job.deadline for job in new[start:end] if job.deadline), default=None)
-                    await copy.write_row((first, chunk.rows, batch_id, head.model, Lane.BULK, head.priority, deadline))
+                    await copy.write_row(
+                        (first, chunk.rows, batch_id, head.model, tenant, Lane.BULK, head.priority, deadline)
+                    )
                     chunks.append(chunk)
             return StoredBatch(batch_id, job_ids, chunks)
     return await _known_batch(database, tenant, idempotency_key, payload_hash)

@@ -1,0 +1,106 @@
+"""Queues that are full: who is refused, who is not, and what is said."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from stored import batch, report, take
+from support import Place
+
+from pipeline import AsyncClient
+from pipeline.back_pressure import QueueLimits
+from pipeline.models import ModelEntry, Models
+from pipeline.store import Database, settlement
+from pipeline.store.submission import NewJob
+from schemas.errors import QueueSaturated
+
+ENTRY = {"name": "m", "kinds": ("intent",), "port": 1}
+
+
+def limits(database: Database, **fields: Any) -> QueueLimits:
+    return QueueLimits(Models({"m": ModelEntry.model_validate({**ENTRY, **fields})}), database)
+
+
+def job(tenant: str = "default") -> NewJob:
+    return NewJob("intent", tenant, b"{}", "m", 0)
+
+
+async def test_a_batch_that_does_not_fit_is_refused_with_depth_and_when_to_come_again(database: Database) -> None:
+    await batch(database, 60)
+    claim = await take(database)
+    assert claim is not None
+    await settlement.settle(database, [report(claim)])
+    gate = limits(database, queued_bulk=100)
+    await gate.look()
+    gate.admit_batch([job()] * 40, "default")
+    with pytest.raises(QueueSaturated, match=r"m\.bulk holds 90 jobs and takes 100; submit again in \d+ s") as raised:
+        gate.admit_batch([job()] * 20, "default")
+    assert raised.value.retryable
+    facts = raised.value.facts
+    assert (facts["queue"], facts["depth"], facts["limit"]) == ("m.bulk", 90, 100)
+    assert facts["retry_after_seconds"] == 60, "ten jobs too many, ten were finished in the last minute"
+
+
+async def test_a_batch_that_never_fits_is_told_so(database: Database) -> None:
+    gate = limits(database, queued_bulk=100)
+    await gate.look()
+    with pytest.raises(QueueSaturated, match="takes 100 jobs and 101 came at once") as raised:
+        gate.admit_batch([job()] * 101, "default")
+    assert "retry_after_seconds" not in raised.value.facts
+
+
+async def test_a_tenant_has_its_share_and_leaves_the_rest_to_others(database: Database) -> None:
+    await batch(database, 45, tenant="loud")
+    gate = limits(database, queued_bulk=100, tenant_share=0.5)
+    await gate.look()
+    with pytest.raises(QueueSaturated, match="holds 45 jobs of tenant loud and takes 50"):
+        gate.admit_batch([job()] * 10, "loud")
+    gate.admit_batch([job()] * 50, "quiet")
+
+
+async def test_the_lanes_have_limits_of_their_own_and_what_runs_does_not_count(database: Database) -> None:
+    await batch(database, 10)
+    gate = limits(database, queued_bulk=10, queued_interactive=2)
+    await gate.look()
+    assert [gate.admit_one(job()) is None for _ in range(3)] == [True, True, False]
+    with pytest.raises(QueueSaturated):
+        gate.admit_batch([job()], "default")
+    assert await take(database) is not None
+    gate = limits(database, queued_bulk=10)
+    await gate.look()
+    gate.admit_batch([job()] * 10, "default")
+
+
+@pytest.fixture
+async def narrow(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncClient]:
+    """A client of a model that takes three interactive jobs and five in bulk."""
+    file = place.home / "models.toml"
+    file.write_text('[models.chatglm3-6b]\nkinds = ["intent"]\nport = 1\nqueued_interactive = 3\nqueued_bulk = 5\n')
+    monkeypatch.setenv("YYC3_MODELS_FILE", str(file))
+    async with AsyncClient(database_url=place.database_url, redis_url=place.redis_url) as client:
+        yield client
+
+
+async def test_a_submit_is_refused_and_one_with_a_known_key_is_not(narrow: AsyncClient, place: Place) -> None:
+    text = {"kind": "intent", "text": "我要退款"}
+    first = await narrow.submit({**text, "idempotency_key": "a"})
+    for _ in range(2):
+        await narrow.submit(text)
+    with pytest.raises(QueueSaturated):
+        await narrow.submit(text)
+    assert await narrow.submit({**text, "idempotency_key": "a"}) == first
+    batch_id = (await narrow.submit_many([text] * 5, idempotency_key="b")).batch_id
+    with pytest.raises(QueueSaturated):
+        await narrow.submit_many([text])
+    assert (await narrow.submit_many([text] * 5, idempotency_key="b")).batch_id == batch_id
+    assert place.query("SELECT count(*) FROM jobs") == [(8,)]
+    refused = place.yyc3(
+        "submit", "intent", "--text", "我要退款", check=3, YYC3_MODELS_FILE=str(place.home / "models.toml")
+    )
+    assert "submit again in" in refused.stderr
+
+
+def test_limits_are_numbers_above_zero() -> None:
+    for fields in ({"queued_bulk": 0}, {"tenant_share": 0}, {"tenant_share": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(fields))):
+            ModelEntry.model_validate({**ENTRY, **fields})
