@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.broker import Bells, Whispers
+from pipeline.broker import ASIDE, Bells, Whispers
 from pipeline.engine import EndpointFacts, EngineClient
 from pipeline.engine.facts import ask_facts, letters_are_tokens
 from pipeline.engine.metrics import ask_metrics
@@ -38,12 +38,12 @@ class Finding:
 async def check(
     database: Database, bells: Bells, whispers: Whispers, engine: EngineClient, models: Models
 ) -> list[Finding]:
-    """Look at Redis, Postgres, every endpoint and the workers, all at once."""
+    """Look at Postgres, Redis, the broker, every endpoint and the workers, all at once."""
     endpoints = [_endpoint(engine, entry, url) for entry in models for url in entry.addresses]
-    parts = [_postgres(database), _redis(whispers), *endpoints]
+    parts = [_postgres(database), _redis(whispers), _broker(bells), *endpoints]
     found = list(await asyncio.gather(*parts))
-    redis_works = found[1].ok
-    return [*found, *(await _workers(bells, models) if redis_works else [])]
+    broker_works = found[2].ok
+    return [*found, *(await _workers(bells, models) if broker_works else [])]
 
 
 async def _timed(work: Callable[[], Any]) -> float:
@@ -74,6 +74,17 @@ async def _redis(whispers: Whispers) -> Finding:
             "start yyc3 up, or set REDIS_URL to a Redis that runs; no job is lost meanwhile",
         )
     return Finding("redis", True, "answers", latency_ms=latency)
+
+
+async def _broker(bells: Bells) -> Finding:
+    try:
+        aside = await bells.aside()
+        latency = await _timed(bells.aside)
+    except PipelineError as error:
+        advice = "start it, or set BROKER_URL (REDIS_URL if that is not set) to one that runs; no job is lost meanwhile"
+        return Finding("broker", False, error.message, advice)
+    advice = f"look at the queue {ASIDE}, then delete it" if aside else ""
+    return Finding("broker", True, f"answers, {aside} messages were put aside", advice, latency)
 
 
 async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Finding:

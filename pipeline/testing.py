@@ -32,7 +32,7 @@ import pytest
 from pipeline.client import AsyncClient, Client
 from pipeline.embedded.home import Home
 from pipeline.embedded.running import Running, write_running
-from pipeline.recover import Reach, sweep_forever
+from pipeline.recover import Reach, Recovery
 from pipeline.settings import load_settings
 from pipeline.store import Database, answers, claims, schema, settlement, submission
 from pipeline.store.ids import JobIds
@@ -47,9 +47,10 @@ from schemas.results import JobState
 from simulator import SimulatorOptions, serve
 
 _READY_SECONDS = 30.0
-_ELSEWHERE = ("DATABASE_URL", "REDIS_URL", "AI_BASE_URL", "AI_MODEL", "YYC3_MODELS_FILE")
+_ELSEWHERE = ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "AI_BASE_URL", "AI_MODEL", "YYC3_MODELS_FILE")
 # A worker that a test kills is missed soon, and an engine that hangs is given up soon.
-_IMPATIENT = {"YYC3_LEASE_SECONDS": "2", "AI_TIMEOUT_MS": "3000"}
+_LEASE = timedelta(seconds=2)
+_IMPATIENT = {"YYC3_LEASE_SECONDS": f"{_LEASE.total_seconds():g}", "AI_TIMEOUT_MS": "3000"}
 _STATES = {ErrorCode.CANCELLED: JobState.CANCELLED, ErrorCode.DEADLINE_PASSED: JobState.EXPIRED}
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class PipelineUnderTest:
     async def _recover(self) -> None:
         async with self._wiring.adapters() as adapters:
             reach = Reach(adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer)
-            await sweep_forever(reach, adapters.models)
+            await Recovery(reach, adapters.models, _LEASE).sweep_forever()
 
     async def _forget_answers(self) -> None:
         database = await Database(self.database_url).open()
@@ -250,7 +251,7 @@ class PipelineUnderTest:
                     continue  # recovery rang for it, and a worker was first
                 (claim,) = taken.values()
                 row = SettledRow(
-                    job_id, _STATES.get(code, JobState.FAILED), code=code, message=f"written for a test: {code}"
+                    job_id, 1, _STATES.get(code, JobState.FAILED), code=code, message=f"written for a test: {code}"
                 )
                 report = RunReport(job_id, claim.fence, [row], next_state=NextState.DONE)
                 await settlement.settle(adapters.database, [report])
@@ -262,7 +263,7 @@ async def _stored_unrung(adapters: Adapters, job: Job) -> JobId:
     model = next(entry.name for entry in adapters.models if job.kind in entry.kinds)
     new = NewJob(job.kind, job.tenant, canonical(job), model, job.priority)
     (stored,) = await submission.insert_interactive(
-        adapters.database, JobIds(adapters.database), [new], reply_to=None, chunk_rows=1
+        adapters.database, JobIds(adapters.database), [new], reply_to=None, chunk_rows=1, admit=lambda _: None
     )
     assert isinstance(stored, Stored)
     return stored.job_ids[0]

@@ -100,12 +100,22 @@ class Wiring:
             return self.running.redis_url
         raise InvalidSetting(self._nowhere("REDIS_URL"))
 
+    @property
+    def broker_url(self) -> str:
+        """Where Celery's messages go: BROKER_URL, or the Redis.
+
+        Raises:
+            InvalidSetting: neither is known.
+        """
+        given = self.settings.broker_url
+        return self.redis_url if given is None else given.get_secret_value()
+
     def _nowhere(self, variable: str) -> str:
         return f"no yyc3 up is running in {self.settings.home_folder} and {variable} is not set; start one, or set it"
 
     def celery_app(self, **options: Any) -> Celery:
         """The Celery application; see make_app."""
-        return make_app(self.redis_url, **options)
+        return make_app(self.broker_url, **options)
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
         """Uvloop where it runs."""
@@ -121,7 +131,7 @@ class Wiring:
         key = self.settings.ai_api_key
         database = await Database(self.database_url).open()
         writer, reader = StreamWriter(self.redis_url), StreamReader(self.redis_url)
-        bells, whispers = Bells(self.redis_url), Whispers(self.redis_url)
+        bells, whispers = Bells(self.broker_url), Whispers(self.redis_url)
         engine = EngineClient(self.settings.request_timeout, key.get_secret_value() if key else None)
         images = ImageDoor(Fetcher(self.settings.image_hosts_allowed))
         try:

@@ -10,11 +10,13 @@ import structlog
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
+from pipeline.broker import declared
 from pipeline.settings import load_settings
 from pipeline.telemetry import configure_logging
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.messages import Lane, queue_name
+from workers.guarding import GuardedConsumer
 from workers.loop import LoopThread, prefer_latency
 from workers.process import Limits, Process
 from workers.taking import Taking
@@ -69,6 +71,9 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
 
 def run_celery(app: Celery, loop: LoopThread, node: str, queues: Sequence[str], threads: int) -> NoReturn:
     """Celery in this thread until SIGTERM or Ctrl-C, then the end of the loop."""
+    app.conf.worker_consumer = f"{GuardedConsumer.__module__}:{GuardedConsumer.__name__}"
+    for queue in queues:
+        app.amqp.queues.add(declared(queue))
     worker_ready.connect(lambda **_: _log.info("ready", node=node, queues=",".join(queues)), weak=False)
     arguments = ["--quiet", "worker", "--pool", "threads", "--concurrency", str(threads), "--hostname", node]
     arguments += ["--queues", ",".join(queues), "--loglevel", "WARNING", "--without-gossip", "--without-mingle"]

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from pipeline.broker import TASK_NAME
 from pipeline.telemetry import fault
-from schemas.errors import UndecodableMessage
 from schemas.messages import Doorbell
 from workers.guarding import GuardedTask
 from workers.loop import LoopThread
@@ -21,21 +20,26 @@ _log = structlog.get_logger(__name__)
 _PROGRESS_SECONDS = 1.0
 
 
+class DoorbellTask(GuardedTask):
+    """A task whose one argument is a doorbell."""
+
+    def admit(self, arguments: list[Any], named: dict[str, Any]) -> None:
+        """Anything else is put aside. Its content is not repeated: what is no doorbell may be a caller's words."""
+        if len(arguments) != 1 or named:
+            raise ValueError("not a doorbell")
+        try:
+            Doorbell.model_validate(arguments[0])
+        except ValidationError:
+            raise ValueError("not a doorbell") from None
+
+
 def register(app: Celery, process: Process, loop: LoopThread) -> None:
     """Add the task to an application."""
 
-    @app.task(name=TASK_NAME, base=GuardedTask, bind=True, ignore_result=True, shared=False)
-    def run_chunk(self: "Task[Any, Any]", message: Any = None) -> dict[str, Any]:
+    @app.task(name=TASK_NAME, base=DoorbellTask, bind=True, ignore_result=True, shared=False)
+    def run_chunk(self: "Task[Any, Any]", message: Any) -> dict[str, Any]:
         """Celery waits here in a thread while the loop works."""
-        try:
-            doorbell = Doorbell.model_validate(message)
-        except ValidationError:
-            _log.warning(
-                "a message in our queue is not a doorbell; dropped",
-                code=UndecodableMessage.code,
-                message_id=self.request.id,
-            )
-            return {"rows": 0, "note": "not a doorbell"}
+        doorbell = Doorbell.model_validate(message)
         seen: list[Run] = []
         answer = loop.run(process.answer(doorbell, seen.append))
         try:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import command, print_json, table, wiring
+from pipeline.broker import ASIDE
+from pipeline.cli.console import command, out, print_json, table, wiring
 from pipeline.queues import Queue
 from pipeline.queues import queues as merged
 from pipeline.store import reading, samples
@@ -16,20 +17,27 @@ from schemas.messages import Lane, queue_name
 
 @command
 def queues(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a queue, then one an endpoint.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a queue, then one an endpoint, then what was put aside.")
+    ] = False,
 ) -> None:
     """What waits and runs, by model and lane, how fast it moves, and how the workers find their endpoints."""
 
-    async def look() -> tuple[list[Queue], list[EndpointSample]]:
+    async def look() -> tuple[list[Queue], list[EndpointSample], int]:
         async with wiring().adapters() as adapters:
             lanes = [(entry.name, lane) for entry in adapters.models for lane in Lane]
             depths = await adapters.bells.depths(queue_name(model, lane) for model, lane in lanes)
             states, seen = await reading.queue_states(adapters.database), await samples.latest(adapters.database)
-            return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen
+            aside = await adapters.bells.aside()
+            return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen, aside
 
-    found, seen = asyncio.run(look())
+    found, seen, aside = asyncio.run(look())
     if as_json:
-        for entry in (*(queue.as_json() for queue in found), *(asdict(sample) for sample in seen)):
+        for entry in (
+            *(queue.as_json() for queue in found),
+            *(asdict(sample) for sample in seen),
+            {"queue": ASIDE, "messages": aside},
+        ):
             print_json(entry)
         return
     columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "waits for"]
@@ -37,6 +45,10 @@ def queues(
     if seen:
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
         table("endpoints, as the workers found them in the last seconds", columns, [_sample_row(one) for one in seen])
+    if aside:
+        out.print(
+            f"{aside:,} messages that nobody could take were put aside in the queue {ASIDE}; look at them, then delete it"
+        )
 
 
 def _row(queue: Queue) -> list[object]:

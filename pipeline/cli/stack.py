@@ -11,7 +11,6 @@ from typing import Self
 
 from celery import Celery
 
-from pipeline.broker import make_app
 from pipeline.embedded.home import Home
 from pipeline.embedded.running import Running, write_running
 from pipeline.embedded.servers import free_port
@@ -101,7 +100,7 @@ class Stack:
         self._say("waiting for workers")
         for name, url in addresses.items():
             _until(lambda url=url: _answers(f"{url}/health"), f"the simulator of {name}", self.folder)  # type: ignore[misc]
-        app = make_app(redis_url)
+        app = Wiring(self._settings).celery_app()  # it finds what was just written down
         _until(lambda: _nodes(app) > len(Lane), "the workers", self.folder)
         app.close()
         if self.running.flower_url:

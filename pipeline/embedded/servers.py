@@ -177,8 +177,8 @@ def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
     half.rename(data)
 
 
-def start_postgres(home: Path) -> Server:
-    """Start Postgres on `home`/postgres, made on first use."""
+def start_postgres(home: Path, port: int | None = None) -> Server:
+    """Start Postgres on `home`/postgres, made on first use; at a free port unless one is named."""
     data, log, account = home / "postgres", home / "postgres.log", _account()
     if account == "nobody":
         _admit_nobody(home)
@@ -192,10 +192,10 @@ def start_postgres(home: Path) -> Server:
         )
     # After kill -9 the old postmaster may still be a zombie that holds postmaster.pid: try for a while.
     for attempt in range(15):
-        port = free_port(15_432)
+        at = port or free_port(15_432)
         process = _spawn(
             [
-                *[_postgres_binary("postgres"), "-D", data, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1"],
+                *[_postgres_binary("postgres"), "-D", data, "-c", f"port={at}", "-c", "listen_addresses=127.0.0.1"],
                 *["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"],
                 *["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic", "-c", "log_error_verbosity=terse"],
             ],
@@ -203,7 +203,7 @@ def start_postgres(home: Path) -> Server:
             account,
             signal.SIGINT,
         )
-        ready = [str(_postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
+        ready = [str(_postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(at)]
 
         def answers(command: Sequence[str] = ready) -> bool:
             return subprocess.run(command, check=False).returncode == 0
@@ -215,16 +215,16 @@ def start_postgres(home: Path) -> Server:
                 raise
             time.sleep(1)
             continue
-        url = f"postgresql://yyc3:{password}@127.0.0.1:{port}/postgres"
+        url = f"postgresql://yyc3:{password}@127.0.0.1:{at}/postgres"
         return Server("postgres", process, signal.SIGINT, url)
     raise AssertionError("the last attempt returns or raises")
 
 
-def start_valkey(home: Path) -> Server:
-    """Start Valkey on `home`/valkey with an append-only file."""
+def start_valkey(home: Path, port: int | None = None) -> Server:
+    """Start Valkey on `home`/valkey with an append-only file; at a free port unless one is named."""
     folder, log = home / "valkey", home / "valkey.log"
     folder.mkdir(mode=0o700, exist_ok=True)
-    password, port = _secret(home / "valkey.password"), free_port(16_379)
+    password, port = _secret(home / "valkey.password"), port or free_port(16_379)
     settings = home / "valkey.conf"  # a file of mode 0600: arguments can be read by everybody
     settings.touch(mode=0o600)
     settings.write_text(
