@@ -1,5 +1,6 @@
 """What went wrong at an engine, in our words. The engine's own sentence is not kept: it may repeat the prompt."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from schemas.errors import (
     RequestRejected,
 )
 
+_NAME = re.compile(r"[A-Za-z_. ]{1,60}")
 _TOO_LONG_PARAMETERS = {"input_tokens", "input_text"}
 # vLLM before 0.1x says it only in words.
 _TOO_LONG_WORDS = "maximum context length"
@@ -42,10 +44,15 @@ def from_status(status: int, body: bytes, endpoint: str) -> EngineError:
         detail = _error_body(body)
         if detail.get("param") in _TOO_LONG_PARAMETERS or _TOO_LONG_WORDS in str(detail.get("message", "")):
             return PromptTooLong("the prompt is longer than the model's context; shorten it or choose another model")
-        kind = str(detail.get("type") or "refused")[:60]
-        parameter = f", parameter {str(detail['param'])[:60]}" if detail.get("param") else ""
+        kind = _name(detail.get("type")) or "refused"
+        parameter = f", parameter {name}" if (name := _name(detail.get("param"))) else ""
         return RequestRejected(f"{endpoint} refused the request: HTTP {status} {kind}{parameter}", endpoint=endpoint)
     return EngineFailed(f"{endpoint} broke while it worked (HTTP {status})", endpoint=endpoint)
+
+
+def _name(value: Any) -> str | None:
+    """What looks like the name of an error or a parameter; anything else may be the caller's words."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
 
 
 def _error_body(body: bytes) -> dict[str, Any]:

@@ -31,7 +31,15 @@ def first_token(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], 
         return (), None
     head = content[0]
     entries = [head, *(head.get("top_logprobs") or ())]
-    return tuple([(str(entry["token"]), float(entry["logprob"])) for entry in entries]), len(content)
+    return tuple([(str(entry["token"]), _logprob(entry["logprob"])) for entry in entries]), len(content)
+
+
+def _logprob(value: Any) -> float:
+    """The logarithm of a probability. ValueError where it cannot be one; rounding may leave it a little above zero."""
+    found = float(value)
+    if not found <= 0.01:
+        raise ValueError("not the logarithm of a probability")
+    return found
 
 
 def text_of(value: Any) -> str:
@@ -59,8 +67,10 @@ def is_simulated(value: dict[str, Any]) -> bool:
     return str(value.get("system_fingerprint") or "").startswith("simulator-")
 
 
-def check_finish(finish_reason: str | None) -> str:
+def check_finish(finish_reason: Any) -> str:
     """Refuse answers that the engine broke off (vLLM does on SIGTERM, with HTTP 200 and half a text)."""
+    if finish_reason is not None and not isinstance(finish_reason, str):
+        raise InvalidOutput("the engine ended its answer for a reason that is no text")
     if finish_reason in {"abort", "error"}:
         raise EngineFailed("the engine broke off in the middle of the answer")
     return finish_reason or "stop"
