@@ -37,6 +37,12 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+soak: $(STAMP)  ## ten minutes of kills, cuts and restarts under load; the last line is the verdict
+	@PYTHONPATH=.:tests $(BIN)/python tests/faults/soak.py
+
+fuzz: $(STAMP)  ## a million bad inputs for everything that reads what others wrote
+	@PYTHONPATH=.:tests $(BIN)/python tests/fuzz.py
+
 bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, chat under bulk, failover (half an hour)
 	@$(BIN)/python -m bench.bulk_cost
 	@$(BIN)/python -m bench.interactive
@@ -44,6 +50,7 @@ bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, cha
 	@$(BIN)/python -m bench.engine_fill
 	@$(BIN)/python -m bench.chat_under_bulk
 	@$(BIN)/python -m bench.failover
+	@$(BIN)/python -m bench.takeover
 
 types: $(STAMP)  ## renew what callers build on: docs/schemas/ and the table of errors in docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas
@@ -57,4 +64,4 @@ clean:  ## remove .venv and caches (your data under YYC3_HOME stays)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help venv demo up test test-vllm check bench types lock clean
+.PHONY: help venv demo up test test-vllm check soak fuzz bench types lock clean

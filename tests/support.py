@@ -72,16 +72,19 @@ class Place:
         return done
 
     @contextmanager
-    def process(self, *arguments: str, **environment: str) -> Iterator["Started"]:
-        """A process of ours; ended at the end if it is still there. Its output is in `log`."""
+    def process(self, *arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator["Started"]:
+        """A process of ours; ended at the end if it is still there. Its output is in `log`.
+
+        `cwd` is the checkout whose code it runs.
+        """
         log = self.home / f"{'-'.join(arguments)[:60].replace('/', '_')}-{time.monotonic_ns()}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 stdout=output,
                 stderr=output,
-                env={**self.environment, "PYTHONUNBUFFERED": "1", **environment},
-                cwd=ROOT,
+                env={**self.environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(cwd), **environment},
+                cwd=cwd,
                 start_new_session=True,
             )
         started = Started(process, log)
@@ -97,9 +100,9 @@ class Place:
                     process.wait()
 
     @contextmanager
-    def worker(self, lane: str, *models: str, **environment: str) -> Iterator["Started"]:
+    def worker(self, lane: str, *models: str, cwd: Path = ROOT, **environment: str) -> Iterator["Started"]:
         """A Celery worker that takes doorbells."""
-        with self.process("workers.main", lane, *(models or ("chatglm3-6b",)), **environment) as started:
+        with self.process("workers.main", lane, *(models or ("chatglm3-6b",)), cwd=cwd, **environment) as started:
             wait_for(lambda: started.says(r"\"event\": ?\"ready\"") or started.ended, f"the {lane} worker")
             assert not started.ended, started.text
             yield started

@@ -83,7 +83,7 @@ def test_health_says_what_is_wrong_and_what_to_do(place: Place) -> None:
     assert "ok   workers of chatglm3-6b: interactive." in done.stdout
     assert "→ run: yyc3 worker --lane bulk --model chatglm3-6b" in done.stdout
     findings = [json.loads(line) for line in place.yyc3("health", "--json", check=3).stdout.splitlines()]
-    assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis"}
+    assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis", "broker"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pipeline.submit import MAX_BATCH_JOBS
 from schemas.answer_schema import check_answer_schema
 from schemas.errors import EngineTimeout, ErrorCode, InvalidJob
 from schemas.ids import JobId
-from schemas.intake import AcceptedReply, OutcomeReply, RefusedReply, parse_intake, reply_queue
+from schemas.intake import AcceptedReply, OutcomeReply, RefusalError, RefusedReply, parse_intake, reply_queue
 from schemas.jobs import MAX_DIALOGUE_CHARACTERS, MAX_IMAGE_BYTES, MAX_IMAGE_CHARACTERS, parse_job
 from schemas.messages import Doorbell, Lane
 from schemas.published import error_table, files, json_schema, with_error_table
@@ -215,7 +215,7 @@ def test_what_is_said_is_valid_and_said_whole(outcome: Outcome) -> None:
 
 def test_replies_events_and_doorbells_are_valid_as_they_are_sent() -> None:
     assert accepts("IntakeReply", AcceptedReply(job_key="k", job_id=JOB).model_dump(mode="json"))
-    refused = RefusedReply(job_key=None, error=JobError(code=ErrorCode.INVALID_JOB, message="x"))
+    refused = RefusedReply(job_key=None, error=RefusalError(code=ErrorCode.INVALID_JOB, message="x"))
     assert accepts("IntakeReply", refused.model_dump(mode="json"))
     assert accepts("StreamEvent", TextEvent(job_id=JOB, text="a").model_dump(mode="json"))
     assert accepts("StreamEvent", RestartEvent(job_id=JOB, try_number=2).model_dump(mode="json"))

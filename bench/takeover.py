@@ -1,0 +1,55 @@
+"""How long after kill -9 of a worker its jobs run elsewhere, with the default lease.
+
+Two bulk workers on a life-like simulator; the one that runs something is killed, and the clock stops when another worker has
+claimed a chunk that the first one had. Prints each of the rounds.
+"""
+
+import time
+from statistics import median
+
+import psutil
+import psycopg
+
+from bench.engines import chat, more_workers
+from bench.setting import fast_pipeline, show
+from pipeline import Client
+from pipeline.wiring import Wiring
+
+ROUNDS = 3
+_HELD = "SELECT DISTINCT worker FROM chunks WHERE state = 'running' AND batch_id = %s"
+_TAKEN = """
+SELECT count(*) FROM chunks WHERE batch_id = %s AND last_code = 'worker_lost' AND state <> 'queued' AND worker <> %s
+"""
+
+
+def one_round(database_url: str, number: int) -> float:
+    """Kill who runs something; seconds until somebody else has some of it."""
+    with Client() as client, psycopg.connect(database_url, autocommit=True) as connection:
+        batch = client.submit_many([chat(1_000_000 * number + i, 64) for i in range(4_000)])
+        while not (held := [row[0] for row in connection.execute(_HELD, (batch.batch_id,)).fetchall()]):
+            time.sleep(0.05)
+        victim = held[0]
+        time.sleep(2)  # it is in the middle
+        psutil.Process(int(victim.split("@")[0].rsplit(".", 1)[1])).kill()
+        began = time.monotonic()
+        row = None
+        while row is None or not row[0]:
+            time.sleep(0.05)
+            row = connection.execute(_TAKEN, (batch.batch_id, victim)).fetchone()
+        return time.monotonic() - began
+
+
+def main() -> None:
+    """Three kills, each of a worker that was in the middle."""
+    with fast_pipeline(speed=2) as stack:
+        more_workers(stack, ROUNDS)
+        url = Wiring.from_environment().database_url
+        taken = [one_round(url, number) for number in range(ROUNDS)]
+    show(
+        "takeover after kill -9",
+        {f"round_{i}_seconds": value for i, value in enumerate(taken)} | {"median_seconds": median(taken)},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""Ten minutes of bad weather: jobs come in without a pause while every few seconds something dies, stops, forgets or is cut.
+
+`make soak` runs it at full length; a short form is a test. Everything is real: servers, engines' simulators, workers,
+recovery, a producer. The last line is one JSON object; its seed draws the same faults again.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from audit import Audit, audit
+from servers import Postgres, Valkey
+
+from pipeline import AsyncClient
+from pipeline.embedded.servers import free_port
+from schemas.errors import StoreUnavailable
+from schemas.ids import JobId
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "chatglm3-6b"
+LEASE_SECONDS = 4.0
+_BATCH_JOBS = 1_000
+_SETTLED_WITHIN_SECONDS = 180.0
+
+
+@dataclass
+class Member:
+    """One process of the pipeline, or one engine."""
+
+    name: str
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    starts: int = 0
+
+    @property
+    def log(self) -> Path:
+        """What it said since it was started last."""
+        return self.folder / f"{self.name}-{self.starts}.log"
+
+    def start(self) -> None:
+        """Start it (again)."""
+        self.starts += 1
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *self.arguments], stdout=output, stderr=output, env=self.environment, cwd=ROOT
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def until_it_says(self, text: str, seconds: float = 60) -> None:
+        """Wait for a word in its log."""
+        end = time.monotonic() + seconds
+        while text not in self.log.read_text(errors="replace"):
+            assert self.process is not None
+            assert self.process.poll() is None, f"{self.name} ended: {self.log.read_text(errors='replace')[-2_000:]}"
+            assert time.monotonic() < end, f"{self.name} does not say {text!r}: {self.log}"
+            time.sleep(0.05)
+
+
+@dataclass
+class Engine:
+    """A simulator that keeps its address, and what it did in former lives."""
+
+    member: Member
+    url: str
+    finished_before: int = 0
+
+    def state(self) -> dict[str, int]:
+        """Its own counts, zeros while it is away."""
+        try:
+            found: dict[str, int] = httpx.get(f"{self.url}/simulator/state", timeout=2, trust_env=False).json()
+        except httpx.HTTPError:
+            return Counter()
+        return found
+
+    @property
+    def in_flight(self) -> int:
+        """Rows it is at."""
+        state = self.state()
+        return state["running"] + state["waiting"]
+
+    def kill(self) -> None:
+        """Kill -9, remembering what it had done."""
+        self.finished_before += self.state()["finished"]
+        self.member.kill()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self.member.start()
+        while not self.state():
+            time.sleep(0.02)
+
+    def fail(self, *faults: dict[str, Any]) -> None:
+        """What goes wrong from now on."""
+        httpx.put(f"{self.url}/simulator/faults", json={"faults": faults}, timeout=5, trust_env=False)
+
+
+@dataclass
+class World:
+    """Everything that may be hurt."""
+
+    folder: Path
+    postgres: Postgres
+    valkey: Valkey
+    engines: list[Engine] = field(default_factory=list)
+    workers: list[Member] = field(default_factory=list)
+    recoveries: list[Member] = field(default_factory=list)
+
+    @property
+    def in_flight(self) -> int:
+        """Rows in all engines."""
+        return sum(engine.in_flight for engine in self.engines)
+
+    def member(self, name: str, *arguments: str) -> Member:
+        """A process that finds the others."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("YYC3_", "AI_"))} | {
+            "DATABASE_URL": self.postgres.url,
+            "REDIS_URL": self.valkey.url,
+            "YYC3_HOME": str(self.folder),
+            "YYC3_MODELS_FILE": str(self.folder / "models.toml"),
+            "YYC3_LEASE_SECONDS": str(LEASE_SECONDS),
+            "YYC3_DRAIN_SECONDS": "3",
+            "AI_TIMEOUT_MS": "8000",
+            "PYTHONUNBUFFERED": "1",
+        }
+        return Member(name, list(arguments), environment, self.folder)
+
+
+@contextmanager
+def world(folder: Path) -> Iterator[World]:
+    """Two engines of one model, two bulk workers, an interactive one, two recoveries."""
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres(folder / "postgres"))
+        valkey = stack.enter_context(Valkey(folder / "valkey"))
+        made = World(folder, postgres, valkey)
+
+        def end() -> None:
+            members = [engine.member for engine in made.engines] + made.workers + made.recoveries
+            for member in members:
+                if member.process is not None and member.process.poll() is None:
+                    member.kill()
+
+        stack.callback(end)
+        for number in range(2):
+            port = free_port(11_000 + 600 * number)
+            arguments = ["--model", MODEL, "--port", str(port), "--speed", "2", "--max-num-seqs", "128"]
+            engine = Engine(made.member(f"engine-{number}", "simulator", *arguments), f"http://127.0.0.1:{port}")
+            engine.start()
+            made.engines.append(engine)
+        (folder / "models.toml").write_text(
+            f'[models.{MODEL}]\nkinds = ["chat", "intent", "sentiment"]\nport = 1\nseats = 128\n'
+            f"endpoints = {json.dumps([engine.url for engine in made.engines])}\n"
+        )
+        for number, lane in enumerate(("bulk", "bulk", "interactive")):
+            made.workers.append(made.member(f"worker-{number}", "workers.main", lane, MODEL))
+        made.recoveries = [made.member(f"recover-{number}", "pipeline.cli", "recover") for number in range(2)]
+        for member in (*made.workers, *made.recoveries):
+            member.start()
+        for member in made.workers:
+            member.until_it_says('"ready"')
+        yield made
+
+
+# --- faults: each returns when it is over and everything was started again; `draw` chooses among equals
+
+
+def _kill_a_worker(world: World, draw: random.Random) -> None:
+    worker = draw.choice(world.workers)
+    worker.kill()
+    worker.start()
+
+
+def _stop_a_worker_past_its_lease(world: World, draw: random.Random) -> None:
+    worker = draw.choice(world.workers)
+    worker.send(signal.SIGSTOP)
+    time.sleep(2 * LEASE_SECONDS)
+    worker.send(signal.SIGCONT)
+
+
+def _kill_a_recovery(world: World, draw: random.Random) -> None:
+    recovery = draw.choice(world.recoveries)
+    recovery.kill()
+    recovery.start()
+
+
+def _lose_the_broker(world: World, draw: random.Random) -> None:
+    world.valkey.end(forget=True)
+    time.sleep(draw.uniform(0, 2))
+    world.valkey.start()
+
+
+def _cut_broker_connections(world: World, _: random.Random) -> None:
+    world.valkey.cut()
+
+
+def _restart_postgres(world: World, draw: random.Random) -> None:
+    world.postgres.end()
+    time.sleep(draw.uniform(0, 2))
+    world.postgres.start()
+
+
+def _kill_an_engine(world: World, draw: random.Random) -> None:
+    engine = draw.choice(world.engines)
+    engine.kill()
+    time.sleep(draw.uniform(0, 2))
+    engine.start()
+
+
+def _storm_of_refusals(world: World, draw: random.Random) -> None:
+    engine = draw.choice(world.engines)
+    engine.fail({"kind": "503", "probability": 1.0})
+    time.sleep(draw.uniform(1, 4))
+    engine.fail()
+
+
+def _slow_engine(world: World, draw: random.Random) -> None:
+    engine = draw.choice(world.engines)
+    engine.fail({"kind": "slow", "probability": 0.5, "seconds": 2.0})
+    time.sleep(draw.uniform(1, 4))
+    engine.fail()
+
+
+def _deploy(world: World, _: random.Random) -> None:
+    for worker in world.workers:
+        before = worker.process
+        worker.send(signal.SIGTERM)
+        worker.start()
+        assert before is not None
+        assert before.wait(30) == 0, "a worker that is told to stop stops well"
+        worker.until_it_says('"ready"')
+
+
+FAULTS: dict[str, Callable[[World, random.Random], None]] = {
+    "worker killed": _kill_a_worker,
+    "worker stopped past its lease": _stop_a_worker_past_its_lease,
+    "recovery killed": _kill_a_recovery,
+    "broker restarted without its data": _lose_the_broker,
+    "broker connections cut": _cut_broker_connections,
+    "postgres restarted": _restart_postgres,
+    "engine killed": _kill_an_engine,
+    "503 storm": _storm_of_refusals,
+    "slow engine": _slow_engine,
+    "rolling deploy": _deploy,
+}
+
+
+class Producer:
+    """Submits batches and single jobs until it has submitted enough, and remembers what was accepted.
+
+    It does what a careful caller does: a key for each submission, and the same again when the store could not be reached.
+    """
+
+    def __init__(self, world: World, jobs: int, seconds: float) -> None:
+        self.accepted: list[JobId] = []
+        self.refused = 0
+        self._world = world
+        self._jobs = jobs
+        self._pause = seconds / max(1, jobs // _BATCH_JOBS)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._produce()))
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until everything was accepted."""
+        self._thread.join()
+
+    async def _produce(self) -> None:
+        os.environ["YYC3_MODELS_FILE"] = str(self._world.folder / "models.toml")
+        client = AsyncClient(database_url=self._world.postgres.url, redis_url=self._world.valkey.url)
+        async with client:
+            began = time.monotonic()
+            for number in range(self._jobs // _BATCH_JOBS):
+                await self._batch(client, number)
+                await asyncio.sleep(max(0.0, began + (number + 1) * self._pause - time.monotonic()))
+
+    async def _batch(self, client: AsyncClient, number: int) -> None:
+        single = 20
+        jobs = [self._job(number, i) for i in range(_BATCH_JOBS - single)]
+        batch = await self._until_accepted(lambda: client.submit_many(jobs, idempotency_key=f"batch {number}"))
+        self.accepted += batch.job_ids
+        for i in range(single):
+            job = self._job(number, _BATCH_JOBS - single + i) | {"idempotency_key": f"job {number} {i}"}
+            self.accepted.append(await self._until_accepted(lambda job=job: client.submit(job)))  # type: ignore[misc]
+
+    def _job(self, number: int, i: int) -> dict[str, Any]:
+        return {"kind": "intent", "text": f"第{number}批第{i}位客户：我要退款", "cache": False}
+
+    async def _until_accepted(self, submit: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return await submit()
+            except StoreUnavailable:
+                self.refused += 1
+                await asyncio.sleep(0.2)
+
+
+class Watcher:
+    """Watches outcomes come in: the longest time in which none did although some were missing."""
+
+    def __init__(self, database_url: str) -> None:
+        self.longest_stall_seconds = 0.0
+        self._database_url = database_url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Watcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        settled, moved = -1, time.monotonic()
+        while not self._stop.wait(0.2):
+            try:
+                with psycopg.connect(self._database_url, connect_timeout=2) as connection:
+                    row = connection.execute(
+                        "SELECT coalesce(sum(succeeded + failed), 0), count(*) FILTER (WHERE state <> 'done') FROM chunks"
+                    ).fetchone()
+            except psycopg.Error:
+                continue  # counts as a stall
+            now = time.monotonic()
+            assert row is not None
+            if row[0] != settled or not row[1]:
+                self.longest_stall_seconds = max(self.longest_stall_seconds, now - moved)
+                settled, moved = row[0], now
+
+
+def settle(world: World, jobs: int) -> Audit:
+    """Wait until every job has an outcome, and look."""
+    end = time.monotonic() + _SETTLED_WITHIN_SECONDS
+    while True:
+        found = audit(world.postgres.url)
+        if (found.jobs == jobs and not found.lost and not found.open_chunks) or time.monotonic() > end:
+            return found
+        time.sleep(0.5)
+
+
+def soak(folder: Path, *, jobs: int, seconds: float, seed: int, least_faults: int) -> dict[str, Any]:
+    """Submit so many jobs over so many seconds while faults are drawn; returns what the last line says."""
+    draw = random.Random(seed)
+    struck: Counter[str] = Counter()
+    in_flight_at_faults = 0
+    with world(folder) as here:
+        producer = Producer(here, jobs, seconds)
+        with Watcher(here.postgres.url) as watcher:
+            began = time.monotonic()
+            producer.start()
+            pause = seconds / least_faults
+            deck: list[str] = []
+            while time.monotonic() < began + seconds or sum(struck.values()) < least_faults:
+                if not deck:  # each once, in another order each time
+                    deck = draw.sample(sorted(FAULTS), len(FAULTS))
+                name = deck.pop()
+                time.sleep(draw.uniform(0, pause / 2))
+                in_flight_at_faults += here.in_flight
+                _say(f"{time.monotonic() - began:6.1f} s  {name}")
+                FAULTS[name](here, draw)
+                struck[name] += 1
+            producer.wait()
+            settle(here, len(producer.accepted))
+        found = audit(here.postgres.url, producer.accepted)
+        finished = sum(engine.finished_before + engine.state()["finished"] for engine in here.engines)
+        with psycopg.connect(here.postgres.url) as connection:
+            states = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state").fetchall())
+    return {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began),
+        "jobs": found.jobs,
+        "outcomes": states,
+        "faults": sum(struck.values()),
+        "faults_by_kind": dict(struck),
+        "lost": found.lost + len(producer.accepted) - found.jobs,
+        "doubled": found.doubled,
+        "miscounted": found.miscounted,
+        "open_chunks": found.open_chunks,
+        "submits_refused": producer.refused,
+        "repeated_engine_calls": max(0, finished - found.jobs),
+        "in_flight_at_faults": in_flight_at_faults,
+        "longest_stall_seconds": round(watcher.longest_stall_seconds, 1),
+    }
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """`make soak`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=200_000)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--faults", type=int, default=100, help="at least so many")
+    parser.add_argument("--seed", type=int, default=None)
+    options = parser.parse_args()
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    _say(f"seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="yyc3-soak-") as folder:
+        found = soak(Path(folder), jobs=options.jobs, seconds=options.seconds, seed=seed, least_faults=options.faults)
+    sys.stdout.write(json.dumps(found) + "\n")
+    return int(bool(found["lost"] or found["doubled"] or found["miscounted"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
