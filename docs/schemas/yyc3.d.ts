@@ -483,9 +483,11 @@ export type ErrorCode =
   | "invalid_job"
   /** this idempotency key was used for another job */
   | "duplicate_job"
+  /** too much is queued already; the message says when to submit again */
+  | "queue_saturated"
   /** a line of a call file that is no call */
   | "invalid_call"
-  /** Redis cannot be reached */
+  /** Redis or the message broker cannot be reached */
   | "broker_unavailable"
   /** a queue message that is not ours */
   | "undecodable_message"
@@ -511,14 +513,18 @@ export type ErrorCode =
   | "invalid_output"
   /** a mistake in this program; the worker's log names it */
   | "own_fault"
-  /** the workers that took this job died, time after time */
+  /** the worker that ran this job died; another takes it */
   | "worker_lost"
+  /** every worker that ran this job alone died */
+  | "crashed_worker"
   /** the job's own deadline came first */
   | "deadline_passed"
   /** somebody cancelled it */
   | "cancelled"
   /** the caller stopped waiting; the job goes on */
-  | "result_timeout";
+  | "result_timeout"
+  /** a code of a newer version of this program */
+  | "other";
 
 /** Tokens. In a micro-batch the engine reports one sum; prompt tokens are then shared out by text length. */
 export type Usage = {
@@ -578,7 +584,14 @@ export type AcceptedReply = {
 export type RefusedReply = {
   event: "refused";
   job_key: string | null;
-  error: JobError;
+  error: RefusalError;
+};
+
+/** Why a job was refused; with `queue_saturated`, after how many seconds the same one may be accepted. */
+export type RefusalError = {
+  code: ErrorCode;
+  message: string;
+  retry_after_seconds: number | null;
 };
 
 /** The job is settled. It may come twice, and then says the same. */
