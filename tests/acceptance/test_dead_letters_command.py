@@ -68,6 +68,8 @@ def test_a_replay_is_stopped_half_way_with_ctrl_c(yyc3: PipelineUnderTest, tmp_p
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
+                # Whoever runs the tests may ignore it, as shells do for what runs in the background.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         with psycopg.connect(yyc3.database_url, autocommit=True) as connection:
 
