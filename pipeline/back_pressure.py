@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from pipeline.models import ModelEntry, Models
 from pipeline.store import Database, depths
@@ -29,6 +30,7 @@ class QueueLimits:
         self._depths: dict[tuple[str, Lane], Depth] = {}
         self._looked_at: float | None = None
         self._looking = asyncio.Lock()
+        self._coming: Counter[tuple[str, str]] = Counter()
 
     async def look(self) -> None:
         """Look at the queues, unless that was done a moment ago. To be called before the others.
@@ -49,18 +51,28 @@ class QueueLimits:
             self._add(job.model, Lane.INTERACTIVE, job.tenant, 1)
         return refusal
 
-    def admit_batch(self, jobs: Sequence[NewJob], tenant: str) -> None:
-        """Count a batch of bulk jobs, all or none.
+    @contextmanager
+    def batch(self, jobs: Sequence[NewJob], tenant: str) -> Iterator[Callable[[], None]]:
+        """A batch of bulk jobs on its way in; what is yielded counts it, all or none, or raises QueueSaturated.
 
-        Raises:
-            QueueSaturated: one of its models has too much queued.
+        Until it is committed no look at the queues finds it: it is counted apart for so long.
         """
-        counts: Mapping[str, int] = Counter(job.model for job in jobs)
-        for model, count in counts.items():
-            refusal = self._refusal(model, Lane.BULK, tenant, count)
-            if refusal is not None:
-                raise refusal
-        for model, count in counts.items():
+        counts = Counter((job.model, tenant) for job in jobs)
+        coming = Counter[tuple[str, str]]()
+
+        def admit() -> None:
+            for (model, _), count in counts.items():
+                refusal = self._refusal(model, Lane.BULK, tenant, count)
+                if refusal is not None:
+                    raise refusal
+            coming.update(counts)
+            self._coming.update(counts)
+
+        try:
+            yield admit
+        finally:
+            self._coming -= coming
+        for (model, _), count in coming.items():
             self._add(model, Lane.BULK, tenant, count)
 
     def _add(self, model: str, lane: Lane, tenant: str, jobs: int) -> None:
@@ -71,8 +83,9 @@ class QueueLimits:
         depth = self._depths.get((model, lane), Depth())
         limit = _limit(entry, lane)
         share = max(1, int(limit * entry.tenant_share))
-        whole = (depth.jobs, limit, "")
-        own = (depth.by_tenant.get(tenant, 0), share, f" of tenant {tenant}")
+        coming = {who: count for (of, who), count in self._coming.items() if of == model and lane is Lane.BULK}
+        whole = (depth.jobs + sum(coming.values()), limit, "")
+        own = (depth.by_tenant.get(tenant, 0) + coming.get(tenant, 0), share, f" of tenant {tenant}")
         for queued, most, whose in (whole, own):
             if queued + jobs > most:
                 return _refused(queue_name(model, lane), queued, most, whose, jobs, depth.jobs_per_second)

@@ -83,7 +83,7 @@ async def _broker(bells: Bells) -> Finding:
     except PipelineError as error:
         advice = "start it, or set BROKER_URL (REDIS_URL if that is not set) to one that runs; no job is lost meanwhile"
         return Finding("broker", False, error.message, advice)
-    advice = f"look at the queue {ASIDE}, then delete it" if aside else ""
+    advice = f"look at the queue {ASIDE}, then empty it" if aside else ""
     return Finding("broker", True, f"answers, {aside} messages were put aside", advice, latency)
 
 

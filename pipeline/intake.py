@@ -42,6 +42,8 @@ from schemas.messages import Lane, queue_name
 _log = structlog.get_logger(__name__)
 _SWEEP_SECONDS = 5.0
 _PAGE_JOBS = 5_000
+_FAILED_QUEUES = 3
+_ATTEMPTS_TO_SAY = 8
 
 
 class Closing(Exception):  # noqa: N818 - nothing failed
@@ -185,7 +187,20 @@ class Door:
         await self._say(queue, RefusedReply(job_key=key, error=refusal))
 
     async def _say(self, queue: str, reply: AcceptedReply | RefusedReply) -> None:
-        await self._patiently(lambda: self._reply(queue, reply))
+        """Tried for a minute or two: a queue that takes nothing must not hold its thread for ever."""
+        attempts = 0
+
+        async def once() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                await self._reply(queue, reply)
+            except BrokerUnavailable:
+                if attempts < _ATTEMPTS_TO_SAY:
+                    raise
+                _log.warning("a reply was dropped: its queue takes nothing", event_kind=reply.event)
+
+        await self._patiently(once)
 
     async def _reply(self, queue: str, reply: AcceptedReply | RefusedReply | OutcomeReply) -> None:
         try:
@@ -201,13 +216,21 @@ class Door:
         away: BrokerUnavailable | None = None
         async with replies.due(self._database, sorted(set(job_ids) - self._promising)) as (owed, sent):
             found = await reading.outcomes_of(self._database, [o.job_id for o in owed]) if owed else {}
-            try:
-                for o in owed:
-                    reply = OutcomeReply(job_key=o.job_key, job_id=o.job_id, outcome=found[o.job_id])
-                    await self._reply(o.queue, reply)
+            failed: set[str] = set()
+            for o in owed:
+                # One that was replayed meanwhile is owed on. A queue that takes nothing holds up no other, but a broker that
+                # is away is not asked for each of them.
+                if not found[o.job_id].settled or o.queue in failed or len(failed) >= _FAILED_QUEUES:
+                    continue
+                try:
+                    await self._reply(
+                        o.queue, OutcomeReply(job_key=o.job_key, job_id=o.job_id, outcome=found[o.job_id])
+                    )
+                except BrokerUnavailable as error:
+                    away = error  # what was sent is forgotten first
+                    failed.add(o.queue)
+                else:
                     sent.append(o)
-            except BrokerUnavailable as error:
-                away = error  # what was sent is forgotten first
         if away is not None:
             raise away
         return [None] * len(job_ids)

@@ -112,17 +112,18 @@ class Submitter:
         rates = {model: await reading.rows_per_second(self._database, model) for model in {job.model for job in new}}
         slowest = min((rate for rate in rates.values() if rate is not None), default=None)
         await self._limits.look()
-        stored = await submission.insert_batch(
-            self._database,
-            self._ids,
-            new,
-            name=name,
-            tenant=tenant,
-            idempotency_key=idempotency_key,
-            payload_hash=digest.digest()[:16],
-            chunk_rows=chunk_rows(len(new), slowest),
-            admit=lambda: self._limits.admit_batch(new, tenant),
-        )
+        with self._limits.batch(new, tenant) as admit:
+            stored = await submission.insert_batch(
+                self._database,
+                self._ids,
+                new,
+                name=name,
+                tenant=tenant,
+                idempotency_key=idempotency_key,
+                payload_hash=digest.digest()[:16],
+                chunk_rows=chunk_rows(len(new), slowest),
+                admit=admit,
+            )
         await self._ring(_permits(stored.chunks))
         return Batch(stored.batch_id, stored.job_ids)
 

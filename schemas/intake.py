@@ -17,7 +17,7 @@ from schemas.jobs import Job, parse_job
 from schemas.results import JobError, Outcome
 
 INTAKE_QUEUE = "yyc3.intake"
-_RESERVED = ("yyc3.", "_kombu", "celery", "unacked")  # ours, and those of Celery itself
+_RESERVED = ("yyc3.", "_kombu", "celery", "unacked", "amq.")  # ours, and those of Celery itself
 SUBMIT_TASK = "yyc3.submit"
 CANCEL_TASK = "yyc3.cancel"
 REPLY_TASK = "yyc3.reply"

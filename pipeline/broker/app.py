@@ -1,7 +1,9 @@
 """The Celery application on Redis, Valkey or RabbitMQ, and how our queues are declared there."""
 
+import ssl
 from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -66,9 +68,25 @@ def make_app(broker_url: str, *, visibility: timedelta = timedelta(hours=1)) -> 
         timezone="UTC",
     )
     app.conf.update(_redis(visibility) if on_redis(broker_url) else _RABBITMQ)
+    if broker_url.startswith("rediss"):
+        app.conf.broker_use_ssl = _tls(broker_url)
     return app
 
 
+def _tls(url: str) -> dict[str, Any]:
+    """What a rediss URL asks for: kombu looks at the scheme only where the transport is its own. Certificates are verified
+    unless it says `ssl_cert_reqs=none`.
+    """
+    query = dict(parse_qsl(urlsplit(url).query))
+    wanted = query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    given: dict[str, Any] = {"ssl_cert_reqs": _VERIFICATION.get(wanted, ssl.CERT_REQUIRED)}
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name in query:
+            given[name] = query[name]
+    return given
+
+
+_VERIFICATION = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _RABBITMQ: dict[str, Any] = {"worker_prefetch_multiplier": 1, "broker_heartbeat": 20}
 
 

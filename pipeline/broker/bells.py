@@ -1,19 +1,21 @@
 """Doorbells are rung and replies are sent through Celery's broker. Doorbells carry no words, and replies show none."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import NotFound, ResourceLocked
 from kombu import Connection, Queue
 from kombu.utils.uuid import uuid
 from pydantic import BaseModel
 
 from pipeline.broker.app import TASK_NAME, declared, make_app, on_redis
 from pipeline.broker.aside import ASIDE
-from pipeline.broker.trouble import TROUBLE, mapped
+from pipeline.broker.trouble import TROUBLE, UnusableQueue, mapped
+from schemas.errors import BrokerUnavailable
 from schemas.intake import REPLY_TASK
 from schemas.messages import Doorbell, queue_name
 
@@ -22,7 +24,14 @@ WINDOW = 8
 
 _PERMIT_LIFETIME_SECONDS = 3_600
 _QUICK_REDIS = {"max_retries": 0, "interval_start": 0, "socket_connect_timeout": 2, "socket_timeout": 5}
-_SAFE_RABBITMQ = {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5}
+_SAFE_RABBITMQ = {
+    "confirm_publish": True,
+    "max_retries": 0,
+    "interval_start": 0,
+    "read_timeout": 5,
+    "write_timeout": 5,
+}
+T = TypeVar("T")
 HIDDEN = "(hidden)"
 """What events and Flower show in place of arguments that carry words."""
 
@@ -100,13 +109,17 @@ class Bells:
         return self._connection
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.release()
-            self._connection = self._producer = None
-            self._there.clear()
+        connection, self._connection, self._producer = self._connection, None, None
+        self._there.clear()
+        if connection is not None:
+            with suppress(*TROUBLE):  # it may be broken already
+                connection.release()
 
     def _ensure(self, name: str, *, foreign: bool = False) -> None:
-        """On RabbitMQ a queue has to be there, or what is sent to it is gone; on Redis sending makes it."""
+        """On RabbitMQ a queue has to be there, or what is sent to it is gone; on Redis sending makes it.
+
+        A queue of others is looked at each time: its owner may have deleted it.
+        """
         if self._redis or name in self._there:
             return
         connection = self._connected()
@@ -114,16 +127,38 @@ class Bells:
         self.app.amqp.queues.add(queue)
         if not foreign or not _is_there(connection, name):
             declared(name, plain=foreign)(connection.default_channel).declare()
-        self._there.add(name)
+        if not foreign:
+            self._there.add(name)
 
     def _publish(self, messages: Sequence[_Message]) -> None:
+        if messages and messages[0].foreign:
+            self._twice(lambda: self._send(messages))
+        else:
+            self._ours(lambda: self._send(messages))
+
+    def _ours(self, work: Callable[[], T]) -> T:
+        try:
+            return self._twice(work)
+        except UnusableQueue:
+            raise BrokerUnavailable(
+                "the broker holds something of another form under the name of a queue of ours; delete it, it is made anew"
+            ) from None
+
+    def _twice(self, work: Callable[[], T]) -> T:
+        """An idle connection may have been closed by the server meanwhile: one more try on a new one."""
         with mapped():
+            was_open = self._connection is not None
             try:
-                self._send(messages)
+                return work()
             except TROUBLE:
-                # An idle connection may have been closed by the server meanwhile: one more try on a new one.
                 self._disconnect()
-                self._send(messages)
+                if not was_open:
+                    raise
+            try:
+                return work()
+            except TROUBLE:
+                self._disconnect()
+                raise
 
     def _send(self, messages: Sequence[_Message]) -> None:
         self._connected()
@@ -144,12 +179,7 @@ class Bells:
             amqp.send_task_message(self._producer, message.task, task, queue=message.queue, retry=False)
 
     def _count(self, queues: list[str]) -> dict[str, int]:
-        with mapped():
-            try:
-                return self._lengths(queues)
-            except TROUBLE:
-                self._disconnect()
-                return self._lengths(queues)
+        return self._ours(lambda: self._lengths(queues))
 
     def _lengths(self, queues: list[str]) -> dict[str, int]:
         channel: Any = self._connected().default_channel
@@ -170,6 +200,8 @@ def _is_there(connection: Connection, name: str) -> bool:
             channel.queue_declare(name, passive=True)
         except NotFound:
             return False
+        except ResourceLocked:
+            return True  # it belongs to one connection alone, and takes messages from all
         return True
 
 

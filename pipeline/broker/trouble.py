@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from amqp.exceptions import AMQPError, PreconditionFailed
+from amqp.exceptions import AccessRefused, AMQPError, MessageNacked, NotAllowed, PreconditionFailed, ResourceLocked
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError, ResponseError
 
 from schemas.errors import BrokerUnavailable
 
-TROUBLE = (OperationalError, RedisError, AMQPError, ConnectionError, TimeoutError)
+TROUBLE = (OperationalError, RedisError, AMQPError, MessageNacked, OSError)
 """What an idle connection that was closed meanwhile, or a broker that is away, may raise."""
 
 
@@ -26,7 +26,7 @@ def mapped(what: str = "the message broker") -> Iterator[None]:
         if "WRONGTYPE" in str(error):
             raise UnusableQueue from None
         raise BrokerUnavailable(f"{what} refuses a command; is it full, or a replica?") from error
-    except PreconditionFailed:
+    except (PreconditionFailed, ResourceLocked, AccessRefused, NotAllowed):
         raise UnusableQueue from None
     except TROUBLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

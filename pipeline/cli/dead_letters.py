@@ -193,10 +193,10 @@ def discard(
 def _decide(letters: Letters, decision: Decision, everything: bool, per_second: float, as_json: bool) -> None:
     if letters.everything and not everything:
         raise InvalidSetting("say which: --code, --model, --tenant, --batch, --job, --since or --until; or --all")
-    decided = busy = 0
+    total = decided = busy = 0
 
     async def run() -> None:
-        nonlocal decided, busy
+        nonlocal total, decided, busy
         async with _store() as database:
             total = sum(group.jobs for group in await dead_letters.groups(database, letters))
             with Bar(console=err, transient=True, disable=not err.is_terminal) as bar:
@@ -211,11 +211,13 @@ def _decide(letters: Letters, decision: Decision, everything: bool, per_second: 
         err.print(f"stopped: {decided:,} {decision}, the rest stays where it is")
         raise typer.Exit(130) from None
     if as_json:
-        print_json({decision: decided, "busy": busy})
+        print_json({decision: decided, "busy": busy, "left": total - decided - busy})
     else:
         out.print(
             f"{decided:,} {decision}" + (f"; {busy:,} are in chunks that still run, say it again later" if busy else "")
         )
+    if decision is Decision.REPLAYED and total > decided + busy:
+        out.print(f"{total - decided - busy:,} are past their deadline, or were decided about by others meanwhile")
     if not decided:
         raise typer.Exit(Exit.SOME_FAILED)
 

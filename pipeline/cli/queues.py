@@ -47,7 +47,7 @@ def queues(
         table("endpoints, as the workers found them in the last seconds", columns, [_sample_row(one) for one in seen])
     if aside:
         out.print(
-            f"{aside:,} messages that nobody could take were put aside in the queue {ASIDE}; look at them, then delete it"
+            f"{aside:,} messages that nobody could take were put aside in the queue {ASIDE}; look at them, then empty it"
         )
 
 

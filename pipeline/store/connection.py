@@ -63,11 +63,11 @@ def _first_line(error: Exception) -> str:
 
 async def _is_alive(connection: AsyncConnection[DictRow]) -> bool:
     """Nothing comes by itself on an idle connection but its end: only then a round trip is worth it."""
-    looking = select.poll()
-    looking.register(connection.fileno(), select.POLLIN)
-    if not looking.poll(0):
-        return True
     try:
+        looking = select.poll()
+        looking.register(connection.fileno(), select.POLLIN)
+        if not looking.poll(0):
+            return True
         await connection.execute("")
     except psycopg.Error:
         return False
@@ -134,11 +134,22 @@ class Database:
                 if not self._taken and waited >= _AWAY_SECONDS:
                     raise StoreUnavailable(f"Postgres cannot be reached: no connection in {waited:.0f} s") from None
             else:
-                if await _is_alive(connection):
+                alive = False
+                try:
+                    alive = await _is_alive(connection)
+                finally:  # a caller may give up meanwhile: the pool must not lose the connection
+                    if not alive:
+                        await self._give_back(connection)
+                if alive:
                     self._taken += 1
                     return connection
-                await connection.close()
-                await self._pool.putconn(connection)  # which makes another in its place
+
+    async def _give_back(self, connection: AsyncConnection[DictRow]) -> None:
+        """Close it; the pool makes another in its place."""
+        try:
+            await connection.close()
+        finally:
+            await self._pool.putconn(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection[DictRow]]:

@@ -181,7 +181,7 @@ FROM (
 """
 # The chunk first, as settling does. One that runs belongs to its worker.
 _LOCK = """
-SELECT first_job_id FROM chunks WHERE first_job_id = ANY(%s) AND state <> 'running' ORDER BY first_job_id FOR UPDATE
+SELECT first_job_id, rows FROM chunks WHERE first_job_id = ANY(%s) AND state <> 'running' ORDER BY first_job_id FOR UPDATE
 """
 _DECIDE = """
 INSERT INTO decisions (job_id, series, decision) SELECT job_id, series, %(decision)s
@@ -197,7 +197,10 @@ UPDATE chunks c SET failed = c.failed - again.jobs, state = 'queued', fence = c.
     last_code = CASE WHEN c.state = 'done' THEN NULL ELSE c.last_code END,
     due_at = CASE WHEN c.state = 'done' THEN now() ELSE c.due_at END,
     created_at = CASE WHEN c.state = 'done' THEN now() ELSE c.created_at END,
-    started_at = NULL, finished_at = NULL
+    started_at = NULL, finished_at = NULL, deadline = least(c.deadline, (
+        SELECT min(j.deadline) FROM jobs j
+        WHERE j.job_id = ANY(%(jobs)s) AND j.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1
+    ))
 FROM unnest(%(chunks)s::bigint[], %(counts)s::int[]) AS again(first_job_id, jobs) WHERE c.first_job_id = again.first_job_id
 """
 
@@ -205,20 +208,24 @@ FROM unnest(%(chunks)s::bigint[], %(counts)s::int[]) AS again(first_job_id, jobs
 async def decide(database: Database, letters: Letters, decision: Decision, *, after: JobId | None, limit: int) -> Slice:
     """Decide about the next dead letters by job id: so many, and what else is in the chunk of the last one; all or none.
 
-    A replayed letter is queued again in the same transaction. Safe to call again, and by several people at once: nobody
-    decides twice about the same outcome.
-
-    `after` is the end of the slice before, None to begin.
+    A replayed letter is queued again in the same transaction; one that is past its deadline is left alone. Safe to call
+    again, and by several people at once: nobody decides twice about the same outcome. `after` is the end of the slice
+    before, None to begin.
     """
     source, arguments = _meant(letters)
+    if decision is Decision.REPLAYED:
+        source += " AND (j.deadline IS NULL OR j.deadline > now())"  # it would only expire
     arguments |= {"after": -1 if after is None else after, "limit": limit}
     async with database.transaction() as connection:
         chosen = await (await connection.execute(_CHOOSE.format(source=source), arguments)).fetchall()
         if not chosen:
             return Slice(0, 0, None)
         chunks = sorted({row["first_job_id"] for row in chosen})
-        free = {row["first_job_id"] for row in await (await connection.execute(_LOCK, (chunks,))).fetchall()}
-        mine = [row for row in chosen if row["first_job_id"] in free]
+        free = {
+            row["first_job_id"]: row["rows"] for row in await (await connection.execute(_LOCK, (chunks,))).fetchall()
+        }
+        # While we waited for a chunk, it may have been halved: what is no longer in it is somebody else's.
+        mine = [row for row in chosen if row["job_id"] - row["first_job_id"] < free.get(row["first_job_id"], 0)]
         decided = await _write(connection, mine, decision)
     last = JobId(chosen[0]["last"]) if chosen[0]["rows"] == limit else None
     return Slice(decided, len(chosen) - len(mine), last)
@@ -236,7 +243,8 @@ async def _write(connection: AsyncConnection[DictRow], mine: Sequence[DictRow], 
         if row["job_id"] in decided:
             counts[row["first_job_id"]] = counts.get(row["first_job_id"], 0) + 1
     if counts and decision is Decision.REPLAYED:
-        await connection.execute(_REOPEN, {"chunks": list(counts), "counts": list(counts.values())})
+        again = {"chunks": list(counts), "counts": list(counts.values()), "jobs": sorted(decided)}
+        await connection.execute(_REOPEN, again)
     return len(decided)
 
 

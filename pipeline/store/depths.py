@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pipeline.store.connection import Database
 from schemas.messages import Lane
 
-# The rate is only of use where something is queued, and then the index leads straight to the last minute.
-_QUEUED = """
+OPEN_ROWS = "least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))"
+"""SQL for the rows of a chunk without an outcome, as far as the counters tell: those of a halved chunk say less."""
+
+# The rate is of chunks that were done in one run: one that was replayed counts all its rows again.
+_QUEUED = f"""
 SELECT q.model, q.lane, q.tenant, q.jobs, coalesce(r.rate, 0) AS rate FROM (
-    SELECT model, lane, tenant, sum(rows)::bigint AS jobs FROM chunks WHERE state = 'queued' GROUP BY model, lane, tenant
+    SELECT model, lane, tenant, sum({OPEN_ROWS})::bigint AS jobs FROM chunks WHERE state = 'queued' GROUP BY model, lane, tenant
 ) q
 LEFT JOIN (
     SELECT model, lane, sum(rows) / 60.0 AS rate FROM chunks
-    WHERE state = 'done' AND finished_at > now() - interval '1 minute' GROUP BY model, lane
+    WHERE state = 'done' AND fence = 1 AND finished_at > now() - interval '1 minute' GROUP BY model, lane
 ) r USING (model, lane)
 """
 

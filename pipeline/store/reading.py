@@ -9,6 +9,7 @@ import orjson
 from psycopg.rows import DictRow
 
 from pipeline.store.connection import Database
+from pipeline.store.depths import OPEN_ROWS
 from pipeline.store.series import stands
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId, JobId
@@ -205,7 +206,7 @@ async def rows_per_second(database: Database, model: str) -> float | None:
         cursor = await connection.execute(
             """SELECT sum(rows)::float8 / nullif(extract(epoch FROM sum(finished_at - started_at)), 0)::float8 AS rate FROM (
                    SELECT rows, started_at, finished_at FROM chunks
-                   WHERE model = %s AND state = 'done' AND finished_at > now() - interval '1 hour' AND rows >= 8 AND rounds = 0
+                   WHERE model = %s AND state = 'done' AND finished_at > now() - interval '1 hour' AND rows >= 8 AND fence = 1
                    ORDER BY finished_at DESC LIMIT 16
                ) recent""",
             (model,),
@@ -233,11 +234,11 @@ async def queue_states(database: Database) -> list[QueueState]:
     """Everything that is not done, by model and lane."""
     async with database.connection() as connection:
         cursor = await connection.execute(
-            """SELECT model, lane, count(*) FILTER (WHERE state = 'queued') AS queued_chunks,
-                      coalesce(sum(rows - succeeded - failed - cancelled - expired) FILTER (WHERE state = 'queued'), 0)::bigint
+            f"""SELECT model, lane, count(*) FILTER (WHERE state = 'queued') AS queued_chunks,
+                      coalesce(sum({OPEN_ROWS}) FILTER (WHERE state = 'queued'), 0)::bigint
                           AS queued_jobs,
                       count(*) FILTER (WHERE state = 'running') AS running_chunks,
-                      coalesce(sum(rows - succeeded - failed - cancelled - expired) FILTER (WHERE state = 'running'), 0)::bigint
+                      coalesce(sum({OPEN_ROWS}) FILTER (WHERE state = 'running'), 0)::bigint
                           AS running_jobs,
                       count(*) FILTER (WHERE state = 'queued' AND due_at > now()) AS later_chunks,
                       min(created_at) FILTER (WHERE state = 'queued') AS oldest_at,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
@@ -39,16 +40,19 @@ def upgrade(database_url: str) -> str:
     Raises:
         StoreUnavailable: no database.
     """
-    engine = sa.create_engine(sqlalchemy_url(database_url), poolclass=sa.NullPool)
+    # Made by psycopg itself: SQLAlchemy does not read a URL of several hosts.
+    engine = sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(plain_url(database_url)), poolclass=sa.NullPool
+    )
     try:
         with engine.connect() as connection:
             connection.execute(sa.text("SELECT pg_advisory_lock(:lock)"), {"lock": _MIGRATION_LOCK})
             connection.commit()
             command.upgrade(alembic_config(connection), "head")
             connection.commit()
-    except sa.exc.DBAPIError as error:
-        reason = next(iter(str(error.orig).strip().splitlines()), "no reason given")
-        away = isinstance(error, sa.exc.OperationalError)
+    except (sa.exc.DBAPIError, psycopg.OperationalError) as error:
+        reason = next(iter(str(getattr(error, "orig", error)).strip().splitlines()), "no reason given")
+        away = isinstance(error, sa.exc.OperationalError | psycopg.OperationalError)
         raise StoreUnavailable(f"Postgres {'cannot be reached' if away else 'refuses'}: {reason}") from error
     finally:
         engine.dispose()

@@ -8,11 +8,13 @@ import pytest
 from audit import audit
 from celery import Celery
 from kombu import Connection, Producer
+from pydantic import BaseModel
 from servers import RabbitMQ, Valkey
 from support import Place, wait_for
 
 from pipeline import Client
-from pipeline.broker import ASIDE
+from pipeline.broker import ASIDE, Bells
+from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 from schemas.results import JobState
 
@@ -197,3 +199,33 @@ def test_the_intake_takes_jobs_and_replies_and_a_killed_one_loses_none(
     assert got["accepted"] | got["outcome"] == {str(number) for number in range(40)}
     found = audit(here.database_url, [JobId(job_id) for (job_id,) in here.query("SELECT job_id FROM jobs")])
     assert (found.jobs, found.clean) == (40, True)
+
+
+class _Said(BaseModel):
+    n: int
+
+
+async def test_replies_reach_queues_of_others_however_they_were_declared(broker_of_its_own: Broker) -> None:
+    if not isinstance(broker_of_its_own, RabbitMQ):
+        pytest.skip("a queue of Redis has no declaration")
+    bells = Bells(broker_of_its_own.url)
+    with Connection(broker_of_its_own.url) as connection, connection.channel() as channel:
+        channel.queue_declare("crm.mine", exclusive=True, auto_delete=True)
+        channel.queue_declare("crm.gone", durable=True)
+        channel.queue_declare(
+            "crm.full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, auto_delete=False
+        )
+        for queue in ("crm.mine", "crm.gone", "crm.full", "crm.new"):
+            await bells.reply(queue, _Said(n=1))
+        channel.queue_delete("crm.gone")
+        with pytest.raises(BrokerUnavailable):
+            await bells.reply("crm.full", _Said(n=2))
+        await bells.reply("crm.gone", _Said(n=2))
+        depths = {
+            queue: channel.queue_declare(queue, passive=True).message_count
+            for queue in ("crm.mine", "crm.gone", "crm.full", "crm.new")
+        }
+        assert depths == dict.fromkeys(depths, 1)
+        for queue in depths:
+            channel.queue_delete(queue)
+    await bells.close()

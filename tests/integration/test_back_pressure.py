@@ -21,6 +21,12 @@ def limits(database: Database, **fields: Any) -> QueueLimits:
     return QueueLimits(Models({"m": ModelEntry.model_validate({**ENTRY, **fields})}), database)
 
 
+def came(gate: QueueLimits, jobs: list[NewJob], tenant: str) -> None:
+    """A batch that was stored."""
+    with gate.batch(jobs, tenant) as admit:
+        admit()
+
+
 def job(tenant: str = "default") -> NewJob:
     return NewJob("intent", tenant, b"{}", "m", 0)
 
@@ -32,9 +38,9 @@ async def test_a_batch_that_does_not_fit_is_refused_with_depth_and_when_to_come_
     await settlement.settle(database, [report(claim)])
     gate = limits(database, queued_bulk=100)
     await gate.look()
-    gate.admit_batch([job()] * 40, "default")
+    came(gate, [job()] * 40, "default")
     with pytest.raises(QueueSaturated, match=r"m\.bulk holds 90 jobs and takes 100; submit again in \d+ s") as raised:
-        gate.admit_batch([job()] * 20, "default")
+        came(gate, [job()] * 20, "default")
     assert raised.value.retryable
     facts = raised.value.facts
     assert (facts["queue"], facts["depth"], facts["limit"]) == ("m.bulk", 90, 100)
@@ -45,7 +51,7 @@ async def test_a_batch_that_never_fits_is_told_so(database: Database) -> None:
     gate = limits(database, queued_bulk=100)
     await gate.look()
     with pytest.raises(QueueSaturated, match="takes 100 jobs and 101 came at once") as raised:
-        gate.admit_batch([job()] * 101, "default")
+        came(gate, [job()] * 101, "default")
     assert "retry_after_seconds" not in raised.value.facts
 
 
@@ -54,8 +60,8 @@ async def test_a_tenant_has_its_share_and_leaves_the_rest_to_others(database: Da
     gate = limits(database, queued_bulk=100, tenant_share=0.5)
     await gate.look()
     with pytest.raises(QueueSaturated, match="holds 45 jobs of tenant loud and takes 50"):
-        gate.admit_batch([job()] * 10, "loud")
-    gate.admit_batch([job()] * 50, "quiet")
+        came(gate, [job()] * 10, "loud")
+    came(gate, [job()] * 50, "quiet")
 
 
 async def test_the_lanes_have_limits_of_their_own_and_what_runs_does_not_count(database: Database) -> None:
@@ -64,11 +70,11 @@ async def test_the_lanes_have_limits_of_their_own_and_what_runs_does_not_count(d
     await gate.look()
     assert [gate.admit_one(job()) is None for _ in range(3)] == [True, True, False]
     with pytest.raises(QueueSaturated):
-        gate.admit_batch([job()], "default")
+        came(gate, [job()], "default")
     assert await take(database) is not None
     gate = limits(database, queued_bulk=10)
     await gate.look()
-    gate.admit_batch([job()] * 10, "default")
+    came(gate, [job()] * 10, "default")
 
 
 @pytest.fixture
@@ -104,3 +110,20 @@ def test_limits_are_numbers_above_zero() -> None:
     for fields in ({"queued_bulk": 0}, {"tenant_share": 0}, {"tenant_share": 1.5}):
         with pytest.raises(ValueError, match=next(iter(fields))):
             ModelEntry.model_validate({**ENTRY, **fields})
+
+
+async def test_a_batch_that_is_still_being_stored_counts_and_one_that_was_not_stored_does_not(
+    database: Database,
+) -> None:
+    gate = limits(database, queued_bulk=100)
+    await gate.look()
+    with gate.batch([job()] * 80, "default") as admit:
+        admit()
+        gate._looked_at = None
+        await gate.look()  # it is in no table yet
+        with pytest.raises(QueueSaturated, match="holds 80 jobs"):
+            came(gate, [job()] * 30, "default")
+    with pytest.raises(ZeroDivisionError), gate.batch([job()] * 20, "default") as admit:
+        admit()
+        _ = 1 / 0
+    came(gate, [job()] * 20, "default")

@@ -8,9 +8,10 @@ from stored import batch, failed, new, report, take
 from support import Place
 
 from pipeline.dead_letters import decide
-from pipeline.store import Database, dead_letters, reading, settlement, submission
+from pipeline.store import Database, dead_letters, depths, reading, recovery, settlement, submission
 from pipeline.store.dead_letters import Decision, Letters
 from pipeline.store.ids import JobIds
+from pipeline.store.settlement import NextState
 from pipeline.store.submission import StoredBatch
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
@@ -196,3 +197,53 @@ def test_the_command_says_what_it_needs(place: Place, option: list[str]) -> None
     said = place.yyc3("dead-letters", "replay", *option, check=2)
     assert "Traceback" not in said.stderr
     assert option == [] or option[1] in said.stderr
+
+
+async def test_a_letter_whose_chunk_is_halved_meanwhile_is_left_for_the_next_time(
+    database: Database, place: Place
+) -> None:
+    """Its half may be in another worker's hands already, who does not know of the replay."""
+    stored = await batch(database, 4)
+    claim = await take(database)
+    assert claim is not None
+    some = failed(claim)
+    back = type(some)(claim.first_job_id, claim.fence, some.rows[3:], next_state=NextState.QUEUED)
+    await settlement.settle(database, [back])
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE chunks SET rows = 2, state = 'queued', fence = fence + 1")
+        await connection.execute(
+            """INSERT INTO chunks (first_job_id, rows, batch_id, model, lane, state, run_id, fence)
+               SELECT first_job_id + 2, 2, batch_id, model, lane, 'running', gen_random_uuid(), fence FROM chunks"""
+        )
+        deciding = asyncio.create_task(decided(database, ALL, Decision.REPLAYED))
+        async with asyncio.timeout(10):
+            while not place.query("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 - another connection's lock
+                await asyncio.sleep(0.01)
+    assert await deciding == (0, 1)
+    assert sum(group.jobs for group in await dead_letters.groups(database, ALL)) == 1
+    assert stored.job_ids[3] in await reading.outcomes_of(database, list(stored.job_ids))
+
+
+async def test_a_letter_past_its_deadline_is_not_replayed_and_one_before_it_expires_in_time(
+    database: Database, place: Place
+) -> None:
+    stored = await some_failed(database, 10)
+    place.query("UPDATE jobs SET deadline = now() - interval '1 s' WHERE job_id = %s", stored.job_ids[5])
+    place.query("UPDATE jobs SET deadline = now() + interval '1 s' WHERE job_id = %s", stored.job_ids[6])
+    assert await decided(database, ALL, Decision.REPLAYED) == (7, 0)
+    (left,) = await dead_letters.listed(database, ALL, 5)
+    assert left.job_id == stored.job_ids[5]
+    async with asyncio.timeout(10):
+        while not await recovery.expire(database):  # noqa: ASYNC110 - the database's clock
+            await asyncio.sleep(0.1)
+    found = await reading.outcomes_of(database, [stored.job_ids[6]])
+    assert found[stored.job_ids[6]].state is JobState.EXPIRED
+
+
+async def test_a_replay_of_few_rows_is_a_queue_of_few_rows(database: Database) -> None:
+    stored = await some_failed(database, 10)
+    await decided(database, Letters(job_id=stored.job_ids[9]), Decision.REPLAYED)
+    ((_, depth),) = (await depths.queued(database)).items()
+    assert depth.jobs == 1
+    (state,) = await reading.queue_states(database)
+    assert state.queued_jobs == 1

@@ -481,3 +481,28 @@ async def test_connections_that_the_server_closed_are_replaced_before_anybody_ge
     assert place.query(f"SELECT count(pg_terminate_backend(pid)) {others}")[0][0] > 2
     wait_for(lambda: place.query(f"SELECT count(*) {others}") == [(0,)], "the connections to be closed")
     await asyncio.gather(*[sleeps(database, 0.2) for _ in range(8)])
+
+
+async def test_a_caller_who_gives_up_while_a_connection_is_looked_at_costs_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: object) -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    database = await Database(place.database_url, max_connections=2).open()
+    await asyncio.gather(*[sleeps(database, 0.1) for _ in range(2)])
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.store.connection._is_alive", never)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await sleeps(database, 0)
+    await asyncio.gather(*[sleeps(database, 0.1) for _ in range(4)])
+    await database.close()
+
+
+def test_several_hosts_lead_to_the_one_that_answers(place: Place) -> None:
+    user, rest = place.database_url.rsplit("@", 1)
+    address, name = rest.split("/")
+    assert schema.upgrade(f"{user}@127.0.0.1:9,{address}/{name}?target_session_attrs=read-write") == "0004"
