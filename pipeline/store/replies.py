@@ -19,11 +19,17 @@ class Owed:
 
 
 async def owe(database: Database, owed: Sequence[Owed]) -> None:
-    """Remember replies; safe to call again."""
+    """Remember replies; safe to call again.
+
+    One that is owed already, and is being sent at this moment, is owed once more: the sender's delete comes first.
+    """
+    owed = sorted(owed, key=lambda one: (one.job_id, one.queue))  # one order of locks
     async with database.connection() as connection:
         await connection.execute(
             """INSERT INTO replies (job_id, queue, job_key)
-               SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[]) ON CONFLICT DO NOTHING""",
+               SELECT DISTINCT ON (job_id, queue) *
+               FROM unnest(%s::bigint[], %s::text[], %s::text[]) AS o(job_id, queue, job_key)
+               ORDER BY job_id, queue ON CONFLICT (job_id, queue) DO UPDATE SET job_key = excluded.job_key""",
             ([o.job_id for o in owed], [o.queue for o in owed], [o.job_key for o in owed]),
         )
 

@@ -284,6 +284,7 @@ class Producer:
         self._jobs = jobs
         self._pause = seconds / max(1, jobs // _BATCH_JOBS)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._produce()))
+        self._client = _client(world)
 
     def start(self) -> None:
         """Begin."""
@@ -294,9 +295,7 @@ class Producer:
         self._thread.join()
 
     async def _produce(self) -> None:
-        os.environ["YYC3_MODELS_FILE"] = str(self._world.folder / "models.toml")
-        client = AsyncClient(database_url=self._world.postgres.url, redis_url=self._world.valkey.url)
-        async with client:
+        async with self._client as client:
             began = time.monotonic()
             for number in range(self._jobs // _BATCH_JOBS):
                 await self._batch(client, number)
@@ -321,6 +320,19 @@ class Producer:
             except StoreUnavailable:
                 self.refused += 1
                 await asyncio.sleep(0.2)
+
+
+def _client(world: World) -> AsyncClient:
+    """A client that knows this world's model; the environment is as it was afterwards."""
+    before = os.environ.get("YYC3_MODELS_FILE")
+    os.environ["YYC3_MODELS_FILE"] = str(world.folder / "models.toml")
+    try:
+        return AsyncClient(database_url=world.postgres.url, redis_url=world.valkey.url)
+    finally:
+        if before is None:
+            del os.environ["YYC3_MODELS_FILE"]
+        else:
+            os.environ["YYC3_MODELS_FILE"] = before
 
 
 class Watcher:

@@ -14,7 +14,7 @@ from stored import GONE, LEASE, all_admitted, batch, lost, new, report, take
 from support import Place, wait_for
 
 from pipeline.embedded.home import Home
-from pipeline.store import Database, claims, reading, recovery, schema, settlement, submission
+from pipeline.store import Database, claims, reading, recovery, replies, schema, settlement, submission
 from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
 from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
 from pipeline.store.submission import Stored, StoredBatch
@@ -506,3 +506,21 @@ def test_several_hosts_lead_to_the_one_that_answers(place: Place) -> None:
     user, rest = place.database_url.rsplit("@", 1)
     address, name = rest.split("/")
     assert schema.upgrade(f"{user}@127.0.0.1:9,{address}/{name}?target_session_attrs=read-write") == "0004"
+
+
+async def test_a_reply_that_is_asked_for_while_it_is_sent_is_owed_once_more(database: Database, place: Place) -> None:
+    stored = await batch(database, 1)
+    claim = await take(database)
+    assert claim is not None
+    await settlement.settle(database, [report(claim)])
+    owed = replies.Owed(stored.job_ids[0], "crm", "k")
+    await replies.owe(database, [owed])
+    async with replies.due(database, [owed.job_id]) as (found, sent):
+        assert found == [owed]
+        again = asyncio.create_task(replies.owe(database, [owed]))
+        async with asyncio.timeout(10):
+            while not place.query("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 - another connection's lock
+                await asyncio.sleep(0.01)
+        sent.append(owed)
+    await again
+    assert place.query("SELECT count(*) FROM replies") == [(1,)]
