@@ -17,7 +17,7 @@ import psycopg
 from bench.plain import make_app
 from bench.setting import Idle, cpu_seconds, fast_pipeline, processes_of, show
 from pipeline import Client
-from pipeline.cli.stack import Stack
+from pipeline.stack import Stack
 
 JOBS = 20_000
 PLAIN_JOBS = 2_000

@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 
 from pipeline import kinds
-from pipeline.cli.stack import Stack
 from pipeline.engine import EngineClient
 from pipeline.engine.metrics import read_metrics
 from pipeline.kinds import Ask, Constraint, Target
 from pipeline.models import LabelForm
+from pipeline.stack import Stack
 from schemas.errors import InvalidOutput
 from schemas.jobs import parse_job
 

@@ -14,8 +14,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli.stack import Stack
 from pipeline.settings import Settings
+from pipeline.stack import Stack
 
 _err = Console(stderr=True)
 _SATURATED = 0.03

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.client import AsyncClient, Client
-    from pipeline.submit import Batch
+    from pipeline.jobs.submit import Batch
 
 __all__ = ["AsyncClient", "Batch", "Client"]
 
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(client, name)
     if name == "Batch":
-        from pipeline.submit import Batch
+        from pipeline.jobs.submit import Batch
 
         return Batch
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

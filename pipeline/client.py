@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from pipeline.cancel import cancel
-from pipeline.following import follow
-from pipeline.store import reading
-from pipeline.store.reading import Progress
-from pipeline.submit import Batch
-from pipeline.waiting import Waiter, patiently
+from pipeline.jobs.cancel import cancel
+from pipeline.jobs.follow import follow
+from pipeline.jobs.submit import Batch
+from pipeline.jobs.wait import Waiter, patiently
+from pipeline.store import queries
+from pipeline.store.queries import Progress
 from pipeline.wiring import Adapters, Wiring
 from schemas.errors import InvalidJob, JobNotFound, ResultTimeout
 from schemas.ids import BatchId, JobId
@@ -128,14 +128,14 @@ class AsyncClient:
         Raises:
             JobNotFound: there is no such job.
         """
-        found = await reading.outcomes_of(self._open.database, [job_id])
+        found = await queries.outcomes_of(self._open.database, [job_id])
         if job_id not in found:
             raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
         return found[job_id]
 
     async def recent(self, *, state: JobState | None = None, kind: str | None = None, limit: int = 20) -> list[Outcome]:
         """The newest jobs first."""
-        return await reading.recent_jobs(self._open.database, state=state, kind=kind, limit=limit)
+        return await queries.recent_jobs(self._open.database, state=state, kind=kind, limit=limit)
 
     async def cancel(self, job_id: JobId) -> bool:
         """Settle a job as cancelled; False where it was settled already. An engine that is answering it stops.
@@ -148,7 +148,7 @@ class AsyncClient:
 
     async def progress(self, batch_id: BatchId) -> Progress:
         """How far a batch is."""
-        return await reading.batch_progress(self._open.database, batch_id)
+        return await queries.batch_progress(self._open.database, batch_id)
 
     async def watch(self, batch_id: BatchId) -> AsyncIterator[Progress]:
         """Progress four times a second until every job of a batch is settled; the last one says so."""
@@ -161,7 +161,7 @@ class AsyncClient:
 
     def outcomes(self, batch_id: BatchId) -> AsyncIterator[Outcome]:
         """Outcomes of a batch in the order its jobs were submitted; unsettled ones too, with their state."""
-        return reading.batch_outcomes(self._open.database, batch_id)
+        return queries.batch_outcomes(self._open.database, batch_id)
 
 
 class Client:

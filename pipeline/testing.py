@@ -30,19 +30,20 @@ import httpx
 import pytest
 
 from pipeline.client import AsyncClient, Client
-from pipeline.embedded.home import Home
-from pipeline.embedded.running import Running, write_running
-from pipeline.recover import Reach, Recovery
+from pipeline.local.addresses import Running, write_running
+from pipeline.local.client import Home
+from pipeline.operations.recovery import Reach, Recovery
 from pipeline.settings import load_settings
-from pipeline.store import Database, answers, claims, schema, settlement, submission
+from pipeline.store import Database, answer_cache, claims, settlement, submission
 from pipeline.store.ids import JobIds
+from pipeline.store.schema import migrate
 from pipeline.store.settlement import NextState, RunReport, SettledRow
 from pipeline.store.submission import NewJob, Stored
 from pipeline.wiring import Adapters, Wiring
+from schemas.doorbells import Lane
 from schemas.errors import ErrorCode, InvalidSetting
 from schemas.ids import JobId
 from schemas.jobs import Job, canonical, parse_job
-from schemas.messages import Lane
 from schemas.results import JobState
 from simulator import SimulatorOptions, serve
 
@@ -113,7 +114,7 @@ class PipelineUnderTest:
         self._wiring = Wiring(load_settings(home=self.home))
         for lane in Lane:
             self._start_process(f"worker-{lane}", "workers.main", lane)
-        schema.upgrade(self.database_url)
+        migrate.upgrade(self.database_url)
         self._run(self._keep(self._recover()))
         for lane in Lane:
             self._until_ready(f"worker-{lane}")
@@ -236,7 +237,7 @@ class PipelineUnderTest:
     async def _forget_answers(self) -> None:
         database = await Database(self.database_url).open()
         try:
-            await answers.forget_all(database)
+            await answer_cache.forget_all(database)
         finally:
             await database.close()
 

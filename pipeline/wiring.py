@@ -11,16 +11,16 @@ from typing import Any, Self
 from celery import Celery
 
 from pipeline.broker import Bells, Whispers, make_app
-from pipeline.embedded.running import Running, find_running
 from pipeline.engine import EngineClient, EnginePool
 from pipeline.images import Fetcher, ImageDoor
+from pipeline.jobs.submit import Submitter
+from pipeline.local.addresses import Running, find_running
 from pipeline.models import Models, load_models
 from pipeline.settings import Settings, load_settings
 from pipeline.store import Database
-from pipeline.streams import StreamReader, StreamWriter
-from pipeline.submit import Submitter
+from pipeline.streams.writer import StreamReader, StreamWriter
+from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
-from schemas.messages import Lane
 
 
 @dataclass(frozen=True)

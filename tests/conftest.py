@@ -9,7 +9,7 @@ import pytest
 import redis
 from support import Place, new_database
 
-from pipeline.embedded.home import Home
+from pipeline.local.client import Home
 from pipeline.store import Database
 
 pytest_plugins = ["pipeline.testing"]

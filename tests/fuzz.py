@@ -23,17 +23,17 @@ import orjson
 from PIL import Image
 
 from pipeline import kinds
-from pipeline.broker.aside import _is_message
-from pipeline.calls.reading import BadLine, read_calls
+from pipeline.broker.quarantine import _is_message
+from pipeline.calls.readers.jsonl import BadLine, read_calls
 from pipeline.engine.errors import from_status
 from pipeline.engine.metrics import read_metrics
-from pipeline.engine.reading import Said, read_batch, read_single
-from pipeline.images.checking import data_url, decoded, reencoded
+from pipeline.engine.responses import Said, read_batch, read_single
+from pipeline.images.decoding import data_url, decoded, reencoded
 from pipeline.models import LabelForm
+from schemas.doorbells import Doorbell
 from schemas.errors import EngineError, PipelineError
 from schemas.intake import CancelArguments, parse_intake
 from schemas.jobs import canonical, parse_job
-from schemas.messages import Doorbell
 
 CANARY = "CANARY13800000000"
 SLOW_SECONDS = 2.0

@@ -19,8 +19,8 @@ from amqp.exceptions import AMQPError, NotFound
 from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 
-from pipeline.embedded.servers import Server, _postgres_binary, free_port, start_postgres, start_valkey
-from pipeline.store import schema
+from pipeline.local.servers import Server, _postgres_binary, free_port, start_postgres, start_valkey
+from pipeline.store.schema import migrate
 
 Ended = subprocess.Popen[bytes]
 
@@ -34,7 +34,7 @@ class Postgres:
         self._server: Server = start_postgres(folder)
         self.url = self._server.url
         if tables:
-            schema.upgrade(self.url)
+            migrate.upgrade(self.url)
 
     def __enter__(self) -> Self:
         return self

@@ -8,8 +8,8 @@ from pipeline.store.claims import Claim
 from pipeline.store.ids import JobIds
 from pipeline.store.settlement import NextState, RunReport, SettledOutside, SettledRow
 from pipeline.store.submission import NewJob, StoredBatch
+from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
-from schemas.messages import Lane
 from schemas.results import JobState
 from schemas.timings import Usage
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import psycopg
 
-from pipeline.store import schema
+from pipeline.store.schema import migrate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -165,5 +165,5 @@ def new_database(server_url: str, name: str, template: str | None = None) -> str
         connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     url = server_url.rsplit("/", 1)[0] + f"/{name}"
     if template is None:
-        schema.upgrade(url)
+        migrate.upgrade(url)
     return url

@@ -14,13 +14,13 @@ from celery.signals import worker_shutting_down
 from celery.worker.request import Request
 
 from pipeline.broker import HIDDEN
-from pipeline.intake import Closing, Door
+from pipeline.jobs.intake import Closing, Door
+from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
-from pipeline.telemetry import configure_logging
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.intake import CANCEL_TASK, INTAKE_QUEUE, SUBMIT_TASK
-from workers.guarding import GuardedTask
+from workers.delivery.message_guard import GuardedTask
 from workers.loop import LoopThread, prefer_latency
 from workers.main import run_celery
 

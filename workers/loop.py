@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from pipeline.telemetry import fault
+from pipeline.observability.logging import fault
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")

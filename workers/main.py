@@ -11,16 +11,16 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
 from pipeline.broker import declared
+from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
-from pipeline.telemetry import configure_logging
 from pipeline.wiring import Wiring
+from schemas.doorbells import Lane, queue_name
 from schemas.errors import PipelineError
-from schemas.messages import Lane, queue_name
-from workers.guarding import GuardedConsumer
+from workers.delivery.consumption import Taking
+from workers.delivery.message_guard import GuardedConsumer
+from workers.delivery.tasks import register
+from workers.execution.worker import Limits, Process
 from workers.loop import LoopThread, prefer_latency
-from workers.process import Limits, Process
-from workers.taking import Taking
-from workers.tasks import register
 
 _log = structlog.get_logger(__name__)
 _INTERACTIVE_THREADS = 256

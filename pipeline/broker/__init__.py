@@ -1,10 +1,10 @@
 """The message broker: doorbells ring through Celery, settled jobs are whispered through Redis. Neither carries words."""
 
 from pipeline.broker.app import TASK_NAME, declared, make_app
-from pipeline.broker.aside import ASIDE, put_aside
-from pipeline.broker.bells import HIDDEN, WINDOW, Bells
-from pipeline.broker.trouble import UnusableQueue
-from pipeline.broker.whispers import CANCELLED, CHAT, Whispers
+from pipeline.broker.errors import UnusableQueue
+from pipeline.broker.notifications import CANCELLED, CHAT, Whispers
+from pipeline.broker.publisher import HIDDEN, WINDOW, Bells
+from pipeline.broker.quarantine import ASIDE, put_aside
 
 __all__ = [
     "ASIDE",

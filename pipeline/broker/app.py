@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 from celery import Celery
 from kombu import Exchange, Queue
 
-from pipeline.broker.aside import ASIDE, KEPT_MESSAGES
+from pipeline.broker.quarantine import ASIDE, KEPT_MESSAGES
 from schemas.intake import INTAKE_QUEUE
 
 TASK_NAME = "yyc3.chunk"
@@ -92,7 +92,7 @@ _RABBITMQ: dict[str, Any] = {"worker_prefetch_multiplier": 1, "broker_heartbeat"
 
 def _redis(visibility: timedelta) -> dict[str, Any]:
     return {
-        "broker_transport": "pipeline.broker.aside:RedisTransport",
+        "broker_transport": "pipeline.broker.quarantine:RedisTransport",
         "worker_disable_prefetch": True,  # what a worker cannot start now stays in the queue, for others
         "broker_transport_options": {
             # Keys of our own: those of other systems on this Redis are not ours to give back, nor ours theirs.

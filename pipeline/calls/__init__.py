@@ -5,6 +5,6 @@ analysis  jobs of a call, and the report made of their outcomes
 """
 
 from pipeline.calls.analysis import Tally, analyze
-from pipeline.calls.reading import BadLine, read_calls
+from pipeline.calls.readers.jsonl import BadLine, read_calls
 
 __all__ = ["BadLine", "Tally", "analyze", "read_calls"]

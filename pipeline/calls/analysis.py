@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from pipeline.store import Database, reading
-from pipeline.submit import Batch, Submitter
-from pipeline.waiting import patiently
+from pipeline.jobs.submit import Batch, Submitter
+from pipeline.jobs.wait import patiently
+from pipeline.store import Database, queries
 from schemas.calls import Call, CallProblem, CallReport, IntentReading, SentimentReading, Speaker, TurnReading
 from schemas.errors import ErrorCode, InvalidJob
 from schemas.jobs import Job, parse_job
@@ -133,7 +133,7 @@ async def _reports(
     outcomes: AsyncIterator[Outcome] | None = None
     if batch is not None:
         while True:
-            state = await patiently(lambda: reading.batch_progress(database, batch.batch_id))
+            state = await patiently(lambda: queries.batch_progress(database, batch.batch_id))
             tally.settled, tally.waits_for = finished_jobs + state.settled, state.last_code
             progress(tally)
             if state.finished:
@@ -141,7 +141,7 @@ async def _reports(
             await asyncio.sleep(_LOOK_SECONDS)
         tally.succeeded += state.succeeded
         tally.failed += state.settled - state.succeeded
-        outcomes = reading.batch_outcomes(database, batch.batch_id)
+        outcomes = queries.batch_outcomes(database, batch.batch_id)
     for planned in window:
         found = [await anext(outcomes) for _ in planned.jobs] if outcomes is not None else []
         yield report_of(planned, found)

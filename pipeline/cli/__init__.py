@@ -11,7 +11,7 @@ from pipeline.cli.queues import queues
 from pipeline.cli.schema import schema
 from pipeline.cli.submit import submit
 from pipeline.cli.up import up
-from pipeline.telemetry import configure_logging
+from pipeline.observability.logging import configure_logging
 
 app = typer.Typer(
     name="yyc3",

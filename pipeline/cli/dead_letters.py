@@ -12,7 +12,7 @@ import typer
 from rich.progress import Progress as Bar
 
 from pipeline.cli.console import Exit, command, err, out, print_json, table, wiring
-from pipeline.dead_letters import JOBS_PER_SECOND, decide
+from pipeline.operations.dead_letters import JOBS_PER_SECOND, decide
 from pipeline.store import Database, dead_letters
 from pipeline.store.dead_letters import Decision, Letters
 from schemas.errors import ErrorCode, InvalidSetting, JobNotFound

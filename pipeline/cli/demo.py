@@ -8,8 +8,8 @@ import typer
 
 from pipeline.cli.calls import OutputFile, Summary, run_analysis
 from pipeline.cli.console import command, err, out, print_json, table
-from pipeline.cli.stack import Stack
 from pipeline.settings import load_settings
+from pipeline.stack import Stack
 from pipeline.wiring import Wiring
 from schemas.calls import CallReport
 

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline import health as checks
 from pipeline.cli.console import Exit, command, out, print_json, wiring
-from pipeline.health import Finding
+from pipeline.operations import health as checks
+from pipeline.operations.health import Finding
 
 
 @command

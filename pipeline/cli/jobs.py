@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import Exit, command, out, print_json, table
-from pipeline.cli.outcome import print_outcome
+from pipeline.cli.rendering import print_outcome
 from pipeline.client import Client
 from schemas.ids import JobId
 from schemas.results import JobState

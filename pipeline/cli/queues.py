@@ -8,11 +8,11 @@ import typer
 
 from pipeline.broker import ASIDE
 from pipeline.cli.console import command, out, print_json, table, wiring
-from pipeline.queues import Queue
-from pipeline.queues import queues as merged
-from pipeline.store import reading, samples
-from pipeline.store.samples import EndpointSample
-from schemas.messages import Lane, queue_name
+from pipeline.operations.queue_status import Queue
+from pipeline.operations.queue_status import queues as merged
+from pipeline.store import endpoint_samples, queries
+from pipeline.store.endpoint_samples import EndpointSample
+from schemas.doorbells import Lane, queue_name
 
 
 @command
@@ -27,7 +27,10 @@ def queues(
         async with wiring().adapters() as adapters:
             lanes = [(entry.name, lane) for entry in adapters.models for lane in Lane]
             depths = await adapters.bells.depths(queue_name(model, lane) for model, lane in lanes)
-            states, seen = await reading.queue_states(adapters.database), await samples.latest(adapters.database)
+            states, seen = (
+                await queries.queue_states(adapters.database),
+                await endpoint_samples.latest(adapters.database),
+            )
             aside = await adapters.bells.aside()
             return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen, aside
 

@@ -21,7 +21,7 @@ def schema(
     ] = None,
 ) -> None:
     """Print the JSON Schema of jobs, results, replies, stream events and errors. See docs/submitting.md."""
-    from schemas.published import files
+    from schemas.published.json_schema import files
 
     made = files()
     if folder is None:

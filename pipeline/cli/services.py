@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.beats import scan
 from pipeline.cli.console import command, err, out, print_json, wiring
-from pipeline.recover import Reach, Recovery
-from schemas.messages import Lane
+from pipeline.operations.recovery import Reach, Recovery
+from pipeline.policies.leases import scan
+from schemas.doorbells import Lane
 
 db = typer.Typer(help="The database's tables.", no_args_is_help=True)
 
@@ -106,9 +106,9 @@ def simulator(context: typer.Context) -> None:
 @command
 def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the revision as JSON.")] = False) -> None:
     """Bring the tables to the newest form; does nothing where they are."""
-    from pipeline.store import schema
+    from pipeline.store.schema import migrate
 
-    revision = schema.upgrade(wiring().database_url)
+    revision = migrate.upgrade(wiring().database_url)
     print_json({"revision": revision}) if as_json else out.print(f"database is at revision {revision}")
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import Exit, command, err, out, print_json
-from pipeline.cli.outcome import print_outcome, print_stream
+from pipeline.cli.rendering import print_outcome, print_stream
 from pipeline.client import Client
-from pipeline.images.checking import data_url, sniffed
+from pipeline.images.decoding import data_url, sniffed
 from schemas.errors import InvalidJob, ResultTimeout
 from schemas.ids import JobId
 from schemas.jobs import MAX_IMAGE_BYTES

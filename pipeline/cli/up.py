@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import Exit, command, err, out, print_json
-from pipeline.cli.stack import Stack
 from pipeline.settings import load_settings
+from pipeline.stack import Stack
 
 _CALM_SECONDS = 30.0
 

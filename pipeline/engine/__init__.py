@@ -9,9 +9,9 @@ endpoint one replica: how much is in flight there, and whether it is asked at al
 pool     the replicas of a model: which is asked next
 """
 
+from pipeline.engine.capabilities import EndpointFacts
 from pipeline.engine.client import EngineClient
 from pipeline.engine.endpoint import Endpoint
-from pipeline.engine.facts import EndpointFacts
 from pipeline.engine.pool import EnginePool
 
 __all__ = ["Endpoint", "EndpointFacts", "EngineClient", "EnginePool"]

@@ -11,8 +11,8 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from pipeline.engine.errors import from_status, mapped
-from pipeline.engine.reading import Said, read_batch, read_single
-from pipeline.kinds.asking import Answer, Ask
+from pipeline.engine.responses import Said, read_batch, read_single
+from pipeline.kinds.requests import Answer, Ask
 from schemas.errors import EngineError
 
 _CONNECT_SECONDS = 5.0

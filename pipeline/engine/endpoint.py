@@ -3,10 +3,10 @@
 import time
 from dataclasses import dataclass, field
 
-from pipeline.breaker import Breaker, BreakerState
-from pipeline.engine.facts import EndpointFacts
+from pipeline.engine.breaker import Breaker, BreakerState
+from pipeline.engine.capabilities import EndpointFacts
 from pipeline.engine.metrics import EngineMetrics
-from pipeline.pacing import Pace
+from pipeline.engine.pacing import Pace
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
 
 _REQUESTS_AT_ONCE = 4

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from pipeline.engine.client import EngineClient
-from pipeline.pacing import Gauges
+from pipeline.engine.pacing import Gauges
 from schemas.errors import EngineError
 
 # vLLM's page has about a thousand lines; only these are read. Versions differ in `:` or `_` after vllm, in `_total`, and in

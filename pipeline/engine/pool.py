@@ -8,15 +8,15 @@ from typing import Any
 
 import structlog
 
-from pipeline.breaker import BreakerState
+from pipeline.engine.breaker import BreakerState
+from pipeline.engine.capabilities import EndpointFacts, ask_facts, first_tokens
 from pipeline.engine.client import EngineClient
 from pipeline.engine.endpoint import Endpoint
-from pipeline.engine.facts import EndpointFacts, ask_facts, first_tokens
 from pipeline.engine.metrics import ask_metrics
+from pipeline.engine.pacing import Pace
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
-from pipeline.pacing import Pace
-from pipeline.telemetry import fault
+from pipeline.observability.logging import fault
 from schemas.errors import EngineError
 
 _log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ fetching   bytes behind an allowed URL, never of a private address
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.images.checking import data_url, decoded, reencoded
+from pipeline.images.decoding import data_url, decoded, reencoded
 from pipeline.images.fetching import Fetcher
 from schemas.errors import InvalidJob
 from schemas.jobs import VisionJob

@@ -1,7 +1,7 @@
 """One module a job kind: build the engine request, read the answer. Pure; a new kind is one new module and one line here."""
 
 from pipeline.kinds import chat, code, intent, sentiment, vision
-from pipeline.kinds.asking import Answer, Ask, Constraint, Shape, Target
+from pipeline.kinds.requests import Answer, Ask, Constraint, Shape, Target
 from pipeline.models import LabelForm
 from schemas.jobs import ChatJob, CodeJob, IntentJob, Job, SentimentJob, VisionJob
 from schemas.results import Result

@@ -1,7 +1,7 @@
 """Chat: continue a conversation."""
 
-from pipeline.kinds.asking import Answer, Ask, Target
-from pipeline.kinds.writing import writing_shape, written
+from pipeline.kinds.free_text import writing_shape, written
+from pipeline.kinds.requests import Answer, Ask, Target
 from schemas.jobs import ChatJob
 from schemas.results import ChatResult
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from string import ascii_uppercase
 from typing import Any
 
-from pipeline.kinds.asking import Answer, Constraint, Shape
+from pipeline.kinds.requests import Answer, Constraint, Shape
 from pipeline.models import LabelForm
 from schemas.errors import InvalidOutput
 

@@ -2,9 +2,9 @@
 
 import re
 
-from pipeline.kinds.asking import Answer, Ask, Target
 from pipeline.kinds.dialogue import language_of
-from pipeline.kinds.writing import opening, writing_shape, written
+from pipeline.kinds.free_text import opening, writing_shape, written
+from pipeline.kinds.requests import Answer, Ask, Target
 from schemas.calls import Language
 from schemas.errors import InvalidOutput
 from schemas.jobs import CodeJob

@@ -2,10 +2,10 @@
 
 from functools import lru_cache
 
-from pipeline.kinds.asking import Answer, Ask, Target
 from pipeline.kinds.classification import Option, read_verdict, shape_for
 from pipeline.kinds.dialogue import fitted, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS, OTHER
+from pipeline.kinds.requests import Answer, Ask, Target
 from schemas.calls import Language
 from schemas.jobs import IntentJob, Label
 from schemas.results import IntentResult

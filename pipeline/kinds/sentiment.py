@@ -1,8 +1,8 @@
 """Sentiment: how the customer feels, as a label and a score in [-1, 1]."""
 
-from pipeline.kinds.asking import Answer, Ask, Target
 from pipeline.kinds.classification import Option, read_verdict, shape_for
 from pipeline.kinds.dialogue import fitted, language_of, written
+from pipeline.kinds.requests import Answer, Ask, Target
 from schemas.calls import Language
 from schemas.jobs import SentimentJob
 from schemas.results import SentimentLabel, SentimentResult

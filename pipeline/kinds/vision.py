@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 import orjson
 
-from pipeline.kinds.asking import Answer, Ask, Constraint, Target
-from pipeline.kinds.writing import opening, writing_shape, written
+from pipeline.kinds.free_text import opening, writing_shape, written
+from pipeline.kinds.requests import Answer, Ask, Constraint, Target
 from schemas.answer_schema import obeys
 from schemas.errors import InvalidOutput
 from schemas.jobs import VisionJob

@@ -7,6 +7,6 @@ recovery     lost leases go back; how much is queued
 reading      outcomes, lists and progress for those who ask
 """
 
-from pipeline.store.connection import Database
+from pipeline.store.database import Database
 
 __all__ = ["Database"]

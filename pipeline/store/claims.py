@@ -9,11 +9,11 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from pipeline.retries import LONGEST_DELAY
-from pipeline.store.connection import Database
-from pipeline.store.series import LATEST_REPLAY
+from pipeline.policies.retries import LONGEST_DELAY
+from pipeline.store.database import Database
+from pipeline.store.replays import LATEST_REPLAY
+from schemas.doorbells import Lane
 from schemas.ids import BatchId, JobId
-from schemas.messages import Lane
 
 AGING_SECONDS = 600
 """So long in a queue counts as one step of priority."""

@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from pipeline.store.connection import Database
+from pipeline.store.database import Database
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId, JobId
 

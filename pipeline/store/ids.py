@@ -5,7 +5,7 @@ import time
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
-from pipeline.store.connection import Database
+from pipeline.store.database import Database
 
 BLOCK_JOBS = 1_024
 """Ids in a block: one round trip for a thousand jobs. A chunk lies within one block."""

@@ -9,13 +9,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pipeline.retries import MAX_CRASHES
+from pipeline.policies.retries import MAX_CRASHES
 from pipeline.store.claims import IS_DUE
-from pipeline.store.connection import Database
-from pipeline.store.series import series_of, stands
+from pipeline.store.database import Database
+from pipeline.store.replays import series_of, stands
 from pipeline.store.settlement import SettledOutside
+from schemas.doorbells import Lane
 from schemas.ids import JobId
-from schemas.messages import Lane
 
 _SWEEP_LOCK = 0x79796334
 

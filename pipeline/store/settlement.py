@@ -9,8 +9,8 @@ from uuid import UUID
 
 import orjson
 
-from pipeline.store.connection import Database
-from pipeline.store.series import series_of
+from pipeline.store.database import Database
+from pipeline.store.replays import series_of
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
 from schemas.results import JobState

@@ -7,12 +7,12 @@ from datetime import datetime
 import orjson
 import psycopg
 
-from pipeline.batching import LARGEST_CHUNK_BYTES, light_runs
-from pipeline.store.connection import Database
+from pipeline.policies.chunking import LARGEST_CHUNK_BYTES, light_runs
+from pipeline.store.database import Database
 from pipeline.store.ids import JobIds
+from schemas.doorbells import Lane
 from schemas.errors import DuplicateJob, QueueSaturated
 from schemas.ids import BatchId, JobId
-from schemas.messages import Lane
 
 
 @dataclass(frozen=True, slots=True)

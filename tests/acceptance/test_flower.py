@@ -12,8 +12,8 @@ import redis
 from support import Place, wait_for
 
 from pipeline import Client
-from pipeline.embedded.home import Home
-from pipeline.embedded.servers import free_port
+from pipeline.local.client import Home
+from pipeline.local.servers import free_port
 
 CANARY = "金丝雀7391canary"
 LOGIN = ("operator", "secret-of-the-test")

@@ -15,8 +15,9 @@ from support import ROOT, wait_for
 
 from pipeline import Client
 from pipeline.broker import TASK_NAME, Whispers, make_app
-from pipeline.calls.reading import read_calls
+from pipeline.calls.readers.jsonl import read_calls
 from pipeline.testing import PipelineUnderTest
+from schemas.doorbells import Lane
 from schemas.errors import (
     BrokerUnavailable,
     DuplicateJob,
@@ -32,7 +33,6 @@ from schemas.errors import (
     UnknownModel,
 )
 from schemas.ids import JobId
-from schemas.messages import Lane
 from schemas.results import ChatResult, JobState, Outcome
 
 FEELING = {"kind": "sentiment", "text": "谢谢"}

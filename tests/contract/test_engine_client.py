@@ -11,9 +11,9 @@ from PIL import Image
 
 from pipeline import kinds
 from pipeline.engine import EngineClient
-from pipeline.engine.facts import ask_facts, first_tokens, letters_are_tokens
+from pipeline.engine.capabilities import ask_facts, first_tokens, letters_are_tokens
 from pipeline.engine.metrics import ask_metrics
-from pipeline.images.checking import data_url
+from pipeline.images.decoding import data_url
 from pipeline.kinds import Answer, Ask, Constraint, Target
 from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected

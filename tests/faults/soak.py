@@ -28,7 +28,7 @@ from audit import Audit, audit
 from servers import Postgres, Valkey
 
 from pipeline import AsyncClient
-from pipeline.embedded.servers import free_port
+from pipeline.local.servers import free_port
 from schemas.errors import StoreUnavailable
 from schemas.ids import JobId
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline.embedded import servers
+from pipeline.local import servers
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to hand Postgres to another account")
 

@@ -190,7 +190,7 @@ def test_kill_9_leaves_no_process_behind_and_the_next_start_finds_the_data(tmp_p
         assert job["state"] == "succeeded"
         second = place.yyc3("up", check=2)
         assert "in use by another yyc3 up" in second.stderr
-        guards = [p for p in children_of(folder) if "pipeline.embedded.guard" in p.cmdline()]
+        guards = [p for p in children_of(folder) if "pipeline.local.supervisor" in p.cmdline()]
         assert len(guards) == 1
         (guards[0] if victim == "guard" else up.process).kill()
         wait_for(lambda: not [p for p in children_of(folder) if p.pid != up.process.pid], "every child to end", 60)

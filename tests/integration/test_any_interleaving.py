@@ -25,9 +25,9 @@ from pipeline.store.claims import Claim
 from pipeline.store.dead_letters import Decision, Letters
 from pipeline.store.ids import JobIds
 from pipeline.store.settlement import NextState, RunReport, SettledRow
+from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
-from schemas.messages import Lane
 
 T = TypeVar("T")
 LANES = st.sampled_from(list(Lane))

@@ -8,7 +8,7 @@ from stored import batch, report, take
 from support import Place
 
 from pipeline import AsyncClient
-from pipeline.back_pressure import QueueLimits
+from pipeline.jobs.admission import QueueLimits
 from pipeline.models import ModelEntry, Models
 from pipeline.store import Database, settlement
 from pipeline.store.submission import NewJob

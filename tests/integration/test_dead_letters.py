@@ -7,15 +7,15 @@ import pytest
 from stored import batch, failed, new, report, take
 from support import Place
 
-from pipeline.dead_letters import decide
-from pipeline.store import Database, dead_letters, depths, reading, recovery, settlement, submission
+from pipeline.operations.dead_letters import decide
+from pipeline.store import Database, dead_letters, queries, queue_depths, recovery, settlement, submission
 from pipeline.store.dead_letters import Decision, Letters
 from pipeline.store.ids import JobIds
 from pipeline.store.settlement import NextState
 from pipeline.store.submission import StoredBatch
+from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
-from schemas.messages import Lane
 from schemas.results import JobState
 
 ALL = Letters()
@@ -78,13 +78,13 @@ async def test_a_replay_runs_the_failed_rows_alone_and_their_history_stays(datab
     before = place.query("SELECT job_id, series, state, xid::text FROM outcomes ORDER BY job_id")
     assert await decided(database, ALL, Decision.REPLAYED) == (24, 0)
     assert await dead_letters.groups(database, ALL) == []
-    progress = await reading.batch_progress(database, stored.batch_id)
+    progress = await queries.batch_progress(database, stored.batch_id)
     assert (progress.succeeded, progress.failed, progress.finished) == (6, 0, False)
-    found = await reading.outcomes_of(database, list(stored.job_ids))
+    found = await queries.outcomes_of(database, list(stored.job_ids))
     assert {job_id for job_id, outcome in found.items() if outcome.state is JobState.QUEUED} == set(dead)
-    listed = await reading.recent_jobs(database, state=JobState.QUEUED, kind=None, limit=100)
+    listed = await queries.recent_jobs(database, state=JobState.QUEUED, kind=None, limit=100)
     assert {outcome.job_id for outcome in listed} == set(dead)
-    assert await reading.recent_jobs(database, state=JobState.FAILED, kind=None, limit=100) == []
+    assert await queries.recent_jobs(database, state=JobState.FAILED, kind=None, limit=100) == []
     ran: list[JobId] = []
     while claim := await take(database):
         assert {job.series for job in claim.jobs} == {2}
@@ -93,7 +93,7 @@ async def test_a_replay_runs_the_failed_rows_alone_and_their_history_stays(datab
         ran += [job.job_id for job in claim.jobs]
         await settlement.settle(database, [report(claim)])
     assert sorted(ran) == dead
-    progress = await reading.batch_progress(database, stored.batch_id)
+    progress = await queries.batch_progress(database, stored.batch_id)
     assert (progress.succeeded, progress.failed, progress.finished) == (30, 0, True)
     after = place.query("SELECT job_id, series, state, xid::text FROM outcomes WHERE series = 1 ORDER BY job_id")
     assert after == before
@@ -111,7 +111,7 @@ async def test_what_fails_again_is_a_dead_letter_again(database: Database) -> No
         await settlement.settle(database, [failed(claim, ErrorCode.ENGINE_FAILED)])
         (group,) = await dead_letters.groups(database, ALL)
         assert (group.code, group.jobs) == (ErrorCode.ENGINE_FAILED, 8)
-        progress = await reading.batch_progress(database, stored.batch_id)
+        progress = await queries.batch_progress(database, stored.batch_id)
         assert (progress.succeeded, progress.failed) == (2, 8)
 
 
@@ -120,7 +120,7 @@ async def test_discarded_ones_stay_failed_and_are_listed_no_more(database: Datab
     assert await decided(database, Letters(job_id=stored.job_ids[5]), Decision.DISCARDED) == (1, 0)
     assert await decided(database, Letters(job_id=stored.job_ids[5]), Decision.REPLAYED) == (0, 0)
     assert sum(group.jobs for group in await dead_letters.groups(database, ALL)) == 23
-    assert (await reading.outcomes_of(database, [stored.job_ids[5]]))[stored.job_ids[5]].state is JobState.FAILED
+    assert (await queries.outcomes_of(database, [stored.job_ids[5]]))[stored.job_ids[5]].state is JobState.FAILED
     assert place.query("SELECT count(*) FROM chunks WHERE state = 'queued'") == [(0,)]
 
 
@@ -188,7 +188,7 @@ async def test_a_replayed_job_can_be_cancelled(database: Database) -> None:
     assert claim is not None
     assert [job.job_id for job in claim.jobs] == list(stored.job_ids[2:9])
     await settlement.settle(database, [report(claim)])
-    progress = await reading.batch_progress(database, stored.batch_id)
+    progress = await queries.batch_progress(database, stored.batch_id)
     assert (progress.succeeded, progress.cancelled, progress.finished) == (9, 1, True)
 
 
@@ -221,7 +221,7 @@ async def test_a_letter_whose_chunk_is_halved_meanwhile_is_left_for_the_next_tim
                 await asyncio.sleep(0.01)
     assert await deciding == (0, 1)
     assert sum(group.jobs for group in await dead_letters.groups(database, ALL)) == 1
-    assert stored.job_ids[3] in await reading.outcomes_of(database, list(stored.job_ids))
+    assert stored.job_ids[3] in await queries.outcomes_of(database, list(stored.job_ids))
 
 
 async def test_a_letter_past_its_deadline_is_not_replayed_and_one_before_it_expires_in_time(
@@ -236,14 +236,14 @@ async def test_a_letter_past_its_deadline_is_not_replayed_and_one_before_it_expi
     async with asyncio.timeout(10):
         while not await recovery.expire(database):  # noqa: ASYNC110 - the database's clock
             await asyncio.sleep(0.1)
-    found = await reading.outcomes_of(database, [stored.job_ids[6]])
+    found = await queries.outcomes_of(database, [stored.job_ids[6]])
     assert found[stored.job_ids[6]].state is JobState.EXPIRED
 
 
 async def test_a_replay_of_few_rows_is_a_queue_of_few_rows(database: Database) -> None:
     stored = await some_failed(database, 10)
     await decided(database, Letters(job_id=stored.job_ids[9]), Decision.REPLAYED)
-    ((_, depth),) = (await depths.queued(database)).items()
+    ((_, depth),) = (await queue_depths.queued(database)).items()
     assert depth.jobs == 1
-    (state,) = await reading.queue_states(database)
+    (state,) = await queries.queue_states(database)
     assert state.queued_jobs == 1

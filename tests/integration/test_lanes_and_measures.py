@@ -12,8 +12,8 @@ from support import Place, Simulator, wait_for
 
 from pipeline import Client
 from pipeline.engine.metrics import EngineMetrics, read_metrics
-from pipeline.store import Database, answers, samples
-from pipeline.store.samples import EndpointSample
+from pipeline.store import Database, answer_cache, endpoint_samples
+from pipeline.store.endpoint_samples import EndpointSample
 from schemas.results import JobState, Outcome
 
 SEATS = 64
@@ -153,15 +153,15 @@ def test_what_is_measured_of_a_job_and_of_an_endpoint_is_stored_and_shown(place:
 
 async def test_samples_and_answers_are_kept_for_a_while_only(database: Database) -> None:
     sample = EndpointSample("w", "http://a", "m", "bulk", "closed", 1, 2, 3, 4.0, 5.0, 6, None, 0.0, 0.5)
-    await samples.write(database, [sample])
-    assert await samples.latest(database) == [sample]
+    await endpoint_samples.write(database, [sample])
+    assert await endpoint_samples.latest(database) == [sample]
     async with database.connection() as connection:
         await connection.execute("UPDATE endpoint_samples SET at = now() - interval '1 minute'")
         await connection.execute("INSERT INTO answers VALUES (gen_random_uuid(), 1, 1), (gen_random_uuid(), 2, 1)")
         await connection.execute("UPDATE answers SET created_at = now() - interval '31 days' WHERE job_id = 1")
-    assert await samples.latest(database) == []
-    assert await samples.forget_old(database) == 0
+    assert await endpoint_samples.latest(database) == []
+    assert await endpoint_samples.forget_old(database) == 0
     async with database.connection() as connection:
         await connection.execute("UPDATE endpoint_samples SET at = now() - interval '8 days'")
-    assert await samples.forget_old(database) == 1
-    assert await answers.forget_old(database) == 1
+    assert await endpoint_samples.forget_old(database) == 1
+    assert await answer_cache.forget_old(database) == 1

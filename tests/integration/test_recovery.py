@@ -10,8 +10,8 @@ import pytest
 from stored import GONE, LEASE, batch, report, take
 from support import Place
 
-from pipeline.beats import beat, scan
-from pipeline.recover import Reach, Recovery
+from pipeline.operations.recovery import Reach, Recovery
+from pipeline.policies.leases import beat, scan
 from pipeline.store import Database, claims, recovery, settlement
 from pipeline.store.claims import Claim
 from schemas.errors import StoreUnavailable

@@ -16,16 +16,16 @@ import pytest
 from pipeline import kinds
 from pipeline.engine import EngineClient, EnginePool
 from pipeline.engine import pool as pool_module
-from pipeline.fingerprint import answer_key
+from pipeline.kinds.cache_key import answer_key
 from pipeline.models import LabelForm, ModelEntry
 from pipeline.store.claims import Claim, ClaimedJob
-from pipeline.streams import StreamWriter
+from pipeline.streams.writer import StreamWriter
+from schemas.doorbells import Lane
 from schemas.ids import JobId
 from schemas.jobs import parse_job
-from schemas.messages import Lane
 from simulator import SimulatorOptions, serve
-from workers.run import Row, Run
-from workers.scheduler import Scheduler
+from workers.execution.run import Row, Run
+from workers.execution.scheduler import Scheduler
 
 _numbers = iter(range(1, 1_000_000))
 

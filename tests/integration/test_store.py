@@ -13,21 +13,22 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from stored import GONE, LEASE, all_admitted, batch, lost, new, report, take
 from support import Place, wait_for
 
-from pipeline.embedded.home import Home
-from pipeline.store import Database, claims, reading, recovery, replies, schema, settlement, submission
+from pipeline.local.client import Home
+from pipeline.store import Database, claims, queries, recovery, reply_outbox, settlement, submission
 from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
+from pipeline.store.schema import migrate
+from pipeline.store.schema.tables import metadata
 from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
 from pipeline.store.submission import Stored, StoredBatch
-from pipeline.store.tables import metadata
+from schemas.doorbells import Lane
 from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable, ValueRefused
 from schemas.ids import JobId
-from schemas.messages import Lane
 from schemas.results import JobState
 
 
 def test_the_tables_and_the_migrations_agree(place: Place) -> None:
     ischema_names["xid8"] = type(metadata.tables["outcomes"].c.xid.type)
-    engine = sa.create_engine(schema.sqlalchemy_url(place.database_url), poolclass=sa.NullPool)
+    engine = sa.create_engine(migrate.sqlalchemy_url(place.database_url), poolclass=sa.NullPool)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         differences = compare_metadata(context, metadata)
@@ -35,14 +36,14 @@ def test_the_tables_and_the_migrations_agree(place: Place) -> None:
 
 
 def test_upgrading_twice_changes_nothing(place: Place) -> None:
-    assert schema.upgrade(place.database_url) == schema.upgrade(place.database_url) == "0004"
+    assert migrate.upgrade(place.database_url) == migrate.upgrade(place.database_url) == "0004"
 
 
 async def test_a_database_without_tables_says_what_to_run(place: Place) -> None:
     place.query("DROP TABLE chunks")
     database = await Database(place.database_url).open()
     with pytest.raises(StoreUnavailable, match="yyc3 db upgrade"):
-        await reading.queue_states(database)
+        await queries.queue_states(database)
     await database.close()
 
 
@@ -257,7 +258,7 @@ async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: 
     assert (found := await settlement.cancel(database, stored.job_ids[0])) and not found[0]
     assert await settlement.cancel(database, JobId(1)) is None
     await settlement.settle(database, [report(claim)])
-    found = await reading.outcomes_of(database, list(stored.job_ids))
+    found = await queries.outcomes_of(database, list(stored.job_ids))
     assert [found[job_id].state for job_id in stored.job_ids] == [JobState.CANCELLED, JobState.SUCCEEDED]
     assert place.query("SELECT succeeded, cancelled, state FROM chunks") == [(1, 1, "done")]
 
@@ -266,7 +267,7 @@ async def test_a_chunk_whose_rows_were_all_cancelled_is_finished_and_claimed_emp
     stored = await batch(database, 2)
     for job_id in stored.job_ids:
         await settlement.cancel(database, job_id)
-    assert (await reading.batch_progress(database, stored.batch_id)).finished
+    assert (await queries.batch_progress(database, stored.batch_id)).finished
     claim = await take(database)
     assert claim is not None
     assert claim.jobs == ()
@@ -283,9 +284,9 @@ async def test_cancelling_after_a_halving_leaves_the_neighbours_claimable(databa
     assert (found := await settlement.cancel(database, stored.job_ids[9])) and found[0]
     while again := await take(database):
         await settlement.settle(database, [report(again)])
-    found = await reading.outcomes_of(database, list(stored.job_ids))
+    found = await queries.outcomes_of(database, list(stored.job_ids))
     assert {outcome.state for outcome in found.values()} == {JobState.SUCCEEDED, JobState.CANCELLED}
-    assert (await reading.batch_progress(database, stored.batch_id)).finished
+    assert (await queries.batch_progress(database, stored.batch_id)).finished
 
 
 async def test_cancels_and_settles_at_once_never_deadlock(database: Database) -> None:
@@ -298,7 +299,7 @@ async def test_cancels_and_settles_at_once_never_deadlock(database: Database) ->
         return_exceptions=True,
     )
     assert [found for found in results if isinstance(found, BaseException)] == []
-    progress = await reading.batch_progress(database, stored.batch_id)
+    progress = await queries.batch_progress(database, stored.batch_id)
     assert (progress.settled, progress.finished) == (200, True)
 
 
@@ -336,7 +337,7 @@ async def test_a_new_partition_is_made_while_a_copy_is_open(database: Database, 
         place.query("SELECT setval('job_blocks', %s)", 3 * PARTITION_JOBS // BLOCK_JOBS)
         async with asyncio.timeout(5):
             stored = await batch(database, 1)
-            assert await reading.outcomes_of(database, list(stored.job_ids))
+            assert await queries.outcomes_of(database, list(stored.job_ids))
     assert place.query("SELECT count(*) FROM jobs_3") == [(1,)]
 
 
@@ -373,10 +374,10 @@ async def test_lists_by_state_find_what_is_there(database: Database, place: Plac
         JobState.FAILED: [],
     }
     for state, ids in expected.items():
-        found = await reading.recent_jobs(database, state=state, kind="intent", limit=100)
+        found = await queries.recent_jobs(database, state=state, kind="intent", limit=100)
         assert [outcome.job_id for outcome in found] == sorted(ids, reverse=True), state
-        assert await reading.recent_jobs(database, state=state, kind="chat", limit=5) == []
-    assert len(await reading.recent_jobs(database, state=None, kind=None, limit=3)) == 3
+        assert await queries.recent_jobs(database, state=state, kind="chat", limit=5) == []
+    assert len(await queries.recent_jobs(database, state=None, kind=None, limit=3)) == 3
 
 
 async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(database: Database, place: Place) -> None:
@@ -391,7 +392,7 @@ async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(data
     jobs = [job.job_id for found in claimed if found for job in found.jobs]
     assert jobs == list(stored.job_ids[2:])
     await settlement.settle(database, [report(found) for found in claimed if found])
-    progress = await reading.batch_progress(database, stored.batch_id)
+    progress = await queries.batch_progress(database, stored.batch_id)
     assert (progress.jobs, progress.succeeded, progress.finished) == (10, 10, True)
 
 
@@ -406,7 +407,7 @@ async def test_only_a_single_row_is_called_poison_after_its_third_lost_worker(da
             await lost(database)
         else:
             await settlement.settle(database, [report(claim)])
-    found = await reading.outcomes_of(database, list(stored.job_ids))
+    found = await queries.outcomes_of(database, list(stored.job_ids))
     assert [found[job_id].state for job_id in stored.job_ids] == [JobState.SUCCEEDED] * 3 + [JobState.FAILED]
     error = found[poison].error
     assert error is not None
@@ -442,14 +443,14 @@ async def test_outcomes_of_a_batch_come_in_the_order_of_its_jobs(database: Datab
     stored = await batch(database, 25)
     while claim := await take(database):
         await settlement.settle(database, [report(claim)])
-    found = [outcome.job_id async for outcome in reading.batch_outcomes(database, stored.batch_id, page_rows=7)]
+    found = [outcome.job_id async for outcome in queries.batch_outcomes(database, stored.batch_id, page_rows=7)]
     assert found == list(stored.job_ids)
 
 
 async def test_no_database_is_one_sentence(place: Place) -> None:
     nowhere = await Database(place.database_url.rsplit("/", 1)[0] + "/absent").open()
     with pytest.raises(StoreUnavailable, match="Postgres cannot be reached"):
-        await reading.queue_states(nowhere)
+        await queries.queue_states(nowhere)
     await nowhere.close()
 
 
@@ -493,7 +494,7 @@ async def test_a_caller_who_gives_up_while_a_connection_is_looked_at_costs_none(
     database = await Database(place.database_url, max_connections=2).open()
     await asyncio.gather(*[sleeps(database, 0.1) for _ in range(2)])
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.store.connection._is_alive", never)
+        patched.setattr("pipeline.store.database._is_alive", never)
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
@@ -505,7 +506,7 @@ async def test_a_caller_who_gives_up_while_a_connection_is_looked_at_costs_none(
 def test_several_hosts_lead_to_the_one_that_answers(place: Place) -> None:
     user, rest = place.database_url.rsplit("@", 1)
     address, name = rest.split("/")
-    assert schema.upgrade(f"{user}@127.0.0.1:9,{address}/{name}?target_session_attrs=read-write") == "0004"
+    assert migrate.upgrade(f"{user}@127.0.0.1:9,{address}/{name}?target_session_attrs=read-write") == "0004"
 
 
 async def test_a_reply_that_is_asked_for_while_it_is_sent_is_owed_once_more(database: Database, place: Place) -> None:
@@ -513,11 +514,11 @@ async def test_a_reply_that_is_asked_for_while_it_is_sent_is_owed_once_more(data
     claim = await take(database)
     assert claim is not None
     await settlement.settle(database, [report(claim)])
-    owed = replies.Owed(stored.job_ids[0], "crm", "k")
-    await replies.owe(database, [owed])
-    async with replies.due(database, [owed.job_id]) as (found, sent):
+    owed = reply_outbox.Owed(stored.job_ids[0], "crm", "k")
+    await reply_outbox.owe(database, [owed])
+    async with reply_outbox.due(database, [owed.job_id]) as (found, sent):
         assert found == [owed]
-        again = asyncio.create_task(replies.owe(database, [owed]))
+        again = asyncio.create_task(reply_outbox.owe(database, [owed]))
         async with asyncio.timeout(10):
             while not place.query("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 - another connection's lock
                 await asyncio.sleep(0.01)

@@ -12,10 +12,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from support import Place, wait_for
 
 from pipeline import AsyncClient, Client
-from pipeline.following import follow
+from pipeline.jobs.follow import follow
+from pipeline.jobs.wait import Waiter
 from pipeline.models import DEFAULT_FILE
-from pipeline.streams import Frame, StreamReader, StreamWriter
-from pipeline.waiting import Waiter
+from pipeline.streams.writer import Frame, StreamReader, StreamWriter
 from schemas.errors import ErrorCode, InvalidJob, JobNotFound
 from schemas.ids import JobId
 from schemas.results import ChatResult, CodeResult, JobState, Outcome

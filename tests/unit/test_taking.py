@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from schemas.messages import Lane
-from workers.taking import Taking
+from schemas.doorbells import Lane
+from workers.delivery.consumption import Taking
 
 
 class Consumer:

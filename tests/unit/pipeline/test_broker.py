@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.broker import Bells, declared, make_app
-from pipeline.broker.aside import ASIDE
+from pipeline.broker.quarantine import ASIDE
+from schemas.doorbells import Doorbell, Lane
 from schemas.errors import BrokerUnavailable
-from schemas.messages import Doorbell, Lane
 
 
 @pytest.mark.parametrize(

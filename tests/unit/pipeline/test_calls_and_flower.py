@@ -7,7 +7,7 @@ import pytest
 from celery.events.state import State
 
 from pipeline.calls.analysis import plan, report_of
-from pipeline.calls.reading import BadLine, read_calls
+from pipeline.calls.readers.jsonl import BadLine, read_calls
 from pipeline.flower.chunks import ChunkTask
 from schemas.calls import Call
 from schemas.errors import ErrorCode, InvalidCall

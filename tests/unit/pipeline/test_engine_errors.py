@@ -7,7 +7,7 @@ import httpx
 import orjson
 import pytest
 
-from pipeline.engine import errors, reading
+from pipeline.engine import errors, responses
 from pipeline.kinds import Answer, Ask, Shape
 from schemas.errors import (
     EngineError,
@@ -82,7 +82,7 @@ def test_rows_of_a_batch_are_found_by_their_index_and_shares_of_usage_add_up() -
         "choices": [choice(2, "c"), choice(0, "a"), choice(1, "b")],
         "usage": {"prompt_tokens": 101, "completion_tokens": 7},
     }
-    rows = reading.read_batch(orjson.dumps(body), asks, 0.5)
+    rows = responses.read_batch(orjson.dumps(body), asks, 0.5)
     answers = [row for row in rows if isinstance(row, Answer)]
     assert [answer.text for answer in answers] == ["a", "b", "c"]
     assert sum(answer.prompt_tokens or 0 for answer in answers) == 101
@@ -92,7 +92,7 @@ def test_rows_of_a_batch_are_found_by_their_index_and_shares_of_usage_add_up() -
 
 def test_an_aborted_or_missing_row_fails_alone() -> None:
     asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(3)]
-    rows = reading.read_batch(orjson.dumps({"choices": [choice(0, "a"), choice(1, "b", "abort")]}), asks, 0.5)
+    rows = responses.read_batch(orjson.dumps({"choices": [choice(0, "a"), choice(1, "b", "abort")]}), asks, 0.5)
     assert isinstance(rows[0], Answer)
     assert isinstance(rows[1], EngineFailed)
     assert isinstance(rows[2], InvalidOutput)
@@ -110,10 +110,10 @@ BROKEN_CHOICES = [
 @pytest.mark.parametrize("choice", BROKEN_CHOICES)
 def test_a_malformed_row_fails_alone_in_a_batch_and_is_a_failed_try_alone(choice: dict[str, object]) -> None:
     with pytest.raises(InvalidOutput):
-        reading.read_single(orjson.dumps({"choices": [choice]}), 0.1)
+        responses.read_single(orjson.dumps({"choices": [choice]}), 0.1)
     asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(2)]
     good = {"index": 1, "message": {"content": "b"}}
-    rows = reading.read_batch(orjson.dumps({"choices": [choice | {"index": 0}, good]}), asks, 0.1)
+    rows = responses.read_batch(orjson.dumps({"choices": [choice | {"index": 0}, good]}), asks, 0.1)
     assert isinstance(rows[0], InvalidOutput)
     assert isinstance(rows[1], Answer)
 
@@ -123,7 +123,7 @@ def test_a_malformed_row_fails_alone_in_a_batch_and_is_a_failed_try_alone(choice
 )
 def test_token_counts_that_are_none_fail_the_try(usage: object) -> None:
     with pytest.raises(InvalidOutput):
-        reading.read_single(orjson.dumps({"choices": [{"message": {"content": "a"}}], "usage": usage}), 0.1)
+        responses.read_single(orjson.dumps({"choices": [{"message": {"content": "a"}}], "usage": usage}), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_token_counts_that_are_none_fail_the_try(usage: object) -> None:
 )
 def test_an_answer_that_is_none_is_a_failed_try(body: bytes) -> None:
     with pytest.raises(InvalidOutput):
-        reading.read_single(body, 0.1)
+        responses.read_single(body, 0.1)

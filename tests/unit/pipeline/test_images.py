@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from PIL import Image
 
 from pipeline.images import Fetcher, ImageDoor
-from pipeline.images.checking import LONGEST_SIDE_PIXELS, data_url, decoded, reencoded
+from pipeline.images.decoding import LONGEST_SIDE_PIXELS, data_url, decoded, reencoded
 from pipeline.images.fetching import is_public
 from schemas.errors import InvalidJob
 from schemas.jobs import MAX_IMAGE_BYTES, VisionJob, parse_job

@@ -10,7 +10,7 @@ from pipeline.kinds.classification import Option, choose_form, read_verdict, sha
 from pipeline.kinds.dialogue import fitted, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS
 from pipeline.models import LabelForm, load_models
-from pipeline.routing import route
+from pipeline.policies.routing import route
 from schemas.calls import Language, Speaker, Turn
 from schemas.errors import InvalidJob, InvalidOutput
 from schemas.jobs import Job, parse_job

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.batching import LARGEST_REQUEST_TOKENS, LONGEST_WAIT_SECONDS, Line, rows_now
+from pipeline.policies.chunking import LARGEST_REQUEST_TOKENS, LONGEST_WAIT_SECONDS, Line, rows_now
 
 
 @dataclass(eq=False)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.breaker import Breaker, BreakerState
+from pipeline.engine.breaker import Breaker, BreakerState
 from pipeline.engine.metrics import read_metrics
-from pipeline.pacing import Gauges, Pace
+from pipeline.engine.pacing import Gauges, Pace
 
 SEATS = 256
 STEP = 0.02

@@ -13,16 +13,17 @@ from jsonschema import Draft202012Validator
 from submitting_page import PAGE, json_examples, text
 from support import ROOT
 
-from pipeline.images.checking import LONGEST_SIDE_PIXELS, MAX_PIXELS
-from pipeline.retries import MAX_TRIES
-from pipeline.submit import MAX_BATCH_JOBS
+from pipeline.images.decoding import LONGEST_SIDE_PIXELS, MAX_PIXELS
+from pipeline.jobs.submit import MAX_BATCH_JOBS
+from pipeline.policies.retries import MAX_TRIES
 from schemas.answer_schema import check_answer_schema
+from schemas.doorbells import Doorbell, Lane
 from schemas.errors import EngineTimeout, ErrorCode, InvalidJob
 from schemas.ids import JobId
 from schemas.intake import AcceptedReply, OutcomeReply, RefusalError, RefusedReply, parse_intake, reply_queue
 from schemas.jobs import MAX_DIALOGUE_CHARACTERS, MAX_IMAGE_BYTES, MAX_IMAGE_CHARACTERS, parse_job
-from schemas.messages import Doorbell, Lane
-from schemas.published import error_table, files, json_schema, with_error_table
+from schemas.published.json_schema import error_table, files, json_schema, with_error_table
+from schemas.published.typescript import typescript
 from schemas.results import (
     ChatResult,
     CodeResult,
@@ -36,7 +37,6 @@ from schemas.results import (
 )
 from schemas.streams import EndEvent, RestartEvent, TextEvent
 from schemas.timings import Usage
-from schemas.typescript import typescript
 
 DOCUMENT = json_schema()
 DEFINITIONS: dict[str, Any] = DOCUMENT["$defs"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import batching, retries
-from pipeline.batching import Coalescer, chunk_rows
-from pipeline.fingerprint import payload_hash
+from pipeline.kinds.cache_key import payload_hash
 from pipeline.models import load_models
-from pipeline.routing import route
+from pipeline.policies import chunking, retries
+from pipeline.policies.chunking import Coalescer, chunk_rows
+from pipeline.policies.routing import route
 from pipeline.settings import load_settings
 from schemas.errors import EngineFailed, EngineUnavailable, InvalidJob, InvalidSetting, PromptTooLong, UnknownModel
 from schemas.jobs import parse_job
@@ -79,7 +79,7 @@ async def test_a_flush_holds_at_most_so_many() -> None:
 )
 def test_a_chunk_is_about_three_seconds_of_the_measured_rate(jobs: int, rate: float | None, rows: int) -> None:
     assert chunk_rows(jobs, rate) == rows
-    assert batching.LARGEST_CHUNK_ROWS == 1_024
+    assert chunking.LARGEST_CHUNK_ROWS == 1_024
 
 
 def test_delays_double_up_to_a_minute_with_jitter() -> None:

@@ -1,0 +1,1 @@
+"""A single job's way in, and its outcome's way back."""

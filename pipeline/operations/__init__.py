@@ -1,0 +1,1 @@
+"""What keeps the pipeline running: recovery, pruning, dead letters, queue status, health."""

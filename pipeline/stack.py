@@ -1,0 +1,153 @@
+"""Everything on this machine: servers, tables, simulators, workers, recovery and Flower, under one guard."""
+
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from celery import Celery
+
+from pipeline.local.addresses import Running, write_running
+from pipeline.local.client import Home
+from pipeline.local.servers import free_port
+from pipeline.models import ModelEntry
+from pipeline.settings import Settings
+from pipeline.wiring import Wiring
+from schemas.doorbells import Lane
+from schemas.errors import InvalidSetting
+
+_READY_SECONDS = 60.0
+
+
+class Stack:
+    """A context manager: on entry everything is started and ready, on exit everything is stopped.
+
+    Args:
+        simulate: stand in for each model without a configured endpoint.
+        speed: of the simulators; 1 is life-like.
+        simulator_arguments: more arguments for each simulator.
+        say: told about each step.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        simulate: bool,
+        speed: float = 1.0,
+        simulator_arguments: tuple[str, ...] = (),
+        flower: bool = True,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._wiring = Wiring(settings)
+        self._simulate = simulate
+        self._speed = speed
+        self._simulator_arguments = simulator_arguments
+        self._flower = flower
+        self._say = say
+        self.folder: Path = settings.home_folder
+        self._commands: dict[str, list[str]] = {}
+
+    def __enter__(self) -> Self:
+        servers = []
+        if self._settings.database_url is None:
+            servers.append("postgres")
+        if self._settings.redis_url is None:
+            servers.append("valkey")
+        if servers:
+            self._say(f"starting {' and '.join(servers)} in {self.folder}")
+        models = self._wiring.models  # a mistake in models.toml is said before anything starts
+        self.home = Home(self.folder, servers)
+        try:
+            self._start([entry for entry in models if self._simulate and not entry.configured])
+        except BaseException:
+            self.home.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._say("stopping")
+        self.home.close()
+
+    def _start(self, simulated: list[ModelEntry]) -> None:
+        database_url = self._url(self._settings.database_url, "postgres")
+        redis_url = self._url(self._settings.redis_url, "valkey")
+        from pipeline.store.schema import migrate  # Alembic is slow to import, and most commands start nothing
+
+        self._say(f"database is at revision {migrate.upgrade(database_url)}")
+        addresses = {entry.name: self._start_simulator(entry) for entry in simulated}
+        port = free_port(self._settings.flower_port) if self._flower else None
+        self.running = Running(
+            database_url=database_url,
+            redis_url=redis_url,
+            flower_url=f"http://127.0.0.1:{port}" if port else None,
+            simulated=addresses,
+        )
+        write_running(self.folder, self.running)
+        for lane in Lane:
+            self.start(f"worker-{lane}", ["-m", "workers.main", lane])
+        self.start("intake", ["-m", "workers.intake"])
+        self.start("recover", ["-m", "pipeline.cli", "recover"])
+        if port:
+            self.start("flower", ["-m", "pipeline.cli", "flower", "--port", str(port)])
+        self._say("waiting for workers")
+        for name, url in addresses.items():
+            _until(lambda url=url: _answers(f"{url}/health"), f"the simulator of {name}", self.folder)  # type: ignore[misc]
+        app = Wiring(self._settings).celery_app()  # it finds what was just written down
+        _until(lambda: _nodes(app) > len(Lane), "the workers", self.folder)
+        app.close()
+        if self.running.flower_url:
+            _until(lambda: _answers(f"{self.running.flower_url}/healthcheck"), "Flower", self.folder)
+
+    def start(self, name: str, arguments: list[str]) -> None:
+        """Start a Python process of ours under the guard; its output goes to a log in the home."""
+        self._commands[name] = arguments
+        environment = {"YYC3_HOME": str(self.folder)}
+        self.home.start(name, [sys.executable, *arguments], environment=environment, log=self.folder / f"{name}.log")
+
+    def restart(self, name: str) -> None:
+        """Start a process again that ended by itself."""
+        self.start(name, self._commands[name])
+
+    def _url(self, configured: object, server: str) -> str:
+        if configured is None:
+            return self.home.urls[server]
+        return self._wiring.database_url if server == "postgres" else self._wiring.redis_url
+
+    def _start_simulator(self, entry: ModelEntry) -> str:
+        port = free_port(entry.port)
+        arguments = ["-m", "simulator", "--model", entry.name, "--port", str(port), "--speed", str(self._speed)]
+        arguments += ["--max-num-seqs", str(entry.seats), "--max-model-len", str(entry.context_tokens)]
+        self.start(f"simulator-{entry.name}", [*arguments, *self._simulator_arguments])
+        self._say(f"{entry.name} is simulated on http://127.0.0.1:{port}")
+        return f"http://127.0.0.1:{port}"
+
+
+def _nodes(app: Celery) -> int:
+    return len(app.control.ping(timeout=0.3) or ())
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - our own loopback URL
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _until(ready: Callable[[], bool], what: str, folder: Path) -> None:
+    end = time.monotonic() + _READY_SECONDS
+    while not ready():
+        if time.monotonic() > end:
+            raise InvalidSetting(f"{what} did not start within {_READY_SECONDS:.0f} s; the logs are in {folder}")
+        time.sleep(0.05)
+
+
+__all__ = ["Stack"]

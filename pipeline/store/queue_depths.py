@@ -1,0 +1,49 @@
+"""How long the queues are, by model, lane and tenant."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.store.database import Database
+from schemas.doorbells import Lane
+
+OPEN_ROWS = "least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))"
+"""SQL for the rows of a chunk without an outcome, as far as the counters tell: those of a halved chunk say less."""
+
+# The rate is of chunks that were done in one run: one that was replayed counts all its rows again.
+_QUEUED = f"""
+SELECT q.model, q.lane, q.tenant, q.jobs, coalesce(r.rate, 0) AS rate FROM (
+    SELECT model, lane, tenant, sum({OPEN_ROWS})::bigint AS jobs FROM chunks WHERE state = 'queued' GROUP BY model, lane, tenant
+) q
+LEFT JOIN (
+    SELECT model, lane, sum(rows) / 60.0 AS rate FROM chunks
+    WHERE state = 'done' AND fence = 1 AND finished_at > now() - interval '1 minute' GROUP BY model, lane
+) r USING (model, lane)
+"""
+
+
+@dataclass(slots=True)
+class Depth:
+    """What is queued in one queue. `jobs_per_second` is what was finished there in the last minute."""
+
+    jobs: int = 0
+    jobs_per_second: float = 0.0
+    by_tenant: Counter[str] = field(default_factory=Counter)
+
+    def add(self, tenant: str, jobs: int) -> None:
+        """So many more."""
+        self.jobs += jobs
+        self.by_tenant[tenant] += jobs
+
+
+async def queued(database: Database) -> dict[tuple[str, Lane], Depth]:
+    """Queued jobs of every model and lane that has some."""
+    async with database.connection() as connection:
+        rows = await (await connection.execute(_QUEUED)).fetchall()
+    found: dict[tuple[str, Lane], Depth] = {}
+    for row in rows:
+        depth = found.setdefault((row["model"], Lane(row["lane"])), Depth(jobs_per_second=float(row["rate"])))
+        depth.add(row["tenant"], row["jobs"])
+    return found
+
+
+__all__ = ["Depth", "queued"]

@@ -1,0 +1,12 @@
+"""Alembic's entry: runs on the connection that pipeline.store.schema.migrate hands in."""
+
+from alembic import context
+
+from pipeline.store.schema.tables import metadata
+
+connection = context.config.attributes["connection"]
+if connection is None:
+    raise RuntimeError("migrations run through: yyc3 db upgrade")
+context.configure(connection=connection, target_metadata=metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,1 @@
+"""What programs in other languages build on."""
