@@ -38,10 +38,10 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/lint-imports
 
 soak: $(STAMP)  ## ten minutes of kills, cuts and restarts under load; the last line is the verdict
-	@PYTHONPATH=.:tests $(BIN)/python tests/faults/soak.py
+	@$(BIN)/python -m tests.faults.soak
 
 fuzz: $(STAMP)  ## a million bad inputs for everything that reads what others wrote
-	@PYTHONPATH=.:tests $(BIN)/python tests/fuzz.py
+	@$(BIN)/python -m tests.support.fuzz
 
 bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, chat under bulk, failover (half an hour)
 	@$(BIN)/python -m bench.bulk_cost
@@ -54,7 +54,7 @@ bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, cha
 
 types: $(STAMP)  ## renew what callers build on: docs/schemas/ and the table of errors in docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas
-	@$(BIN)/python -c 'from pathlib import Path; from schemas.published.json_schema import with_error_table; page = Path("docs/submitting.md"); page.write_text(with_error_table(page.read_text("utf-8")), "utf-8")'
+	@$(BIN)/python -c 'from pathlib import Path; from schemas.published import with_error_table; page = Path("docs/submitting.md"); page.write_text(with_error_table(page.read_text("utf-8")), "utf-8")'
 
 lock: $(STAMP)  ## renew both lock files (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock

@@ -37,11 +37,11 @@ def pipeline_way(stack: Stack) -> dict[str, float]:
     workers = processes_of(stack, "workers.main bulk")
     with Client() as client:
         warm = client.submit_many(jobs[:64])
-        list(client.watch(warm.batch_id))
+        list(client.watch_batch(warm.batch_id))
         before, mine, started = cpu_seconds(workers), time.process_time(), time.perf_counter()
         batch = client.submit_many(jobs)
         producer = time.process_time() - mine
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         seconds = time.perf_counter() - started
     assert last.succeeded == JOBS, last
     worker = cpu_seconds(workers) - before

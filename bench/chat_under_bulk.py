@@ -1,8 +1,8 @@
 """What somebody who chats feels of a re-analysis: time to the first token, alone, beside bulk of ours, beside ungated bulk.
 
-A life-like simulator (256 seats), two chats a second with a history of a usual length, streamed to a reader. First with the
-engine idle; then with the pipeline's own bulk lane at work (which leaves seats free, and whose rows have a lower priority);
-then with an asyncio client in its place that keeps four times the seats in flight without a priority. `bulk_kept`: tokens a
+A life-like simulator (256 max_num_seqs), two chats a second with a history of a usual length, streamed to a reader. First with the
+engine idle; then with the pipeline's own bulk lane at work (which leaves max_num_seqs free, and whose rows have a lower priority);
+then with an asyncio client in its place that keeps four times the max_num_seqs in flight without a priority. `bulk_kept`: tokens a
 second of gated bulk over those of ungated bulk.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.engines import SEATS, Direct, Engine, chat, counted, engines, looking
+from bench.engines import MAX_NUM_SEQS, Direct, Engine, chat, counted, engines, looking
 from bench.setting import Idle, fast_pipeline, percentile, show
 from pipeline import AsyncClient
 from schemas.streams import TextEvent
@@ -84,7 +84,7 @@ async def of_ours(client: AsyncClient, numbers: range) -> None:
     """Bulk through the pipeline; what is left is cancelled."""
     batch = await client.submit_many([bulk(number) for number in numbers])
     try:
-        async for _ in client.watch(batch.batch_id):
+        async for _ in client.watch_batch(batch.batch_id):
             pass
     finally:
         await asyncio.gather(*[client.cancel(job_id) for job_id in batch.job_ids])
@@ -100,7 +100,7 @@ async def measure(engine: Engine) -> dict[str, float]:
         gated, kept = await beside(client, engine, 10_000, of_ours(client, range(BULK_JOBS)))
         await _until_idle(engine)
         many = [bulk(number) for number in range(BULK_JOBS, 4 * BULK_JOBS)]
-        ungated, free = await beside(client, engine, 20_000, Direct(engine.url, 4 * SEATS).run(many))
+        ungated, free = await beside(client, engine, 20_000, Direct(engine.url, 4 * MAX_NUM_SEQS).run(many))
     p95 = percentile(alone, 0.95)
     return {
         "ttft_ms_p50_alone": median(alone),

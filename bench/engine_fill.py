@@ -1,6 +1,6 @@
 """How full the pipeline keeps an engine: output tokens a second through it, over a direct client at its best concurrency.
 
-The same life-like simulator (256 seats, a few times faster than life) is driven in turns by an asyncio client that does nothing
+The same life-like simulator (256 max_num_seqs, a few times faster than life) is driven in turns by an asyncio client that does nothing
 else, at several numbers of requests in flight, and by the pipeline with one and with four bulk workers. Counted are the
 tokens that the engine itself reports, from its first to its last. Rows are unique, the cache is off. With
 `--vllm URL` a real vLLM takes the simulator's place (short answers; it is slow on a CPU).
@@ -17,7 +17,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.engines import SEATS, Direct, chat, counted, engines, intent, looking, more_workers, sentiment, write_models
+from bench.engines import (
+    MAX_NUM_SEQS,
+    Direct,
+    chat,
+    counted,
+    engines,
+    intent,
+    looking,
+    more_workers,
+    sentiment,
+    write_models,
+)
 from bench.setting import Idle, fast_pipeline, show
 from pipeline import AsyncClient
 
@@ -39,7 +50,7 @@ REAL: dict[str, tuple[Callable[[int], Job], int, float]] = {
     "classify": (sentiment, 1_000, 1.0),
     "chat": (lambda number: chat(number, 64), 150, 1.0),
 }
-CONCURRENCY = (SEATS // 2, SEATS, SEATS + SEATS // 4, 2 * SEATS)
+CONCURRENCY = (MAX_NUM_SEQS // 2, MAX_NUM_SEQS, MAX_NUM_SEQS + MAX_NUM_SEQS // 4, 2 * MAX_NUM_SEQS)
 ROUNDS = 2
 LONGER = 3  # times as many jobs as in the sweep, so that beginning and end weigh less
 
@@ -68,7 +79,7 @@ async def through(jobs: list[Job]) -> None:
     """The pipeline's way."""
     async with AsyncClient() as client:
         batch = await client.submit_many(jobs)
-        async for progress in client.watch(batch.batch_id):
+        async for progress in client.watch_batch(batch.batch_id):
             last = progress
         assert last.finished, last
 
@@ -113,7 +124,7 @@ def main() -> None:
         for workers in (1,) if real else (1, 4):
             with tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder:
                 if real:
-                    write_models(Path(folder), [real], SEATS, 512)
+                    write_models(Path(folder), [real], MAX_NUM_SEQS, 512)
                     with fast_pipeline():
                         found = measure(real, make, jobs, workers)
                 else:

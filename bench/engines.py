@@ -19,14 +19,14 @@ import httpx
 from pipeline import kinds
 from pipeline.engine import EngineClient
 from pipeline.engine.metrics import read_metrics
-from pipeline.kinds import Ask, Constraint, Target
+from pipeline.kinds import CompletionRequest, Constraint, EndpointProfile
 from pipeline.models import LabelForm
 from pipeline.stack import Stack
 from schemas.errors import InvalidOutput
 from schemas.jobs import parse_job
 
 MODEL = "chatglm3-6b"
-SEATS = 256
+MAX_NUM_SEQS = 256
 # An answer to bulk chat is as long as it may be, so that every run has as many tokens.
 _LONG_ANSWERS = {"answers": [{"when": "退货的流程", "answer": "请先确认订单号和商品的包装，再联系快递上门取件。" * 60}]}
 
@@ -44,7 +44,7 @@ class Engine:
     """One simulator process; it can be killed and come back at its address."""
 
     speed: float
-    seats: int = SEATS
+    max_num_seqs: int = MAX_NUM_SEQS
     port: int = 0
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -53,7 +53,7 @@ class Engine:
         self.port = self.port or free_port()
         arguments = ["--model", MODEL, "--port", str(self.port), "--speed", str(self.speed)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "simulator", *arguments, "--max-num-seqs", str(self.seats)],
+            [sys.executable, "-m", "simulator", *arguments, "--max-num-seqs", str(self.max_num_seqs)],
             stdout=subprocess.DEVNULL,
         )
         while True:
@@ -76,20 +76,20 @@ class Engine:
 
 
 @contextmanager
-def engines(folder: Path, count: int, *, speed: float, seats: int = SEATS) -> Iterator[list[Engine]]:
+def engines(folder: Path, count: int, *, speed: float, max_num_seqs: int = MAX_NUM_SEQS) -> Iterator[list[Engine]]:
     """Simulators of one model, and a models.toml that names them."""
-    started = [Engine(speed, seats) for _ in range(count)]
+    started = [Engine(speed, max_num_seqs) for _ in range(count)]
     try:
         for engine in started:
             engine.start()
-        write_models(folder, [engine.url for engine in started], seats)
+        write_models(folder, [engine.url for engine in started], max_num_seqs)
         yield started
     finally:
         for engine in started:
             engine.kill()
 
 
-def write_models(folder: Path, urls: Sequence[str], seats: int, context_tokens: int = 8_192) -> None:
+def write_models(folder: Path, urls: Sequence[str], max_num_seqs: int, max_model_len: int = 8_192) -> None:
     """One model at these addresses, for the processes that are started from now on."""
     file = folder / "models.toml"
     lines = [
@@ -99,7 +99,7 @@ def write_models(folder: Path, urls: Sequence[str], seats: int, context_tokens: 
         "port = 1",
         f"endpoints = {json.dumps(list(urls))}",
     ]
-    file.write_text("\n".join([*lines, f"seats = {seats}", f"context_tokens = {context_tokens}", ""]))
+    file.write_text("\n".join([*lines, f"max_num_seqs = {max_num_seqs}", f"max_model_len = {max_model_len}", ""]))
     os.environ["YYC3_MODELS_FILE"] = str(file)
 
 
@@ -173,24 +173,24 @@ class Direct:
 
     async def run(self, jobs: Sequence[dict[str, Any]]) -> None:
         """All of them."""
-        asks: Iterator[Ask] = iter([_ask(job) for job in jobs])
+        asks: Iterator[CompletionRequest] = iter([_ask(job) for job in jobs])
 
         async def one_after_another() -> None:
             for ask in asks:
                 with suppress(InvalidOutput):  # a real model of random weights says what cannot be stored
-                    await self._client.ask(self._url, MODEL, ask)
+                    await self._client.complete(self._url, MODEL, ask)
 
         await asyncio.gather(*[one_after_another() for _ in range(self._concurrency)])
         await self._client.close()
 
 
-def _ask(job: dict[str, Any]) -> Ask:
-    return kinds.build(parse_job(job), Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 8_192))
+def _ask(job: dict[str, Any]) -> CompletionRequest:
+    return kinds.build(parse_job(job), EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 8_192))
 
 
 __all__ = [
     "MODEL",
-    "SEATS",
+    "MAX_NUM_SEQS",
     "Count",
     "Direct",
     "Engine",

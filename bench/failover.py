@@ -20,7 +20,7 @@ from bench.setting import Idle, fast_pipeline, show
 from pipeline import AsyncClient
 
 JOBS = 5_000
-SEATS = 64
+MAX_NUM_SEQS = 64
 SPEED = 4.0
 WINDOW_SECONDS = 0.5
 LONGEST_SECONDS = 30.0
@@ -84,7 +84,7 @@ async def measure(replicas: list[Engine]) -> dict[str, float]:
         without = await rate.mean(STEADY_SECONDS)
         await asyncio.to_thread(replicas[1].start)
         full = await rate.until(lambda now: now >= usual * 0.95)
-        async for progress in client.watch(batch.batch_id):
+        async for progress in client.watch_batch(batch.batch_id):
             last = progress
         return {
             "failed": JOBS - last.succeeded,
@@ -100,7 +100,7 @@ def main() -> None:
     """Run and show."""
     with (
         tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder,
-        engines(Path(folder), 3, speed=SPEED, seats=SEATS) as replicas,
+        engines(Path(folder), 3, speed=SPEED, max_num_seqs=MAX_NUM_SEQS) as replicas,
         fast_pipeline(),
     ):
         numbers = asyncio.run(measure(replicas))

@@ -8,7 +8,7 @@ import psycopg
 from celery import Celery
 
 from pipeline import kinds
-from pipeline.kinds import Constraint, Target
+from pipeline.kinds import Constraint, EndpointProfile
 from pipeline.models import LabelForm
 from schemas.jobs import parse_job
 
@@ -26,12 +26,13 @@ _open: dict[str, Any] = {}
 
 @app.task(name="plain")
 def run(job: int, text: str) -> None:
-    """Ask the engine about one text and store the answer."""
+    """CompletionRequest the engine about one text and store the answer."""
     if not _open:
         _open["http"] = httpx.Client(base_url=os.environ["PLAIN_ENGINE"], timeout=60, trust_env=False)
         _open["database"] = psycopg.connect(os.environ["PLAIN_DATABASE"], autocommit=True)
     ask = kinds.build(
-        parse_job({"kind": "intent", "text": text}), Target(LabelForm.WORD, Constraint.STRUCTURED_OUTPUTS, 8192)
+        parse_job({"kind": "intent", "text": text}),
+        EndpointProfile(LabelForm.WORD, Constraint.STRUCTURED_OUTPUTS, 8192),
     )
     body = {"model": "chatglm3-6b", "messages": [*ask.shape.prefix, *ask.messages], **ask.shape.parameters}
     response = _open["http"].post("/v1/chat/completions", json=body)

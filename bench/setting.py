@@ -35,7 +35,7 @@ def fast_pipeline(*, speed: float = 1_000.0, simulator_arguments: tuple[str, ...
             speed=speed,
             simulator_arguments=simulator_arguments,
             flower=False,
-            say=lambda text: _err.print(text, style="dim"),
+            on_step=lambda text: _err.print(text, style="dim"),
         ) as stack:
             yield stack
 

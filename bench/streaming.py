@@ -1,7 +1,7 @@
 """What the pipeline adds to the first token of a streamed chat: submit to first text, less the engine's own time.
 
 64 readers in one process, each streaming one answer of 128 to 383 tokens after another from a life-like simulator; then a
-thousand answers at once from an engine with seats for all. Every answer is compared with the stored one. CPU is the
+thousand answers at once from an engine with max_num_seqs for all. Every answer is compared with the stored one. CPU is the
 worker's and the reader's per token.
 """
 
@@ -92,7 +92,9 @@ def main() -> None:
         models, answers = Path(folder) / "models.toml", Path(folder) / "answers.jsonl"
         answers.write_bytes(orjson.dumps({"when": "", "answer": "您的包裹正在配送途中。" * 100}))
         models.write_text(
-            DEFAULT_FILE.read_text(encoding="utf-8").replace("seats = 256", f"seats = {AT_ONCE + READERS}")
+            DEFAULT_FILE.read_text(encoding="utf-8").replace(
+                "max_num_seqs = 256", f"max_num_seqs = {AT_ONCE + READERS}"
+            )
         )
         os.environ["YYC3_MODELS_FILE"] = str(models)
         with fast_pipeline(speed=1.0, simulator_arguments=("--answers", str(answers))) as stack:

@@ -1,20 +1,22 @@
-"""The Python door: submit jobs, get outcomes. `AsyncClient` holds the logic, `Client` the same for programs without asyncio."""
+"""The Python client: submit jobs, get outcomes. `AsyncClient` has the logic, `Client` is its blocking form."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
+from pipeline.batches import Batch
+from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.jobs.cancel import cancel
 from pipeline.jobs.follow import follow
-from pipeline.jobs.submit import Batch
-from pipeline.jobs.wait import Waiter, patiently
-from pipeline.store import queries
-from pipeline.store.queries import Progress
+from pipeline.jobs.wait import Waiter
+from pipeline.store import batches, queries
+from pipeline.store.batches import BatchProgress
 from pipeline.wiring import Adapters, Wiring
 from schemas.errors import InvalidJob, JobNotFound, ResultTimeout
 from schemas.ids import BatchId, JobId
@@ -23,6 +25,8 @@ from schemas.results import JobState, Outcome
 from schemas.streams import StreamEvent
 
 _PROGRESS_SECONDS = 0.25
+_NOT_OPEN = "use the client in a with statement: with Client() as client"
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -33,21 +37,22 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
 class AsyncClient:
     """Submits jobs and waits for them, from asyncio. Use it as `async with AsyncClient() as client`.
 
-    Without URLs it takes DATABASE_URL and REDIS_URL, or finds the `yyc3 up` of this home.
+    Without URLs it uses DATABASE_URL and REDIS_URL, or the running `yyc3 up` of this home.
     """
 
     def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
         self._wiring = Wiring.from_environment(database_url=database_url, redis_url=redis_url)
         self._stack = AsyncExitStack()
-        self._adapters: Adapters | None = None
+        self._opened: Adapters | None = None
 
     async def __aenter__(self) -> Self:
-        self._adapters = await self._stack.enter_async_context(self._wiring.adapters())
+        adapters = await self._stack.enter_async_context(self._wiring.adapters())
         channel = f"yyc3.settled.{uuid4().hex}"
-        self._waiter = Waiter(self._adapters.database, self._adapters.whispers, channel)
-        self._submitter = self._adapters.submitter(channel)
+        self._waiter = Waiter(adapters.database, adapters.notifier, channel)
+        self._submitter, self._batches = adapters.submitter(channel), adapters.batch_submitter()
         await self._waiter.start()
         self._stack.push_async_callback(self._waiter.stop)
+        self._opened = adapters
         return self
 
     async def __aexit__(
@@ -56,16 +61,24 @@ class AsyncClient:
         await self._stack.aclose()
 
     @property
-    def _open(self) -> Adapters:
-        if self._adapters is None:
-            raise RuntimeError("use the client in a with statement: with Client() as client")
-        return self._adapters
+    def _adapters(self) -> Adapters:
+        if self._opened is None:
+            raise RuntimeError(_NOT_OPEN)
+        return self._opened
 
     async def submit(self, job: Job | dict[str, Any]) -> JobId:
-        """Store a job that somebody waits for; see Submitter.submit."""
-        _ = self._open
+        """Store a job that the caller waits for, and return its id.
+
+        With an idempotency key it is safe to call again; without one, another call stores another job.
+
+        Raises:
+            InvalidJob, UnknownModel, DuplicateJob: refused, nothing was stored.
+            QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
+            StoreUnavailable: nothing is known to be stored.
+        """
+        self._require_open()
         job_id = await self._submitter.submit(job)
-        self._waiter.expect(job_id)
+        self._waiter.track(job_id)
         return job_id
 
     async def submit_many(
@@ -76,104 +89,170 @@ class AsyncClient:
         tenant: str = "default",
         idempotency_key: str | None = None,
     ) -> Batch:
-        """Store jobs for the bulk lane, all or none; see Submitter.submit_many."""
-        _ = self._open
-        return await self._submitter.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key)
-
-    async def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:  # noqa: ASYNC109 - part of the promise
-        """Wait until a job is settled, whoever submitted it; without `timeout` for as long as it takes.
+        """Store jobs for the bulk lane, all or none, in their order.
 
         Raises:
-            ResultTimeout: it is not settled yet. It goes on, and may be asked for again.
+            InvalidJob, UnknownModel: names the position of the job; nothing was stored.
+            DuplicateJob: the key was used for other jobs.
+            QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
+            StoreUnavailable: nothing is known to be stored.
+        """
+        self._require_open()
+        return await self._batches.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key)
+
+    async def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:  # noqa: ASYNC109 - part of the promise
+        """Wait until a job is settled, whichever client submitted it; without `timeout` as long as it takes.
+
+        Raises:
+            ResultTimeout: it is not settled yet. It continues, and its result can be requested again.
             JobNotFound: there is no such job.
         """
-        _ = self._open
+        self._require_open()
         try:
             async with asyncio.timeout(_seconds(timeout)):
                 return await self._waiter.outcome(job_id)
         except TimeoutError as error:
-            raise ResultTimeout(
-                f"job {job_id} is not finished yet; it goes on, ask for it again later",
-                job_id=job_id,
-            ) from error
+            message = f"job {job_id} is not finished yet; it continues, request its result again later"
+            raise ResultTimeout(message, job_id=job_id) from error
 
     async def stream(self, job: Job | dict[str, Any]) -> AsyncIterator[StreamEvent]:
-        """Submit a chat, code or vision job and read its answer while it is written.
+        """Submit a chat, code or vision job and read its answer as it is generated.
 
-        Text comes piece by piece; a RestartEvent says to forget it, an EndEvent with the outcome comes last. A reader that
-        stops leaves the job to go on; `follow` reads it again from the start.
+        The text comes in pieces; a RestartEvent discards the text before it, an EndEvent with the outcome
+        comes last. A reader may stop, the job continues; `follow` reads it again from the start.
 
         Raises:
-            InvalidJob: also for a kind that answers in one word.
+            InvalidJob: also for a kind that is answered in one piece.
         """
         checked = parse_job(job)
         if not isinstance(checked, StreamedJob):
-            raise InvalidJob(f"job refused: kind: {checked.kind} answers in one piece; submit it without stream")
+            raise InvalidJob(f"job refused: kind: {checked.kind} is answered in one piece; submit it without stream")
         job_id = await self.submit(checked.model_copy(update={"stream": True}))
         async for event in self.follow(job_id):
             yield event
 
     async def follow(self, job_id: JobId) -> AsyncIterator[StreamEvent]:
-        """Read the answer of a streamed job from its start, whoever submitted it and however late.
+        """Read the answer of a streamed job from its start, whichever client submitted it and however late.
 
         Raises:
             JobNotFound: there is no such job.
         """
-        async for event in follow(self._waiter, self._open.stream_reader, job_id):
+        async for event in follow(self._waiter, self._adapters.stream_reader, job_id):
             yield event
 
-    async def look(self, job_id: JobId) -> Outcome:
-        """What is known of a job right now.
+    async def get(self, job_id: JobId) -> Outcome:
+        """Return what is known of a job now, without waiting.
 
         Raises:
             JobNotFound: there is no such job.
         """
-        found = await queries.outcomes_of(self._open.database, [job_id])
+        found = await queries.outcomes_of(self._adapters.database, [job_id])
         if job_id not in found:
             raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
         return found[job_id]
 
-    async def recent(self, *, state: JobState | None = None, kind: str | None = None, limit: int = 20) -> list[Outcome]:
-        """The newest jobs first."""
-        return await queries.recent_jobs(self._open.database, state=state, kind=kind, limit=limit)
+    async def list_jobs(
+        self, *, state: JobState | None = None, kind: str | None = None, limit: int = 20
+    ) -> list[Outcome]:
+        """Return the newest jobs, newest first."""
+        return await queries.recent_jobs(self._adapters.database, state=state, kind=kind, limit=limit)
 
     async def cancel(self, job_id: JobId) -> bool:
-        """Settle a job as cancelled; False where it was settled already. An engine that is answering it stops.
+        """Settle a job as cancelled and abort its engine request; False if it was settled before.
 
         Raises:
             JobNotFound: there is no such job.
         """
-        adapters = self._open
-        return await cancel(adapters.database, adapters.whispers, adapters.stream_writer, job_id)
+        adapters = self._adapters
+        return await cancel(adapters.database, adapters.notifier, adapters.stream_writer, job_id)
 
-    async def progress(self, batch_id: BatchId) -> Progress:
-        """How far a batch is."""
-        return await queries.batch_progress(self._open.database, batch_id)
+    async def batch_progress(self, batch_id: BatchId) -> BatchProgress:
+        """Return the progress of a batch."""
+        return await batches.batch_progress(self._adapters.database, batch_id)
 
-    async def watch(self, batch_id: BatchId) -> AsyncIterator[Progress]:
-        """Progress four times a second until every job of a batch is settled; the last one says so."""
+    async def watch_batch(self, batch_id: BatchId) -> AsyncIterator[BatchProgress]:
+        """Yield the progress of a batch four times a second until every job is settled."""
         while True:
-            progress = await patiently(lambda: self.progress(batch_id))
+            progress = await retry_while_unavailable(lambda: self.batch_progress(batch_id), "waiting for the database")
             yield progress
             if progress.finished:
                 return
             await asyncio.sleep(_PROGRESS_SECONDS)
 
-    def outcomes(self, batch_id: BatchId) -> AsyncIterator[Outcome]:
-        """Outcomes of a batch in the order its jobs were submitted; unsettled ones too, with their state."""
-        return queries.batch_outcomes(self._open.database, batch_id)
+    def batch_outcomes(self, batch_id: BatchId) -> AsyncIterator[Outcome]:
+        """Yield the outcomes of a batch in the order in which its jobs were submitted, including unsettled jobs."""
+        return batches.batch_outcomes(self._adapters.database, batch_id)
+
+    def _require_open(self) -> None:
+        if self._opened is None:
+            raise RuntimeError(_NOT_OPEN)
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """Make the blocking form of a method, with its signature and documentation."""
+
+    @wraps(method)
+    def blocking(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(method(self._async, *args, **kwargs))
+
+    return blocking
+
+
+def _iterating(
+    method: Callable[Concatenate[AsyncClient, P], AsyncIterator[T]],
+) -> Callable[Concatenate["Client", P], Iterator[T]]:
+    """Make the blocking form of an iterator, with its signature and documentation."""
+
+    @wraps(method)
+    def iterating(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        items = method(self._async, *args, **kwargs)
+
+        async def following() -> T | None:
+            return await anext(items, None)
+
+        while (item := self._run(following())) is not None:
+            yield item
+
+    return iterating
 
 
 class Client:
-    """The same for programs without asyncio; safe to use from many threads. Use it as `with Client() as client`.
+    """The blocking form of AsyncClient; safe to use from many threads. Use it as `with Client() as client`.
 
-    Every method runs AsyncClient's on a loop in a thread of its own, so jobs submitted by many threads share messages too.
+    Every method runs that of AsyncClient on a loop in a thread of its own, so jobs submitted by many
+    threads share messages too.
     """
 
     def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
         self._async = AsyncClient(database_url=database_url, redis_url=redis_url)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+
+    submit = _blocking(AsyncClient.submit)
+    result = _blocking(AsyncClient.result)
+    stream = _iterating(AsyncClient.stream)
+    follow = _iterating(AsyncClient.follow)
+    get = _blocking(AsyncClient.get)
+    list_jobs = _blocking(AsyncClient.list_jobs)
+    cancel = _blocking(AsyncClient.cancel)
+    batch_progress = _blocking(AsyncClient.batch_progress)
+    watch_batch = _iterating(AsyncClient.watch_batch)
+    batch_outcomes = _iterating(AsyncClient.batch_outcomes)
+
+    @wraps(AsyncClient.submit_many)
+    def submit_many(
+        self,
+        jobs: Iterable[Job | dict[str, Any]],
+        *,
+        name: str = "batch",
+        tenant: str = "default",
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        # Consumed here: the caller's generator may use this client, and must not run on the client's loop.
+        given = list(jobs)
+        return self._run(self._async.submit_many(given, name=name, tenant=tenant, idempotency_key=idempotency_key))
 
     def __enter__(self) -> Self:
         started = threading.Event()
@@ -211,73 +290,10 @@ class Client:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None:
             work.close()
-            raise RuntimeError("use the client in a with statement: with Client() as client")
+            raise RuntimeError(_NOT_OPEN)
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()  # Ctrl-C in the caller's thread ends the wait, not the job
             raise
-
-    def submit(self, job: Job | dict[str, Any]) -> JobId:
-        """See AsyncClient.submit."""
-        return self._run(self._async.submit(job))
-
-    def submit_many(
-        self,
-        jobs: Iterable[Job | dict[str, Any]],
-        *,
-        name: str = "batch",
-        tenant: str = "default",
-        idempotency_key: str | None = None,
-    ) -> Batch:
-        """See AsyncClient.submit_many."""
-        # Taken here: the caller's generator may use this client, and must not run on the client's loop.
-        given = list(jobs)
-        return self._run(self._async.submit_many(given, name=name, tenant=tenant, idempotency_key=idempotency_key))
-
-    def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:
-        """See AsyncClient.result."""
-        return self._run(self._async.result(job_id, timeout))
-
-    def stream(self, job: Job | dict[str, Any]) -> Iterator[StreamEvent]:
-        """See AsyncClient.stream."""
-        return self._iterate(self._async.stream(job))
-
-    def follow(self, job_id: JobId) -> Iterator[StreamEvent]:
-        """See AsyncClient.follow."""
-        return self._iterate(self._async.follow(job_id))
-
-    def look(self, job_id: JobId) -> Outcome:
-        """See AsyncClient.look."""
-        return self._run(self._async.look(job_id))
-
-    def recent(self, *, state: JobState | None = None, kind: str | None = None, limit: int = 20) -> list[Outcome]:
-        """See AsyncClient.recent."""
-        return self._run(self._async.recent(state=state, kind=kind, limit=limit))
-
-    def cancel(self, job_id: JobId) -> bool:
-        """See AsyncClient.cancel."""
-        return self._run(self._async.cancel(job_id))
-
-    def progress(self, batch_id: BatchId) -> Progress:
-        """See AsyncClient.progress."""
-        return self._run(self._async.progress(batch_id))
-
-    def watch(self, batch_id: BatchId) -> Iterator[Progress]:
-        """See AsyncClient.watch."""
-        return self._iterate(self._async.watch(batch_id))
-
-    def outcomes(self, batch_id: BatchId) -> Iterator[Outcome]:
-        """See AsyncClient.outcomes."""
-        return self._iterate(self._async.outcomes(batch_id))
-
-    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
-        async def following() -> T | None:
-            return await anext(items, None)
-
-        while (item := self._run(following())) is not None:
-            yield item
-
-
-__all__ = ["AsyncClient", "Client"]

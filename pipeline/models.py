@@ -1,4 +1,4 @@
-"""The models that jobs may go to: entries of models.toml, with the endpoint the environment names put in."""
+"""The models that jobs may go to: entries of models.toml, with the endpoint that the environment names."""
 
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from schemas.errors import InvalidSetting, UnknownModel, explain
+from schemas.errors import InvalidSetting, UnknownModel, first_problem
 
 DEFAULT_FILE = Path(__file__).with_name("models.toml")
 
@@ -21,7 +21,7 @@ class LabelForm(StrEnum):
 
 
 def normal_endpoint(url: str) -> str:
-    """A base URL without `/v1` and without a trailing slash."""
+    """Return a base URL without `/v1` and without a trailing slash."""
     url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"an endpoint is a URL such as http://127.0.0.1:10086, not {url!r}")
@@ -37,17 +37,17 @@ class ModelEntry(BaseModel):
     kinds: tuple[str, ...]
     port: int = Field(ge=1, le=65_535)
     endpoints: tuple[str, ...] = ()
-    seats: int = Field(default=256, ge=1)
-    context_tokens: int = Field(default=8_192, ge=128)
-    chat_share: float = Field(default=0.0625, ge=0, le=0.9)
+    max_num_seqs: int = Field(default=256, ge=1)
+    max_model_len: int = Field(default=8_192, ge=128)
+    interactive_reserve: float = Field(default=0.0625, ge=0, le=0.9)
     micro_batch_rows: int = Field(default=32, ge=1, le=1_000)
     label_form: LabelForm | None = None
     stop_token_ids: tuple[int, ...] = Field(default=(), max_length=16)
     system_prompt: str | None = Field(default=None, min_length=1, max_length=4_000)
     max_images: int = Field(default=8, ge=1, le=8)
-    queued_interactive: int = Field(default=10_000, ge=1)
-    queued_bulk: int = Field(default=20_000_000, ge=1)
-    tenant_share: float = Field(default=1.0, gt=0, le=1)
+    max_queued_interactive: int = Field(default=10_000, ge=1)
+    max_queued_bulk: int = Field(default=20_000_000, ge=1)
+    max_tenant_share: float = Field(default=1.0, gt=0, le=1)
 
     @field_validator("endpoints")
     @classmethod
@@ -56,7 +56,7 @@ class ModelEntry(BaseModel):
 
     @property
     def configured(self) -> bool:
-        """Whether somebody said where it is; otherwise `--simulate` may stand in."""
+        """Whether an endpoint is configured; otherwise `--simulate` runs a simulator."""
         return bool(self.endpoints)
 
     @property
@@ -83,7 +83,7 @@ class Models:
             ) from None
 
     def with_endpoints(self, endpoints: Mapping[str, str]) -> "Models":
-        """The same models, some of them at other addresses (simulators that are running)."""
+        """Return the same models, some of them at other addresses (running simulators)."""
         changed = {
             name: entry.model_copy(update={"endpoints": (normal_endpoint(endpoints[name]),)})
             if name in endpoints
@@ -97,7 +97,7 @@ def load_models(file: Path | None = None, *, base_url: str | None = None, model:
     """Read models.toml; `base_url` and `model` (AI_BASE_URL, AI_MODEL) name the endpoint of one entry.
 
     Raises:
-        InvalidSetting: one sentence naming file and field.
+        InvalidSetting: one sentence that names file and field.
     """
     path = file or DEFAULT_FILE
     try:
@@ -111,7 +111,7 @@ def load_models(file: Path | None = None, *, base_url: str | None = None, model:
         try:
             entries[name] = ModelEntry.model_validate({**fields, "name": name})
         except (ValidationError, TypeError) as error:
-            reason = explain(error) if isinstance(error, ValidationError) else "is not a table"
+            reason = first_problem(error) if isinstance(error, ValidationError) else "is not a table"
             raise InvalidSetting(f"models file {path}, models.{name}: {reason}") from error
     models = Models(entries)
     if base_url and model:
@@ -122,6 +122,3 @@ def load_models(file: Path | None = None, *, base_url: str | None = None, model:
         except ValueError as error:
             raise InvalidSetting(f"AI_BASE_URL: {error}") from error
     return models
-
-
-__all__ = ["LabelForm", "ModelEntry", "Models", "load_models", "normal_endpoint"]

@@ -1,4 +1,4 @@
-"""Settings from the environment and `.env`. Only wiring, the CLI and workers.main read them."""
+"""Settings from the environment and `.env`. Only wiring, the CLI, workers.main and workers.intake read them."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -8,20 +8,19 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from schemas.errors import InvalidSetting, explain
+from schemas.errors import InvalidSetting, first_problem
 
 _SCHEMES = {
     "database_url": ("postgresql://", "postgresql+psycopg://", "postgres://"),
     "redis_url": ("redis://", "rediss://"),
-    "broker_url": ("redis://", "rediss://", "amqp://", "amqps://"),
 }
 
 
 class Settings(BaseSettings):
-    """Everything that may differ between two machines. `.env.template` says each in a line.
+    """Everything that may differ between two machines. `.env.template` describes each in a line.
 
-    `AI_BASE_URL`, `AI_MODEL`, `AI_TIMEOUT_MS`, `REDIS_URL`, `BROKER_URL` and `DATABASE_URL` keep the names that callers of
-    this system set already; the rest begins with `YYC3_`.
+    `AI_BASE_URL`, `AI_MODEL`, `AI_TIMEOUT_MS`, `REDIS_URL`, `BROKER_URL` and `DATABASE_URL` keep the names
+    that callers of this system set already; the others begin with `YYC3_`.
     """
 
     model_config = SettingsConfigDict(
@@ -46,11 +45,11 @@ class Settings(BaseSettings):
     @field_validator("database_url", "redis_url", "broker_url")
     @classmethod
     def _is_a_url_of_its_kind(cls, value: SecretStr | None, field: ValidationInfo) -> SecretStr | None:
-        schemes = _SCHEMES[str(field.field_name)]
-        if value is not None and not value.get_secret_value().startswith(schemes):
+        schemes = _SCHEMES.get(str(field.field_name), ())  # those of a broker are in its registry
+        if value is not None and schemes and not value.get_secret_value().startswith(schemes):
             raise ValueError(f"must begin with {' or '.join(schemes)}")
         if value is not None:
-            # A database may have several hosts, of which libpq takes the one that fits: h1:5432,h2:5432.
+            # A database may have several hosts, of which libpq uses the one that fits: h1:5432,h2:5432.
             hosts = urlsplit(value.get_secret_value()).netloc.rpartition("@")[2].split(",")
             try:
                 _ = [urlsplit(f"//{host}").port for host in hosts]
@@ -61,9 +60,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _endpoint_names_its_model(self) -> Self:
         if (self.ai_base_url is None) != (self.ai_model is None):
-            raise ValueError(
-                "AI_BASE_URL and AI_MODEL go together: one says where, the other which model answers there"
-            )
+            raise ValueError("AI_BASE_URL and AI_MODEL go together: the endpoint, and the model that it serves")
         return self
 
     @property
@@ -73,35 +70,32 @@ class Settings(BaseSettings):
 
     @property
     def image_hosts_allowed(self) -> frozenset[str]:
-        """Hosts that pictures of vision jobs may be fetched from; none unless somebody names them."""
+        """Hosts that images of vision jobs may be fetched from; none by default."""
         return frozenset(host.strip() for host in self.image_hosts.split(",") if host.strip())
 
     @property
     def request_timeout(self) -> timedelta:
-        """How long one engine request may take."""
+        """The longest time of one engine request."""
         return timedelta(milliseconds=self.ai_timeout_ms)
 
     @property
     def lease(self) -> timedelta:
-        """How long a worker may be silent before its chunks are given to others."""
+        """How long a worker may be unrenewed before its chunks are given to others."""
         return timedelta(seconds=self.lease_seconds)
 
     @property
     def drain(self) -> timedelta:
-        """How long a worker that is told to stop may finish what is in flight."""
+        """How long requests in flight may take after a worker is stopped."""
         return timedelta(seconds=self.drain_seconds)
 
 
 def load_settings(**given: Any) -> Settings:
-    """Read the environment; what is given and not None comes first.
+    """Read the environment; arguments that are not None override it.
 
     Raises:
-        InvalidSetting: one sentence naming the variable.
+        InvalidSetting: one sentence that names the variable.
     """
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise InvalidSetting(f"setting refused: {explain(error)}; see .env.template") from error
-
-
-__all__ = ["Settings", "load_settings"]
+        raise InvalidSetting(f"setting refused: {first_problem(error)}; see .env.template") from error

@@ -1,4 +1,4 @@
-"""Everything on this machine: servers, tables, simulators, workers, recovery and Flower, under one guard."""
+"""Everything on this machine under one supervisor: servers, tables, simulators, workers, recovery and Flower."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ from typing import Self
 
 from celery import Celery
 
-from pipeline.local.addresses import Running, write_running
-from pipeline.local.client import Home
+from pipeline.local.addresses import StackAddresses, write_stack_addresses
+from pipeline.local.client import SupervisorClient
 from pipeline.local.servers import free_port
 from pipeline.models import ModelEntry
 from pipeline.settings import Settings
@@ -27,10 +27,12 @@ class Stack:
     """A context manager: on entry everything is started and ready, on exit everything is stopped.
 
     Args:
-        simulate: stand in for each model without a configured endpoint.
+        settings: of this machine.
+        simulate: run a simulator for each model without a configured endpoint.
         speed: of the simulators; 1 is life-like.
         simulator_arguments: more arguments for each simulator.
-        say: told about each step.
+        flower: whether to run Flower.
+        on_step: called with a text for each step.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Stack:
         speed: float = 1.0,
         simulator_arguments: tuple[str, ...] = (),
         flower: bool = True,
-        say: Callable[[str], None] = lambda _: None,
+        on_step: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._wiring = Wiring(settings)
@@ -49,7 +51,7 @@ class Stack:
         self._speed = speed
         self._simulator_arguments = simulator_arguments
         self._flower = flower
-        self._say = say
+        self._on_step = on_step
         self.folder: Path = settings.home_folder
         self._commands: dict[str, list[str]] = {}
 
@@ -60,73 +62,85 @@ class Stack:
         if self._settings.redis_url is None:
             servers.append("valkey")
         if servers:
-            self._say(f"starting {' and '.join(servers)} in {self.folder}")
-        models = self._wiring.models  # a mistake in models.toml is said before anything starts
-        self.home = Home(self.folder, servers)
+            self._on_step(f"starting {' and '.join(servers)} in {self.folder}")
+        models = self._wiring.models  # a mistake in models.toml is reported before anything starts
+        self.supervisor = SupervisorClient(self.folder, servers)
         try:
             self._start([entry for entry in models if self._simulate and not entry.configured])
         except BaseException:
-            self.home.close()
+            self.supervisor.close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._say("stopping")
-        self.home.close()
+        self._on_step("stopping")
+        self.supervisor.close()
+
+    def start(self, name: str, arguments: list[str]) -> None:
+        """Start a Python process of ours; its output goes to a log in the home."""
+        self._commands[name] = arguments
+        environment = {"YYC3_HOME": str(self.folder)}
+        log = self.folder / f"{name}.log"
+        self.supervisor.start(name, [sys.executable, *arguments], environment=environment, log=log)
+
+    def restart(self, name: str) -> None:
+        """Start a process again that exited by itself."""
+        self.start(name, self._commands[name])
 
     def _start(self, simulated: list[ModelEntry]) -> None:
         database_url = self._url(self._settings.database_url, "postgres")
         redis_url = self._url(self._settings.redis_url, "valkey")
         from pipeline.store.schema import migrate  # Alembic is slow to import, and most commands start nothing
 
-        self._say(f"database is at revision {migrate.upgrade(database_url)}")
-        addresses = {entry.name: self._start_simulator(entry) for entry in simulated}
+        self._on_step(f"database is at revision {migrate.upgrade(database_url)}")
+        simulators = {entry.name: self._start_simulator(entry) for entry in simulated}
         port = free_port(self._settings.flower_port) if self._flower else None
-        self.running = Running(
+        self.addresses = StackAddresses(
             database_url=database_url,
             redis_url=redis_url,
             flower_url=f"http://127.0.0.1:{port}" if port else None,
-            simulated=addresses,
+            simulated=simulators,
         )
-        write_running(self.folder, self.running)
+        write_stack_addresses(self.folder, self.addresses)
+        self._start_processes(port)
+        self._wait_until_ready()
+
+    def _start_processes(self, flower_port: int | None) -> None:
         for lane in Lane:
             self.start(f"worker-{lane}", ["-m", "workers.main", lane])
         self.start("intake", ["-m", "workers.intake"])
         self.start("recover", ["-m", "pipeline.cli", "recover"])
-        if port:
-            self.start("flower", ["-m", "pipeline.cli", "flower", "--port", str(port)])
-        self._say("waiting for workers")
-        for name, url in addresses.items():
-            _until(lambda url=url: _answers(f"{url}/health"), f"the simulator of {name}", self.folder)  # type: ignore[misc]
-        app = Wiring(self._settings).celery_app()  # it finds what was just written down
-        _until(lambda: _nodes(app) > len(Lane), "the workers", self.folder)
+        if flower_port:
+            self.start("flower", ["-m", "pipeline.cli", "flower", "--port", str(flower_port)])
+
+    def _wait_until_ready(self) -> None:
+        self._on_step("waiting for workers")
+        for name, url in self.addresses.simulated.items():
+            self._wait(lambda url=url: _answers(f"{url}/health"), f"the simulator of {name}")  # type: ignore[misc]
+        app = Wiring(self._settings).celery_app()  # it reads the addresses that were just stored
+        self._wait(lambda: _nodes(app) > len(Lane), "the workers")
         app.close()
-        if self.running.flower_url:
-            _until(lambda: _answers(f"{self.running.flower_url}/healthcheck"), "Flower", self.folder)
+        if self.addresses.flower_url:
+            self._wait(lambda: _answers(f"{self.addresses.flower_url}/healthcheck"), "Flower")
 
-    def start(self, name: str, arguments: list[str]) -> None:
-        """Start a Python process of ours under the guard; its output goes to a log in the home."""
-        self._commands[name] = arguments
-        environment = {"YYC3_HOME": str(self.folder)}
-        self.home.start(name, [sys.executable, *arguments], environment=environment, log=self.folder / f"{name}.log")
-
-    def restart(self, name: str) -> None:
-        """Start a process again that ended by itself."""
-        self.start(name, self._commands[name])
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        wait_until_ready(
+            ready, f"{what} did not start within {_READY_SECONDS:.0f} s; the logs are in {self.folder}", _READY_SECONDS
+        )
 
     def _url(self, configured: object, server: str) -> str:
         if configured is None:
-            return self.home.urls[server]
+            return self.supervisor.urls[server]
         return self._wiring.database_url if server == "postgres" else self._wiring.redis_url
 
     def _start_simulator(self, entry: ModelEntry) -> str:
         port = free_port(entry.port)
         arguments = ["-m", "simulator", "--model", entry.name, "--port", str(port), "--speed", str(self._speed)]
-        arguments += ["--max-num-seqs", str(entry.seats), "--max-model-len", str(entry.context_tokens)]
+        arguments += ["--max-num-seqs", str(entry.max_num_seqs), "--max-model-len", str(entry.max_model_len)]
         self.start(f"simulator-{entry.name}", [*arguments, *self._simulator_arguments])
-        self._say(f"{entry.name} is simulated on http://127.0.0.1:{port}")
+        self._on_step(f"{entry.name} is simulated on http://127.0.0.1:{port}")
         return f"http://127.0.0.1:{port}"
 
 
@@ -142,12 +156,14 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _until(ready: Callable[[], bool], what: str, folder: Path) -> None:
-    end = time.monotonic() + _READY_SECONDS
+def wait_until_ready(ready: Callable[[], bool], problem: str, seconds: float) -> None:
+    """Wait until a process is ready.
+
+    Raises:
+        InvalidSetting: it was not ready in time; `problem` is the message.
+    """
+    end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
-            raise InvalidSetting(f"{what} did not start within {_READY_SECONDS:.0f} s; the logs are in {folder}")
-        time.sleep(0.05)
-
-
-__all__ = ["Stack"]
+            raise InvalidSetting(problem)
+        time.sleep(0.02)

@@ -10,65 +10,86 @@ from typing import Any, Self
 
 from celery import Celery
 
-from pipeline.broker import Bells, Whispers, make_app
+from pipeline.batches import BatchSubmitter
+from pipeline.broker import Notifier, Publisher, make_app
 from pipeline.engine import EngineClient, EnginePool
-from pipeline.images import Fetcher, ImageDoor
+from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.jobs.admission import QueueLimits
+from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import Submitter
-from pipeline.local.addresses import Running, find_running
+from pipeline.local.addresses import StackAddresses, find_stack_addresses
 from pipeline.models import Models, load_models
+from pipeline.operations.recovery import Recovery
 from pipeline.settings import Settings, load_settings
 from pipeline.store import Database
-from pipeline.streams.writer import StreamReader, StreamWriter
+from pipeline.store.ids import JobIds
+from pipeline.streams import StreamReader, StreamWriter
 from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Open connections of one asyncio loop."""
+    """Open connections of one asyncio loop, and what is built from them."""
 
+    settings: Settings
     models: Models
     database: Database
-    bells: Bells
-    whispers: Whispers
+    publisher: Publisher
+    notifier: Notifier
     engine: EngineClient
-    images: ImageDoor
+    images: ImageSanitizer
     stream_writer: StreamWriter
     stream_reader: StreamReader
 
+    @cached_property
+    def _submission(self) -> tuple[Database, Publisher, Preparer, JobIds, QueueLimits]:
+        preparer = Preparer(self.models, self.images)
+        limits = QueueLimits(self.models, self.database)
+        return self.database, self.publisher, preparer, JobIds(self.database), limits
+
     def submitter(self, reply_to: str | None) -> Submitter:
-        """The way in; `reply_to` is where this producer hears of its settled jobs."""
-        return Submitter(self.models, self.database, self.bells, self.images, reply_to)
+        """Return the way in for single jobs; `reply_to` is the channel for notifications of settled jobs."""
+        return Submitter(*self._submission, reply_to)
+
+    def batch_submitter(self) -> BatchSubmitter:
+        """Return the way in for batches."""
+        return BatchSubmitter(*self._submission)
+
+    def recovery(self) -> Recovery:
+        """Return a recovery with the lease of the settings."""
+        lease = self.settings.lease
+        return Recovery(self.database, self.publisher, self.notifier, self.stream_writer, self.models, lease)
 
     def pool(self, model: str, lane: Lane) -> EnginePool:
-        """A model's endpoints, as a lane may use them."""
+        """Return the endpoints of a model, as a lane may use them."""
         entry = self.models[model]
-        return EnginePool(entry, self.engine, entry.chat_share if lane is Lane.BULK else None)
+        return EnginePool(entry, self.engine, entry.interactive_reserve if lane is Lane.BULK else None)
 
 
 class Wiring:
-    """Where everything is: what the environment says, else what a running `yyc3 up` wrote down."""
+    """All addresses: those of the environment, else those that a running `yyc3 up` has stored."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
     @classmethod
     def from_environment(cls, **given: Any) -> Self:
-        """What the environment says, but for what is given; see Settings for the names.
+        """Read the environment; arguments override it, see Settings for their names.
 
         Raises:
-            InvalidSetting: naming the variable.
+            InvalidSetting: names the variable.
         """
         return cls(load_settings(**given))
 
     @cached_property
-    def running(self) -> Running | None:
-        """The `yyc3 up` of this home, if there is one."""
-        return find_running(self.settings.home_folder)
+    def running(self) -> StackAddresses | None:
+        """The addresses of the `yyc3 up` of this home, if one is running."""
+        return find_stack_addresses(self.settings.home_folder)
 
     @cached_property
     def models(self) -> Models:
-        """models.toml with the endpoints of the environment, and of simulators that stand in."""
+        """models.toml with the endpoints of the environment, and of simulators that are running."""
         settings = self.settings
         models = load_models(settings.models_file, base_url=settings.ai_base_url, model=settings.ai_model)
         simulated = self.running.simulated if self.running else {}
@@ -76,7 +97,7 @@ class Wiring:
 
     @property
     def database_url(self) -> str:
-        """Postgres.
+        """The URL of Postgres.
 
         Raises:
             InvalidSetting: neither DATABASE_URL nor a running `yyc3 up`.
@@ -85,11 +106,11 @@ class Wiring:
             return self.settings.database_url.get_secret_value()
         if self.running is not None:
             return self.running.database_url
-        raise InvalidSetting(self._nowhere("DATABASE_URL"))
+        raise self._not_configured("DATABASE_URL")
 
     @property
     def redis_url(self) -> str:
-        """Redis.
+        """The URL of Redis.
 
         Raises:
             InvalidSetting: neither REDIS_URL nor a running `yyc3 up`.
@@ -98,11 +119,11 @@ class Wiring:
             return self.settings.redis_url.get_secret_value()
         if self.running is not None:
             return self.running.redis_url
-        raise InvalidSetting(self._nowhere("REDIS_URL"))
+        raise self._not_configured("REDIS_URL")
 
     @property
     def broker_url(self) -> str:
-        """Where Celery's messages go: BROKER_URL, or the Redis.
+        """The URL of Celery's broker: BROKER_URL, or that of Redis.
 
         Raises:
             InvalidSetting: neither is known.
@@ -110,40 +131,39 @@ class Wiring:
         given = self.settings.broker_url
         return self.redis_url if given is None else given.get_secret_value()
 
-    def _nowhere(self, variable: str) -> str:
-        return f"no yyc3 up is running in {self.settings.home_folder} and {variable} is not set; start one, or set it"
+    def _not_configured(self, variable: str) -> InvalidSetting:
+        return InvalidSetting(
+            f"no yyc3 up is running in {self.settings.home_folder} and {variable} is not set; start one, or set it"
+        )
 
     def celery_app(self, **options: Any) -> Celery:
-        """The Celery application; see make_app."""
+        """Return the Celery application; see make_app."""
         return make_app(self.broker_url, **options)
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """Uvloop where it runs."""
+        """Return uvloop's factory where uvloop exists."""
         if sys.platform == "win32":
             return None
-        import uvloop  # not there on Windows
+        import uvloop  # does not exist on Windows
 
         return uvloop.new_event_loop
 
     @asynccontextmanager
     async def adapters(self) -> AsyncIterator[Adapters]:
-        """Open connections for the running loop, closed at the end."""
-        key = self.settings.ai_api_key
+        """Open connections for the running loop; they are closed at the end."""
+        settings, key = self.settings, self.settings.ai_api_key
         database = await Database(self.database_url).open()
         writer, reader = StreamWriter(self.redis_url), StreamReader(self.redis_url)
-        bells, whispers = Bells(self.broker_url), Whispers(self.redis_url)
-        engine = EngineClient(self.settings.request_timeout, key.get_secret_value() if key else None)
-        images = ImageDoor(Fetcher(self.settings.image_hosts_allowed))
+        publisher, notifier = Publisher(self.broker_url), Notifier(self.redis_url)
+        engine = EngineClient(settings.request_timeout, key.get_secret_value() if key else None)
+        images = ImageSanitizer(Fetcher(settings.image_hosts_allowed))
         try:
-            yield Adapters(self.models, database, bells, whispers, engine, images, writer, reader)
+            yield Adapters(settings, self.models, database, publisher, notifier, engine, images, writer, reader)
         finally:
             images.close()
             await reader.close()
             await writer.close()
             await engine.close()
-            await whispers.close()
-            await bells.close()
+            await notifier.close()
+            await publisher.close()
             await database.close()
-
-
-__all__ = ["Adapters", "Wiring"]

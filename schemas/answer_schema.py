@@ -1,6 +1,6 @@
-"""JSON schemas that callers bring along: which are taken, and whether an answer obeys one.
+"""JSON schemas of callers: which are accepted, and whether an answer conforms to one.
 
-jsonschema is imported where it is needed: that takes longer than most commands, and few jobs bring a schema.
+jsonschema is imported when it is needed: that takes longer than most commands, and few jobs have a schema.
 """
 
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
 _MAX_BYTES = 20_000
-# A caller's regular expression would run in the worker, and a bad one never ends; the others cost the square of an answer.
+# A caller's regular expression would run in the worker, and a bad one never ends; the others take quadratic time.
 _REFUSED = ("pattern", "patternProperties", "uniqueItems", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef")
 _MAX_PARTS = 1_000
 _MAX_CHECKS = 2_000_000  # parts of the schema times values of an answer: seconds, not minutes
@@ -22,7 +22,7 @@ _REFERENCE = re.compile(r"#/(\$defs|definitions)/[^/]+")
 
 
 def check_answer_schema(schema: dict[str, Any]) -> None:
-    """Refuse what cannot be asked of an engine or checked safely.
+    """Refuse a schema that an engine cannot apply or that cannot be checked safely.
 
     Raises:
         ValueError: one clause that says what is wrong with it.
@@ -30,14 +30,12 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
     try:
         written = orjson.dumps(schema)
     except (TypeError, RecursionError):
-        raise ValueError("is nothing that can be written as JSON, or nested too deep") from None
+        raise ValueError("cannot be written as JSON, or is nested too deep") from None
     if len(written) > _MAX_BYTES:
-        raise ValueError(f"may hold at most {_MAX_BYTES:,} bytes")
+        raise ValueError(f"may have at most {_MAX_BYTES:,} bytes")
     for keyword, value in _keywords(schema):
         if keyword in _REFUSED:
-            raise ValueError(
-                f"may not use {keyword}: it could keep a worker busy for ever; use enum, lengths and ranges"
-            )
+            raise ValueError(f"may not use {keyword}: it could block a worker; use enum, lengths and ranges")
         if keyword == "$ref" and not _REFERENCE.fullmatch(str(value)):
             raise ValueError("$ref may only point into the schema itself, as #/$defs/name")
     from jsonschema import Draft202012Validator
@@ -47,31 +45,31 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
         place = ".".join(str(part) for part in error.absolute_path)
-        raise ValueError(f"is no JSON schema{f', see {place}' if place else ''}") from error
+        raise ValueError(f"is not a JSON schema{f', see {place}' if place else ''}") from error
     if _parts(schema, schema, {}, ()) > _MAX_PARTS:
         raise ValueError(f"has more than {_MAX_PARTS:,} parts when its references are followed")
 
 
-def _parts(found: Any, schema: dict[str, Any], known: dict[str, int], way: tuple[str, ...]) -> int:
-    """How many values a schema has with every reference written out: references to references grow without end."""
+def _parts(found: Any, schema: dict[str, Any], known: dict[str, int], path: tuple[str, ...]) -> int:
+    """Count the values of a schema with every reference expanded: references to references grow without end."""
     if isinstance(found, list):
-        return 1 + sum(_parts(inner, schema, known, way) for inner in found)
+        return 1 + sum(_parts(inner, schema, known, path) for inner in found)
     if not isinstance(found, dict):
         return 1
     parts = 1 + sum(
-        _parts(inner, schema, known, way) for key, inner in found.items() if key not in {"$defs", "definitions"}
+        _parts(inner, schema, known, path) for key, inner in found.items() if key not in {"$defs", "definitions"}
     )
     reference = found.get("$ref")
     if not isinstance(reference, str):
         return parts
-    if reference in way:
+    if reference in path:
         raise ValueError(f"may not refer to itself, as {reference[:100]} does")
     if reference not in known:
-        known[reference] = _parts(_pointed_at(reference, schema), schema, known, (*way, reference))
+        known[reference] = _parts(_resolve(reference, schema), schema, known, (*path, reference))
     return parts + known[reference]
 
 
-def _pointed_at(reference: str, schema: dict[str, Any]) -> Any:
+def _resolve(reference: str, schema: dict[str, Any]) -> Any:
     _, place, name = reference.split("/")
     defined = schema.get(place)
     name = name.replace("~1", "/").replace("~0", "~")
@@ -81,7 +79,7 @@ def _pointed_at(reference: str, schema: dict[str, Any]) -> Any:
 
 
 def _keywords(schema: Any) -> Iterator[tuple[str, Any]]:
-    """Every keyword of a schema; names of properties are not keywords."""
+    """Yield every keyword of a schema; names of properties are not keywords."""
     waiting = [schema]
     while waiting:
         found = waiting.pop()
@@ -106,8 +104,8 @@ def _validator(schema: bytes) -> "Draft202012Validator":
     return Draft202012Validator(orjson.loads(schema), registry=Registry())
 
 
-def obeys(answer: Any, schema: dict[str, Any]) -> bool:
-    """Whether an answer is what a schema asks for that was checked before; one too large to be checked is not."""
+def conforms(answer: Any, schema: dict[str, Any]) -> bool:
+    """Whether an answer conforms to a checked schema; an answer that is too large to check does not."""
     if _parts(schema, schema, {}, ()) * _values(answer) > _MAX_CHECKS:
         return False
     return bool(_validator(orjson.dumps(schema)).is_valid(answer))
@@ -116,6 +114,3 @@ def obeys(answer: Any, schema: dict[str, Any]) -> bool:
 def _values(answer: Any) -> int:
     inner = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list) else ()
     return 1 + sum(_values(value) for value in inner)
-
-
-__all__ = ["check_answer_schema", "obeys"]

@@ -11,14 +11,14 @@ from schemas.results import SentimentLabel
 
 
 class Speaker(StrEnum):
-    """Who speaks in a call."""
+    """The speakers of a call."""
 
     CUSTOMER = "customer"
     AGENT = "agent"
 
 
 class Language(StrEnum):
-    """The languages that prompts are written in."""
+    """The languages of the prompts."""
 
     CHINESE = "zh"
     ENGLISH = "en"
@@ -28,7 +28,7 @@ TurnText = Annotated[str, StringConstraints(min_length=1, max_length=8_000)]
 
 
 class Turn(BaseModel):
-    """One thing one speaker said. `start_seconds` and `end_seconds` count from the start of the call."""
+    """One utterance of one speaker. `start_seconds` and `end_seconds` count from the start of the call."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,7 +39,7 @@ class Turn(BaseModel):
 
 
 class Call(BaseModel):
-    """A call as it stands in an input file. Unknown fields are ignored: exports carry many."""
+    """A call of an input file. Unknown fields are ignored: exports have many."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -51,14 +51,14 @@ class Call(BaseModel):
     turns: tuple[Turn, ...] = Field(min_length=1, max_length=1_000)
 
 
-class IntentReading(BaseModel):
-    """The intent of a call; `confidence` is the label's probability, null where the engine gave none."""
+class IntentFinding(BaseModel):
+    """The intent of a call; `confidence` is the probability of the label, null if the engine gave none."""
 
     label: str
     confidence: float | None
 
 
-class SentimentReading(BaseModel):
+class SentimentFinding(BaseModel):
     """A sentiment; `score` in [-1, 1] is P(positive) - P(negative)."""
 
     label: SentimentLabel
@@ -66,15 +66,15 @@ class SentimentReading(BaseModel):
     confidence: float | None
 
 
-class TurnReading(BaseModel):
-    """What was found for one customer turn; `index` counts all turns of the call from 0."""
+class TurnFinding(BaseModel):
+    """The sentiment of one customer turn; `index` counts all turns of the call from 0."""
 
     index: int
-    sentiment: SentimentReading
+    sentiment: SentimentFinding
 
 
 class CallProblem(BaseModel):
-    """A job of this call that has no result; `turn_index` is null for a job about the whole call."""
+    """A job of the call without a result; `turn_index` is null for a job about the whole call."""
 
     code: ErrorCode
     message: str
@@ -82,26 +82,13 @@ class CallProblem(BaseModel):
 
 
 class CallReport(BaseModel):
-    """One output line: everything found in one call."""
+    """One line of output: everything that was found in one call."""
 
     call_id: str
-    intents: list[IntentReading]
-    sentiment: SentimentReading | None
-    turns: list[TurnReading]
+    intents: list[IntentFinding]
+    sentiment: SentimentFinding | None
+    turns: list[TurnFinding]
     models: dict[str, str]
     templates: dict[str, str]
     simulated: bool
     errors: list[CallProblem]
-
-
-__all__ = [
-    "Call",
-    "CallProblem",
-    "CallReport",
-    "IntentReading",
-    "Language",
-    "SentimentReading",
-    "Speaker",
-    "Turn",
-    "TurnReading",
-]

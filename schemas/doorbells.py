@@ -1,4 +1,4 @@
-"""What travels through the broker: doorbells. They name work, they never hold a caller's words."""
+"""Doorbells: messages without payload that travel through the broker. They never have the words of a caller."""
 
 from enum import StrEnum
 from typing import Literal
@@ -9,17 +9,18 @@ from schemas.ids import JobId
 
 
 class Lane(StrEnum):
-    """Two lanes a model, never in one worker process."""
+    """The two lanes of a model, never served by one worker process."""
 
-    INTERACTIVE = "interactive"  # somebody waits
-    BULK = "bulk"  # throughput counts
+    INTERACTIVE = "interactive"  # a caller waits for each job
+    BULK = "bulk"  # throughput matters
 
 
 class Doorbell(BaseModel):
-    """Argument of the Celery task `yyc3.chunk`.
+    """The argument of the Celery task `yyc3.chunk`.
 
-    Without `chunk` it is a permit: whoever takes it picks the best queued chunk of the model and lane at that moment.
-    With `chunk` it means that one. Either may be lost or come twice; the claim decides.
+    With `chunk` it names that chunk. Without one it is an open doorbell: the worker that receives it claims
+    the best queued chunk of the model and lane at that moment. Either may be lost or delivered twice; the
+    claim decides.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,8 +32,5 @@ class Doorbell(BaseModel):
 
 
 def queue_name(model: str, lane: Lane) -> str:
-    """`chatglm3-6b` and `chatglm3-6b.bulk`."""
+    """Return the queue of a model and lane, such as `chatglm3-6b` and `chatglm3-6b.bulk`."""
     return model if lane is Lane.INTERACTIVE else f"{model}.bulk"
-
-
-__all__ = ["Doorbell", "Lane", "queue_name"]

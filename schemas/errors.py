@@ -1,18 +1,19 @@
-"""Every way a job or a call of ours can fail: one tree, one code each.
+"""Every way in which a job or a call can fail: one tree, one code each.
 
     PipelineError(code, retryable, facts as fields)
       ConfigurationError  UnknownModel InvalidSetting
       SubmissionError     InvalidJob DuplicateJob QueueSaturated InvalidCall
-      BrokerError         BrokerUnavailable UndecodableMessage
-      StoreError          StoreUnavailable ValueRefused JobNotFound
+      BrokerError         BrokerUnavailable
+      StoreError          StoreUnavailable UnstorableValue JobNotFound
       EngineError         EngineUnavailable EngineOverloaded EngineTimeout EngineFailed
-                          RequestRejected PromptTooLong InvalidOutput OwnFault
+                          RequestRejected PromptTooLong InvalidOutput InternalError
       ResultTimeout
 
-A message is one sentence that names the thing and the way out. It never repeats a caller's words.
+A message is one sentence that names the subject and the way out. It never repeats the words of a caller.
 """
 
 import re
+from collections.abc import Container
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
@@ -22,45 +23,45 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class ErrorCode(StrEnum):
-    """What stands in `outcomes.code` and in every refusal.
+    """The value of `outcomes.code` and of every refusal.
 
     Attributes:
-        meaning: what it says, as a clause.
+        meaning: its explanation, as a clause.
     """
 
     meaning: str
 
     def __new__(cls, value: str, meaning: str = "") -> Self:
-        """A member with its meaning; the default is for the type checker, which takes `ErrorCode(value)` for this."""
+        """Make a member with its meaning; the default is for the type checker, which reads `ErrorCode(value)` as this."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning
         return member
 
-    UNKNOWN_MODEL = "unknown_model", "no entry of that name in models.toml, or it cannot do this kind"
-    INVALID_SETTING = "invalid_setting", "an environment variable or a file of ours says something impossible"
+    UNKNOWN_MODEL = "unknown_model", "no entry of that name in models.toml, or it does not support this kind"
+    INVALID_SETTING = "invalid_setting", "an environment variable or a configuration file has an invalid value"
     INVALID_JOB = "invalid_job", "refused at submit; the message names the field"
     DUPLICATE_JOB = "duplicate_job", "this idempotency key was used for another job"
-    QUEUE_SATURATED = "queue_saturated", "too much is queued already; the message says when to submit again"
-    INVALID_CALL = "invalid_call", "a line of a call file that is no call"
+    QUEUE_SATURATED = "queue_saturated", "the queue is full; the message says when to submit again"
+    INVALID_CALL = "invalid_call", "a line of a call file is not a call"
     BROKER_UNAVAILABLE = "broker_unavailable", "Redis or the message broker cannot be reached"
-    UNDECODABLE_MESSAGE = "undecodable_message", "a queue message that is not ours"
+    UNDECODABLE_MESSAGE = "undecodable_message", "a queue message that cannot be processed"
     STORE_UNAVAILABLE = "store_unavailable", "Postgres cannot be reached"
-    VALUE_REFUSED = "value_refused", "Postgres cannot store something in it"
-    JOB_NOT_FOUND = "job_not_found", "no job of that id"
-    ENGINE_UNAVAILABLE = "engine_unavailable", "nobody answers at the endpoint"
-    ENGINE_OVERLOADED = "engine_overloaded", "the engine refuses more work for now (503, 429)"
+    UNSTORABLE_VALUE = "unstorable_value", "Postgres cannot store one of its values"
+    JOB_NOT_FOUND = "job_not_found", "no job with that id"
+    ENGINE_UNAVAILABLE = "engine_unavailable", "the endpoint does not answer"
+    ENGINE_OVERLOADED = "engine_overloaded", "the engine accepts no more work for now (503, 429)"
     ENGINE_TIMEOUT = "engine_timeout", "no answer within the time limit"
-    ENGINE_FAILED = "engine_failed", "the engine broke while it worked (5xx, connection cut)"
-    REQUEST_REJECTED = "request_rejected", "the engine will not do this request (4xx), now or later"
-    PROMPT_TOO_LONG = "prompt_too_long", "more tokens than the model's context"
-    INVALID_OUTPUT = "invalid_output", "an answer outside what was asked for, empty or unreadable"
-    OWN_FAULT = "own_fault", "a mistake in this program; the worker's log names it"
-    WORKER_LOST = "worker_lost", "the worker that ran this job died; another takes it"
-    CRASHED_WORKER = "crashed_worker", "every worker that ran this job alone died"
-    DEADLINE_PASSED = "deadline_passed", "the job's own deadline came first"
-    CANCELLED = "cancelled", "somebody cancelled it"
-    RESULT_TIMEOUT = "result_timeout", "the caller stopped waiting; the job goes on"
+    ENGINE_FAILED = "engine_failed", "the engine failed during the request (5xx, connection cut)"
+    REQUEST_REJECTED = "request_rejected", "the engine refuses this request (4xx), now and later"
+    PROMPT_TOO_LONG = "prompt_too_long", "the prompt has more tokens than the model reads"
+    INVALID_OUTPUT = "invalid_output", "the answer is not what was asked for, is empty or unreadable"
+    INTERNAL_ERROR = "internal_error", "a bug in this program; the log of the worker names it"
+    WORKER_LOST = "worker_lost", "the worker that ran this job was lost; another one runs it"
+    CRASHED_WORKER = "crashed_worker", "every worker that ran this job alone was lost"
+    DEADLINE_PASSED = "deadline_passed", "the deadline of the job passed first"
+    CANCELLED = "cancelled", "a caller cancelled the job"
+    RESULT_TIMEOUT = "result_timeout", "the caller stopped waiting; the job continues"
     OTHER = "other", "a code of a newer version of this program"
 
     @classmethod
@@ -74,7 +75,7 @@ class PipelineError(Exception):
     Attributes:
         code: stable, for programs.
         retryable: whether the same call may succeed later.
-        facts: what a program may want to know (ids, field, line), never a caller's words.
+        facts: ids, field, line and the like, for programs; never the words of a caller.
     """
 
     code: ClassVar[ErrorCode]
@@ -87,17 +88,17 @@ class PipelineError(Exception):
 
 
 class ConfigurationError(PipelineError):
-    """Something on this side is set up wrong."""
+    """The configuration of this side is wrong."""
 
 
 class UnknownModel(ConfigurationError):
-    """No such model, or one that cannot do this kind of job."""
+    """There is no such model, or it does not support this kind of job."""
 
     code = ErrorCode.UNKNOWN_MODEL
 
 
 class InvalidSetting(ConfigurationError):
-    """An environment variable, `.env` or models.toml says something impossible."""
+    """An environment variable, `.env` or models.toml has an invalid value."""
 
     code = ErrorCode.INVALID_SETTING
 
@@ -119,7 +120,7 @@ class DuplicateJob(SubmissionError):
 
 
 class QueueSaturated(SubmissionError):
-    """Too much is queued for a model, lane or tenant; nothing was stored. Facts: depth, limit, retry_after_seconds."""
+    """The queue of a model, lane or tenant is full; nothing was stored. Facts: queue, depth, limit, retry_after_seconds."""
 
     code = ErrorCode.QUEUE_SATURATED
     retryable = True
@@ -132,7 +133,7 @@ class InvalidCall(SubmissionError):
 
 
 class BrokerError(PipelineError):
-    """Trouble with the message broker. No job is lost by it: jobs are rows."""
+    """A problem with the message broker. No job is lost: jobs are rows."""
 
 
 class BrokerUnavailable(BrokerError):
@@ -142,14 +143,8 @@ class BrokerUnavailable(BrokerError):
     retryable = True
 
 
-class UndecodableMessage(BrokerError):
-    """A message in one of our queues that we did not write."""
-
-    code = ErrorCode.UNDECODABLE_MESSAGE
-
-
 class StoreError(PipelineError):
-    """Trouble with the database."""
+    """A problem with the database."""
 
 
 class StoreUnavailable(StoreError):
@@ -159,65 +154,66 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
-class ValueRefused(StoreError):
-    """Something cannot be stored, now or later; nothing was written."""
+class UnstorableValue(StoreError):
+    """A value cannot be stored, now or later; nothing was written."""
 
-    code = ErrorCode.VALUE_REFUSED
+    code = ErrorCode.UNSTORABLE_VALUE
 
 
 class JobNotFound(StoreError):
-    """No job of that id."""
+    """There is no job with that id."""
 
     code = ErrorCode.JOB_NOT_FOUND
 
 
 class EngineError(PipelineError):
-    """One try at an engine failed.
+    """One engine attempt failed.
 
-    `counts` says whether the job used up a try: an engine that is away or full is not the job's fault.
+    `consumes_attempt` says whether it counts against the job: an unavailable or overloaded engine is not
+    the fault of the job.
     """
 
-    counts: ClassVar[bool] = True
+    consumes_attempt: ClassVar[bool] = True
 
 
 class EngineUnavailable(EngineError):
-    """Nobody answers there."""
+    """The endpoint does not answer."""
 
     code = ErrorCode.ENGINE_UNAVAILABLE
     retryable = True
-    counts = False
+    consumes_attempt = False
 
 
 class EngineOverloaded(EngineError):
-    """The engine refuses more work for now."""
+    """The engine accepts no more work for now."""
 
     code = ErrorCode.ENGINE_OVERLOADED
     retryable = True
-    counts = False
+    consumes_attempt = False
 
 
 class EngineTimeout(EngineError):
-    """No answer within the time limit."""
+    """The engine did not answer within the time limit."""
 
     code = ErrorCode.ENGINE_TIMEOUT
     retryable = True
 
 
 class EngineFailed(EngineError):
-    """The engine broke while it worked."""
+    """The engine failed during the request."""
 
     code = ErrorCode.ENGINE_FAILED
     retryable = True
 
 
 class RequestRejected(EngineError):
-    """The engine will not do this request, now or later."""
+    """The engine refuses this request, now and later."""
 
     code = ErrorCode.REQUEST_REJECTED
 
 
 class PromptTooLong(RequestRejected):
-    """More tokens than the model's context."""
+    """The prompt has more tokens than the model reads."""
 
     code = ErrorCode.PROMPT_TOO_LONG
 
@@ -229,26 +225,31 @@ class InvalidOutput(EngineError):
     retryable = True
 
 
-class OwnFault(EngineError):
-    """A mistake of ours came up while a try was made. It counts, so that a job cannot go round for ever."""
+class InternalError(EngineError):
+    """A bug of ours was met during an attempt. It counts, so that a job cannot be retried without end."""
 
-    code = ErrorCode.OWN_FAULT
+    code = ErrorCode.INTERNAL_ERROR
     retryable = True
 
 
 class ResultTimeout(PipelineError):
-    """The caller stopped waiting. The job goes on, and its result can be asked for later."""
+    """The caller stopped waiting. The job continues, and its result can be requested later."""
 
     code = ErrorCode.RESULT_TIMEOUT
     retryable = True
 
 
-def explain(error: ValidationError) -> str:
-    """The first complaint of a validation as one clause, `field: reason`, without the value that was given."""
+def first_problem(error: ValidationError, tags: Container[str] = ()) -> str:
+    """Return the first problem of a validation as one clause, `field: reason`, without the value that was given.
+
+    Args:
+        error: of pydantic.
+        tags: names of union members, which pydantic puts in front of the field; a person knows which
+            member they sent.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
-    # Discriminated unions put the tag ("intent") in front of the field; a person knows which kind they sent.
-    parts = [_shown(part) for part in first["loc"]]
-    if len(parts) > 1 and parts[0] in {"intent", "sentiment", "chat", "code", "vision"}:
+    parts = [_field_name(part) for part in first["loc"]]
+    if len(parts) > 1 and parts[0] in tags:
         parts = parts[1:]
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_invalid":  # pydantic repeats what was given in place of a tag
@@ -258,39 +259,7 @@ def explain(error: ValidationError) -> str:
     return f"{field}: {reason}" if field else reason
 
 
-def _shown(part: int | str) -> str:
-    """A step of the way to a field. The name of an unknown field is the caller's: it is shown if it looks like a name."""
+def _field_name(part: int | str) -> str:
+    """Return a step of the path to a field. The name of an unknown field is the caller's: shown if it looks like a name."""
     text = str(part)
     return text if _NAME.fullmatch(text) else "(a field whose name cannot be shown)"
-
-
-__all__ = [
-    "BrokerError",
-    "BrokerUnavailable",
-    "ConfigurationError",
-    "DuplicateJob",
-    "EngineError",
-    "EngineFailed",
-    "EngineOverloaded",
-    "EngineTimeout",
-    "EngineUnavailable",
-    "ErrorCode",
-    "InvalidCall",
-    "InvalidJob",
-    "InvalidOutput",
-    "InvalidSetting",
-    "JobNotFound",
-    "OwnFault",
-    "PipelineError",
-    "PromptTooLong",
-    "QueueSaturated",
-    "RequestRejected",
-    "ResultTimeout",
-    "StoreError",
-    "StoreUnavailable",
-    "SubmissionError",
-    "UndecodableMessage",
-    "UnknownModel",
-    "ValueRefused",
-    "explain",
-]

@@ -1,8 +1,8 @@
-"""The door for any system that speaks Celery: task `yyc3.submit` on queue `yyc3.intake`, answers as task `yyc3.reply`.
+"""The intake queue, for any system that speaks Celery: task `yyc3.submit` on queue `yyc3.intake`, replies as `yyc3.reply`.
 
-Keyword arguments of `yyc3.submit` are the fields of a job, and beside them `job_key` and `reply_to`; of `yyc3.cancel` they are
-`job_key`, `tenant` and `reply_to`. The first is the one message that carries a caller's words, as the reply with the outcome is
-the one that carries the answer: see docs/submitting.md.
+Keyword arguments of `yyc3.submit` are the fields of a job, and `job_key` and `reply_to`; of `yyc3.cancel`
+they are `job_key`, `tenant` and `reply_to`. Only `yyc3.submit` has the words of a caller, and only the reply
+with the outcome has the answer: see docs/submitting.md.
 """
 
 import re
@@ -26,12 +26,12 @@ QUEUE_PATTERN = r"^[A-Za-z0-9_.:-]{1,200}$"
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
-    """A job as it came through the door.
+class IntakeRequest:
+    """A job that arrived as a message.
 
     Attributes:
         job_key: the caller's name for it; the same key with the same job is the same job, however often it is sent.
-        reply_to: the queue that gets the replies; None where nobody wants them.
+        reply_to: the queue that gets the replies; None if no reply is wanted.
     """
 
     job: Job
@@ -40,12 +40,12 @@ class Intake:
 
 
 class CancelArguments(BaseModel):
-    """Keyword arguments of `yyc3.cancel`. The outcome comes to the queue that the job was submitted with.
+    """Keyword arguments of `yyc3.cancel`. The outcome is sent to the queue that the job was submitted with.
 
     Attributes:
-        job_key: of the job to be cancelled.
-        tenant: as it was submitted.
-        reply_to: the queue that hears if there is no such job.
+        job_key: of the job to cancel.
+        tenant: of the job.
+        reply_to: the queue that gets a reply if there is no such job.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,20 +69,20 @@ class AcceptedReply(_Reply):
 
 
 class RefusalError(JobError):
-    """Why a job was refused; with `queue_saturated`, after how many seconds the same one may be accepted."""
+    """Why a job was refused; with `queue_saturated`, after how many seconds it may be accepted."""
 
     retry_after_seconds: float | None = None
 
 
 class RefusedReply(_Reply):
-    """Nothing was stored; nothing follows. `job_key` is null where the message had none that can be used."""
+    """Nothing was stored; no outcome follows. `job_key` is null if the message had no valid one."""
 
     event: Literal["refused"] = "refused"
     error: RefusalError
 
 
 class OutcomeReply(_Reply):
-    """The job is settled. It may come twice, and then says the same."""
+    """The job is settled. It may be sent twice, with the same content."""
 
     event: Literal["outcome"] = "outcome"
     job_id: JobId
@@ -93,26 +93,26 @@ IntakeReply = Annotated[AcceptedReply | RefusedReply | OutcomeReply, Field(discr
 
 
 def reply_queue(arguments: dict[str, Any], reserved: frozenset[str]) -> str | None:
-    """The queue that replies go to.
+    """Return the queue that replies go to.
 
     Raises:
-        InvalidJob: it is no name of a queue, or one of ours.
+        InvalidJob: it is not the name of a queue, or one of this system.
     """
     queue = arguments.get("reply_to")
     if queue is None:
         return None
     if not isinstance(queue, str) or not re.fullmatch(QUEUE_PATTERN, queue):
-        raise InvalidJob("job refused: reply_to: is no name of a queue; use letters, digits and _ . : -")
+        raise InvalidJob("job refused: reply_to: is not the name of a queue; use letters, digits and _ . : -")
     if queue in reserved or queue.startswith(_RESERVED) or queue.endswith(".pidbox"):
         raise InvalidJob("job refused: reply_to: is a queue of this system; use one of your own")
     return queue
 
 
 def job_key(arguments: dict[str, Any]) -> str:
-    """The caller's name for the job.
+    """Return the caller's name for the job.
 
     Raises:
-        InvalidJob: there is none.
+        InvalidJob: there is none, or it is not valid.
     """
     key = arguments.get("job_key")
     if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS or "\x00" in key:
@@ -120,35 +120,14 @@ def job_key(arguments: dict[str, Any]) -> str:
     return key
 
 
-def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> Intake:
-    """The arguments of `yyc3.submit`.
-
-    `reserved` are names of queues that no reply may go to.
+def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> IntakeRequest:
+    """Parse the arguments of `yyc3.submit`; `reserved` are queues that no reply may go to.
 
     Raises:
         InvalidJob: one sentence that names the field.
     """
     queue, key = reply_queue(arguments, reserved), job_key(arguments)
     if "idempotency_key" in arguments:
-        raise InvalidJob("job refused: idempotency_key: job_key is the idempotency key of this door; leave it out")
+        raise InvalidJob("job refused: idempotency_key: use job_key, which is the idempotency key of this queue")
     fields = {name: value for name, value in arguments.items() if name not in {"job_key", "reply_to"}}
-    return Intake(parse_job({**fields, "idempotency_key": key}), key, queue)
-
-
-__all__ = [
-    "CANCEL_TASK",
-    "INTAKE_QUEUE",
-    "QUEUE_PATTERN",
-    "REPLY_TASK",
-    "SUBMIT_TASK",
-    "AcceptedReply",
-    "CancelArguments",
-    "Intake",
-    "IntakeReply",
-    "OutcomeReply",
-    "RefusalError",
-    "RefusedReply",
-    "job_key",
-    "parse_intake",
-    "reply_queue",
-]
+    return IntakeRequest(parse_job({**fields, "idempotency_key": key}), key, queue)

@@ -1,6 +1,7 @@
-"""What a caller may ask for: one model a kind, told apart by `kind`. Every size has a limit."""
+"""What a caller may ask for: one model for each kind, distinguished by `kind`. Every size has a limit."""
 
-from typing import Annotated, Any, Literal, Self
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self, Union
 
 import orjson
 from pydantic import (
@@ -17,7 +18,7 @@ from pydantic import (
 
 from schemas.answer_schema import check_answer_schema
 from schemas.calls import Language, Turn
-from schemas.errors import InvalidJob, explain
+from schemas.errors import InvalidJob, first_problem
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -29,23 +30,24 @@ MAX_IMAGE_CHARACTERS = MAX_IMAGE_BYTES * 4 // 3 + 100  # as base64, with the hea
 Image = Annotated[str, StringConstraints(min_length=1, max_length=MAX_IMAGE_CHARACTERS)]
 
 
-class JobFields(BaseModel):
-    """What every job carries, whatever its kind.
+class Job(BaseModel):
+    """What every job has, whatever its kind.
 
     Attributes:
         idempotency_key: the same key with the same job returns that job, whatever its deadline and priority were; with another
             job it is refused.
         tenant: a label to count by; keys are unique within it.
         priority: lower goes first, like vLLM's; 0 is normal.
-        deadline: after this the job is `expired` without an engine being asked.
+        deadline: after this time the job is `expired` and no engine is asked.
         tags: for the caller's own bookkeeping; stored, never interpreted.
-        model: an entry of models.toml; left out, the first that can do this kind.
-        cache: whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness
+        model: an entry of models.toml; by default the first one that supports this kind.
+        cache: whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness
             (intent, sentiment, and temperature 0), and within the tenant.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: str
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
     priority: int = Field(default=0, ge=-100, le=100)
@@ -55,8 +57,8 @@ class JobFields(BaseModel):
     cache: bool = True
 
 
-class _AboutSpeech(JobFields):
-    """Either one utterance or a dialogue. `language` picks the prompt; left out, the text decides."""
+class UtteranceJob(Job):
+    """One utterance or one dialogue. `language` selects the prompt; by default the text decides."""
 
     text: Text | None = None
     turns: tuple[Turn, ...] | None = Field(default=None, min_length=1, max_length=1_000)
@@ -65,9 +67,9 @@ class _AboutSpeech(JobFields):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.text is None) == (self.turns is None):
-            raise ValueError("give either text (one utterance) or turns (a dialogue), not both and not neither")
+            raise ValueError("provide exactly one of text (one utterance) and turns (a dialogue)")
         if self.turns is not None and sum(len(turn.text) for turn in self.turns) > MAX_DIALOGUE_CHARACTERS:
-            raise ValueError(f"turns may hold at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
+            raise ValueError(f"turns may have at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
         return self
 
 
@@ -75,10 +77,10 @@ class Label(BaseModel):
     """One intent of the caller's set.
 
     Attributes:
-        name: what the result says.
-        description: what the model is told about it.
-        examples: utterances that mean it; they become worked examples in the prompt.
-        word: the word the model answers with, where it should differ from `name`.
+        name: the label in the result.
+        description: explains the label to the model.
+        examples: utterances of this intent; they become worked examples in the prompt.
+        word: the word that the model answers with, if it should differ from `name`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,8 +93,8 @@ class Label(BaseModel):
     word: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)] | None = None
 
 
-class IntentJob(_AboutSpeech):
-    """What does the customer want? `labels` left out means the call-centre set in the text's language."""
+class IntentJob(UtteranceJob):
+    """What does the customer want? Without `labels`, those of a call centre in the language of the text are used."""
 
     kind: Literal["intent"] = "intent"
     labels: tuple[Label, ...] | None = Field(default=None, min_length=1, max_length=MAX_LABELS)
@@ -100,17 +102,17 @@ class IntentJob(_AboutSpeech):
     @field_validator("labels")
     @classmethod
     def _names_differ(cls, labels: tuple[Label, ...] | None) -> tuple[Label, ...] | None:
-        for what, said in (
+        for what, values in (
             ("name", [label.name.casefold() for label in labels or ()]),
             ("word", [(label.word or label.name).casefold() for label in labels or ()]),
         ):
-            if len(set(said)) != len(said):
+            if len(set(values)) != len(values):
                 raise ValueError(f"two labels have the same {what}")
         return labels
 
 
-class SentimentJob(_AboutSpeech):
-    """How does the customer feel? `context` holds the turns before the utterance, for the model to understand it."""
+class SentimentJob(UtteranceJob):
+    """How does the customer feel? `context` has the turns before the utterance, so that the model understands it."""
 
     kind: Literal["sentiment"] = "sentiment"
     context: tuple[Turn, ...] = Field(default=(), max_length=50)
@@ -132,9 +134,9 @@ class Message(BaseModel):
 
 
 class Sampling(BaseModel):
-    """How the engine chooses tokens; the names and ranges are vLLM's.
+    """How the engine chooses tokens; names and ranges are vLLM's.
 
-    `max_tokens` left out is 512, for code 2,048.
+    The default of `max_tokens` is 512, for code 2,048.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -148,30 +150,35 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
 
 
-class ChatJob(JobFields):
-    """Continue a conversation. `stream` sends the answer piece by piece while it is written, see schemas/streams.py."""
+class StreamedJob(Job):
+    """A job that is answered in free text. `stream` sends the answer in pieces as it is generated, see schemas/streams.py."""
+
+    sampling: Sampling = Sampling()
+    stream: bool = False
+
+
+class ChatJob(StreamedJob):
+    """Continue a conversation."""
 
     kind: Literal["chat"] = "chat"
     messages: tuple[Message, ...] = Field(min_length=1, max_length=500)
-    sampling: Sampling = Sampling()
-    stream: bool = False
 
     @field_validator("messages")
     @classmethod
     def _not_too_much(cls, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if sum(len(message.content) for message in messages) > MAX_DIALOGUE_CHARACTERS:
-            raise ValueError(f"may hold at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
+            raise ValueError(f"may have at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
         return messages
 
 
-class CodeJob(JobFields):
-    """Write code. An answer without code, or one that `max_tokens` cut, is a failed try.
+class CodeJob(StreamedJob):
+    """Write code. An answer without code, or one that `max_tokens` cut, is a failed attempt.
 
     Attributes:
         instruction: what the code should do.
         language: the programming language, such as `python`.
-        context: code that is there already.
-        file_name: where the code belongs.
+        context: existing code.
+        file_name: the file that the code is for.
     """
 
     kind: Literal["code"] = "code"
@@ -179,31 +186,27 @@ class CodeJob(JobFields):
     language: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+#._ -]{1,40}$")]
     context: Annotated[str, StringConstraints(min_length=1, max_length=200_000)] | None = None
     file_name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\n]*$")] | None = None
-    sampling: Sampling = Sampling()
-    stream: bool = False
 
 
-class VisionJob(JobFields):
-    """Look at pictures and answer.
+class VisionJob(StreamedJob):
+    """Answer a question about images.
 
     Attributes:
         images: data URLs (`data:image/png;base64,...`) of PNG, JPEG, WebP or GIF; an https URL is fetched at submit if its
-            host is allowed. What is stored is the picture itself, re-encoded.
-        answer_schema: a JSON schema the answer must obey; without it the answer is text.
+            host is allowed. The image itself is stored, re-encoded.
+        answer_schema: a JSON schema that the answer must conform to; without it the answer is text.
     """
 
     kind: Literal["vision"] = "vision"
     question: Text
     images: tuple[Image, ...] = Field(min_length=1, max_length=MAX_IMAGES)
     answer_schema: dict[str, Any] | None = None
-    sampling: Sampling = Sampling()
-    stream: bool = False
 
     @field_validator("images", mode="before")
     @classmethod
-    def _said_in_a_sentence(cls, images: Any) -> Any:
+    def _refuse_in_one_sentence(cls, images: Any) -> Any:
         for index, image in enumerate(images if isinstance(images, list | tuple) else ()):
-            # Before pydantic looks: its own complaint about a text of 100 MB names no way out.
+            # Before pydantic validates: its own error for a text of 100 MB names no way out.
             if isinstance(image, str) and len(image) > MAX_IMAGE_CHARACTERS:
                 raise ValueError(f"image {index} is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
             if isinstance(image, str) and not image.startswith(("data:", "https://", "http://")):
@@ -218,16 +221,39 @@ class VisionJob(JobFields):
         return schema
 
 
-Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob
-StreamedJob = ChatJob | CodeJob | VisionJob
-_ADAPTER: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+_MODELS: dict[str, type[Job]] = {}
+
+
+def register_job(model: type[Job]) -> None:
+    """Accept jobs of a kind; the default of the model's field `kind` is its name."""
+    _MODELS[model.model_fields["kind"].default] = model
+    _adapter.cache_clear()
+
+
+def job_models() -> tuple[type[Job], ...]:
+    """Return the models of all kinds that may be submitted."""
+    return tuple(_MODELS.values())
+
+
+def any_job() -> Any:
+    """Return the type of a job of any kind, distinguished by `kind`, for pydantic."""
+    return Annotated[Union[job_models()], Field(discriminator="kind")]  # noqa: UP007 - the members are not static
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Job]:
+    return TypeAdapter(any_job())
+
+
+for _model in (IntentJob, SentimentJob, ChatJob, CodeJob, VisionJob):
+    register_job(_model)
 
 
 def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
-    """Postgres stores no NUL; name the field that holds one."""
+    """Name the field with a NUL character, which Postgres does not store."""
     if isinstance(value, str) and "\x00" in value:
         raise InvalidJob(
-            f"job refused: {'.'.join(path)}: holds a NUL character (\\u0000), which cannot be stored; remove it"
+            f"job refused: {'.'.join(path)}: has a NUL character (\\u0000), which cannot be stored; remove it"
         )
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -239,46 +265,27 @@ def _refuse_nul(value: Any, path: tuple[str, ...] = ()) -> None:
 
 
 def canonical(job: Job) -> bytes:
-    """What the caller asked for as JSON: defaults and the idempotency key left out. The same for the same job.
+    """Return what the caller asked for as JSON, without defaults and the idempotency key: equal for equal jobs.
 
     Raises:
-        InvalidJob: it holds a character that cannot be stored.
+        InvalidJob: it has a character that cannot be stored.
     """
-    said = job.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
-    written = orjson.dumps({"kind": job.kind, **said})
-    if b"\\u0000" in written or "\x00" in (job.idempotency_key or ""):
+    fields = job.model_dump(mode="json", exclude_defaults=True, exclude={"idempotency_key"})
+    request = orjson.dumps({"kind": job.kind, **fields})
+    if b"\\u0000" in request or "\x00" in (job.idempotency_key or ""):
         _refuse_nul(job.model_dump(mode="json"))
-    return written
+    return request
 
 
 def parse_job(value: Job | dict[str, Any] | str | bytes) -> Job:
-    """A job from a model, a dict or JSON.
+    """Return a job from a model, a dict or JSON.
 
     Raises:
-        InvalidJob: with one sentence that names the field.
+        InvalidJob: one sentence that names the field.
     """
     try:
         if isinstance(value, str | bytes):
-            return _ADAPTER.validate_json(value)
-        return _ADAPTER.validate_python(value)
+            return _adapter().validate_json(value)
+        return _adapter().validate_python(value)
     except ValidationError as error:
-        raise InvalidJob(f"job refused: {explain(error)}") from error
-
-
-__all__ = [
-    "MAX_IMAGES",
-    "MAX_IMAGE_BYTES",
-    "ChatJob",
-    "CodeJob",
-    "IntentJob",
-    "Job",
-    "JobFields",
-    "Label",
-    "Message",
-    "Sampling",
-    "SentimentJob",
-    "StreamedJob",
-    "VisionJob",
-    "canonical",
-    "parse_job",
-]
+        raise InvalidJob(f"job refused: {first_problem(error, tags=_MODELS)}") from error

@@ -1,9 +1,12 @@
-"""What a job came to: a result type for every kind, and the outcome around it."""
+"""Results, one model for each kind, and the outcome around them."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
@@ -11,14 +14,14 @@ from schemas.timings import Timings, Usage
 
 
 class JobState(StrEnum):
-    """Where a job is. The last four never change again."""
+    """The state of a job. The last four are final."""
 
-    QUEUED = "queued"  # stored, waiting for a worker or for its next try
+    QUEUED = "queued"  # stored, waiting for a worker or for its next attempt
     RUNNING = "running"  # a worker holds its chunk
     SUCCEEDED = "succeeded"  # has a result
-    FAILED = "failed"  # a dead letter: has a code, needs a person
-    CANCELLED = "cancelled"  # somebody cancelled it
-    EXPIRED = "expired"  # its deadline came first
+    FAILED = "failed"  # a dead letter: it has a code and needs a person
+    CANCELLED = "cancelled"  # a caller cancelled it
+    EXPIRED = "expired"  # its deadline passed first
 
 
 class SentimentLabel(StrEnum):
@@ -29,18 +32,21 @@ class SentimentLabel(StrEnum):
     NEGATIVE = "negative"
 
 
-class _Result(BaseModel):
+class Result(BaseModel):
+    """What every result has, whatever its kind."""
+
     model_config = ConfigDict(frozen=True)
 
+    kind: str
     truncated: bool = Field(
         default=False, description="the dialogue was longer than the model reads, its middle was left out"
     )
 
 
-class IntentResult(_Result):
-    """The caller's label that fits best.
+class IntentResult(Result):
+    """The label that fits best.
 
-    `confidence` is its probability among the labels and `probabilities` the whole distribution; both are null where the
+    `confidence` is its probability among the labels and `probabilities` the whole distribution; both are null if the
     engine gave no token probabilities.
     """
 
@@ -50,7 +56,7 @@ class IntentResult(_Result):
     probabilities: dict[str, float] | None = None
 
 
-class SentimentResult(_Result):
+class SentimentResult(Result):
     """Positive, neutral or negative; `score` in [-1, 1] is P(positive) - P(negative), or -1, 0, 1 without probabilities."""
 
     kind: Literal["sentiment"] = "sentiment"
@@ -60,16 +66,16 @@ class SentimentResult(_Result):
     probabilities: dict[str, float] | None = None
 
 
-class ChatResult(_Result):
-    """The reply. `finish_reason` is `stop`, or `length` where `max_tokens` cut it."""
+class ChatResult(Result):
+    """The reply. `finish_reason` is `stop`, or `length` if `max_tokens` cut it."""
 
     kind: Literal["chat"] = "chat"
     text: str
     finish_reason: Literal["stop", "length"]
 
 
-class CodeResult(_Result):
-    """The code without its fence. `explanation` is what the model wrote around it, null where it wrote nothing."""
+class CodeResult(Result):
+    """The code without its fence. `explanation` is the text around it, null if there is none."""
 
     kind: Literal["code"] = "code"
     code: str
@@ -77,8 +83,8 @@ class CodeResult(_Result):
     explanation: str | None = None
 
 
-class VisionResult(_Result):
-    """The answer; with an `answer_schema` it is JSON, and `answer` holds it parsed."""
+class VisionResult(Result):
+    """The answer; with an `answer_schema` it is JSON, and `answer` is the parsed value."""
 
     kind: Literal["vision"] = "vision"
     text: str
@@ -86,7 +92,51 @@ class VisionResult(_Result):
     finish_reason: Literal["stop", "length"]
 
 
-Result = Annotated[IntentResult | SentimentResult | ChatResult | CodeResult | VisionResult, Field(discriminator="kind")]
+_MODELS: dict[str, type[Result]] = {}
+
+
+def register_result(model: type[Result]) -> None:
+    """Accept results of a kind; the default of the model's field `kind` is its name."""
+    _MODELS[model.model_fields["kind"].default] = model
+    _adapter.cache_clear()
+
+
+def any_result() -> Any:
+    """Return the type of a result of any kind, distinguished by `kind`, for pydantic."""
+    return Annotated[Union[tuple(_MODELS.values())], Field(discriminator="kind")]  # noqa: UP007 - the members are not static
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Result]:
+    return TypeAdapter(any_result())
+
+
+for _model in (IntentResult, SentimentResult, ChatResult, CodeResult, VisionResult):
+    register_result(_model)
+
+
+def parse_result(value: bytes) -> Result:
+    """Return a stored result from its JSON."""
+    return _adapter().validate_json(value)
+
+
+class _OfAnyKind:
+    """Lets a field hold the result of any registered kind; its JSON Schema is the union of them."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: _adapter().validate_python(value),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value, info: value.model_dump(mode=info.mode), info_arg=True
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, _schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(_adapter().core_schema)
 
 
 class JobError(BaseModel):
@@ -99,16 +149,16 @@ class JobError(BaseModel):
 
 
 class Outcome(BaseModel):
-    """Everything known about a job. Until it is settled only `state` says something.
+    """Everything known about a job. Until it is settled, only `state`, `error` and `model` have a meaning.
 
     Attributes:
-        tries: engine attempts that failed and counted.
-        model_revision: what the endpoint says it serves under the model's name (vLLM: the path or hub name of its weights).
-        engine_version: what the endpoint's /version said.
-        template_hash: which prompt template asked; the same hash means the same words around the caller's.
-        simulated: true where a simulator answered, for ever.
-        cached_from: the earlier job that asked the same, whose answer this is a copy of; no token was spent.
-        batch_rows: rows of the engine request that answered it; 1 where it went alone.
+        attempts: engine attempts that failed and count.
+        model_revision: what the endpoint serves under the model's name (vLLM: the path or hub name of its weights).
+        engine_version: from the endpoint's /version.
+        template_hash: names the prompt template; the same hash means the same words around the caller's.
+        simulated: whether a simulator answered; stored with the result.
+        cached_from: the earlier job that asked the same, whose answer was copied; no token was spent.
+        batch_rows: rows of the engine request that answered it; 1 if it was sent singly.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -116,11 +166,11 @@ class Outcome(BaseModel):
     job_id: JobId
     kind: str
     state: JobState
-    result: Result | None = None
+    result: Annotated[Result, _OfAnyKind] | None = None
     error: JobError | None = None
     usage: Usage = Usage()
     timings: Timings = Timings()
-    tries: int = 0
+    attempts: int = 0
     model: str | None = None
     model_revision: str | None = None
     endpoint: str | None = None
@@ -132,19 +182,5 @@ class Outcome(BaseModel):
 
     @property
     def settled(self) -> bool:
-        """Whether this will never change again."""
+        """Whether the state is final."""
         return self.state not in {JobState.QUEUED, JobState.RUNNING}
-
-
-__all__ = [
-    "ChatResult",
-    "CodeResult",
-    "IntentResult",
-    "JobError",
-    "JobState",
-    "Outcome",
-    "Result",
-    "SentimentLabel",
-    "SentimentResult",
-    "VisionResult",
-]

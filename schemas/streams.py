@@ -1,15 +1,15 @@
-"""A streamed answer, piece by piece: what a reader in Python gets, and the entries that other readers find in Redis.
+"""Streamed answers: the events that a reader in Python gets, and the entries that other readers find in Redis.
 
-A streamed job has a Redis Stream of its own, `yyc3.stream.JOB_ID`, that lives ten minutes longer than its last entry. Its
-answer passes through Redis, which no other words of a caller or a model do.
+A streamed job has a Redis Stream of its own, `yyc3.stream.JOB_ID`, which expires ten minutes after its last
+entry. Its answer passes through Redis; no other words of a caller or a model do.
 
-Each entry has the fields `event`, `try` and `text`:
+Each entry has the fields `event`, `attempt` and `text`:
     text      more of the answer
-    restart   the try before has failed: forget its text, this is the first piece of the next one
-    end       the job is settled; ask for its outcome. `text` is empty
+    restart   the attempt before has failed: discard its text, this is the first piece of the next one
+    end       the job is settled; request its outcome. `text` is empty
 
-Entry ids are ours, `ORDER-NUMBER`: ORDER grows with every try, NUMBER counts the pieces of one from 0. So Redis itself
-refuses what a worker says that was believed dead, and a reader sees whether a piece is missing.
+Entry ids are ours, `ORDER-NUMBER`: ORDER grows with every attempt, NUMBER counts its pieces from 0. So Redis
+itself refuses entries of a worker whose chunk was requeued, and a reader sees whether a piece is missing.
 """
 
 from typing import Annotated, Literal
@@ -34,14 +34,14 @@ class TextEvent(_Event):
 
 
 class RestartEvent(_Event):
-    """A try failed after it had begun to answer: forget its text, another begins. `try_number` counts from 1."""
+    """An attempt failed after its first piece: discard its text, the next one begins. `attempt` counts from 1."""
 
     event: Literal["restart"] = "restart"
-    try_number: int
+    attempt: int
 
 
 class EndEvent(_Event):
-    """The job is settled. All text since the last restart is the stored result's."""
+    """The job is settled. The text since the last restart is that of the stored result."""
 
     event: Literal["end"] = "end"
     outcome: Outcome
@@ -51,8 +51,5 @@ StreamEvent = Annotated[TextEvent | RestartEvent | EndEvent, Field(discriminator
 
 
 def stream_name(job_id: JobId) -> str:
-    """The Redis Stream of a job."""
+    """Return the name of the Redis Stream of a job."""
     return f"yyc3.stream.{job_id}"
-
-
-__all__ = ["EndEvent", "RestartEvent", "StreamEvent", "TextEvent", "stream_name"]

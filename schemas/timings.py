@@ -1,15 +1,15 @@
-"""How long a job took, and what it used."""
+"""How long a job took, and how many tokens it used."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Timings(BaseModel):
-    """Seconds of a job's life. The parts need not add up to the total: settling comes after the answer.
+    """Seconds in the life of a job. The parts need not add up to the total: settling comes after the answer.
 
     Attributes:
         queue_wait_seconds: from stored to claimed, on the database clock.
         batch_wait_seconds: from claimed to sent to the engine.
-        first_token_seconds: from sent to the first token; null where the answer was not streamed.
+        first_token_seconds: from sent to the first token; null if the answer was not streamed.
         engine_seconds: from sent to the whole answer; shared by all rows of a micro-batch.
         total_seconds: from stored to answered.
     """
@@ -24,12 +24,9 @@ class Timings(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens. In a micro-batch the engine reports one sum; prompt tokens are then shared out by text length."""
+    """Tokens. In a micro-batch the engine reports one sum; its prompt tokens are divided by text length."""
 
     model_config = ConfigDict(frozen=True)
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-
-
-__all__ = ["Timings", "Usage"]

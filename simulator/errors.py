@@ -1,6 +1,6 @@
-"""What can go wrong: one sentence for the person who starts it, one error body for the caller.
+"""Errors: one sentence for the person who starts the simulator, one error body for an HTTP caller.
 
-SimulatorError     the simulator cannot start or was told something it cannot use
+SimulatorError     the simulator cannot start, or cannot use a value that it was given
 RequestRejected    a request is answered with vLLM's error body
 """
 
@@ -10,33 +10,36 @@ from typing import Any
 
 
 class SimulatorError(Exception):
-    """A sentence for the person who started the simulator; it names the thing and the way out."""
+    """One sentence for the person who starts the simulator: what is wrong, where, what to do."""
 
 
-class RequestRejected(Exception):  # noqa: N818 - says what happened to the request
+class RequestRejected(Exception):  # noqa: N818 - an outcome of a request, not a defect
     """A request that gets an error body instead of an answer.
 
     Attributes:
         status: the HTTP status; vLLM repeats it as `code`.
         message: text for a person.
-        kind: vLLM's `type`: "BadRequestError" from its own checks, "Bad Request" from the schema checks before them.
-        param: the field at fault, where vLLM names one.
+        error_type: vLLM's `type`: "BadRequestError" from its own checks, "Bad Request" from the
+            schema checks that run before them.
+        param: the invalid field, where vLLM names one.
 
     """
 
-    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, error_type: str = "BadRequestError", param: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
-        self.kind = kind
+        self.error_type = error_type
         self.param = param
 
     def body(self) -> dict[str, Any]:
-        """The JSON body vLLM sends with this error."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
+        """Build the JSON body that vLLM sends with this error."""
+        return {"error": {"message": self.message, "type": self.error_type, "param": self.param, "code": self.status}}
 
 
-_KINDS = {
+_ERROR_TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
     403: "PermissionDeniedError",
@@ -49,27 +52,30 @@ _KINDS = {
 
 
 def bad_request(message: str, param: str | None = None, value: object = None) -> RequestRejected:
-    """A 400 of vLLM's own checks; `param` and `value` are repeated at the end of the message, as vLLM does."""
+    """Build a 400 of vLLM's own checks.
+
+    Like vLLM, the message repeats `param` and `value` at its end.
+    """
     if param is not None:
         suffix = f"parameter={param}" if value is None else f"parameter={param}, value={value}"
         message = f"{message} ({suffix})"
     return RequestRejected(400, message, "BadRequestError", param)
 
 
-def by_status(status: int, message: str) -> RequestRejected:
-    """An error with the `type` vLLM uses for this status."""
-    return RequestRejected(status, message, _KINDS.get(status, "InternalServerError"))
+def error_for_status(status: int, message: str) -> RequestRejected:
+    """Build an error with the `type` that vLLM uses for this status."""
+    return RequestRejected(status, message, _ERROR_TYPES.get(status, "InternalServerError"))
 
 
-def queue_overflow() -> RequestRejected:
-    """The 503 of a server whose queue is at `--max-num-queued-reqs`."""
-    return by_status(
+def queue_full_error() -> RequestRejected:
+    """Build the 503 of a server that has reached `--max-num-queued-reqs`."""
+    return error_for_status(
         503,
         "The engine is currently busy and cannot accept new requests. "
         "Please try again later or on a different instance.",
     )
 
 
-def engine_died() -> RequestRejected:
-    """The 500 that callers in flight see when the engine process is gone."""
-    return by_status(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")
+def engine_dead_error() -> RequestRejected:
+    """Build the 500 that callers with a request in flight get when the engine process has died."""
+    return error_for_status(500, "EngineCore encountered an issue. See stack trace (above) for the root cause.")

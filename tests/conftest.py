@@ -7,9 +7,9 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from support import Place, new_database
+from tests.support.sandbox import Sandbox, new_database
 
-from pipeline.local.client import Home
+from pipeline.local.client import SupervisorClient
 from pipeline.store import Database
 
 pytest_plugins = ["pipeline.testing"]
@@ -17,26 +17,26 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    with Home(tmp_path_factory.mktemp("servers"), ["postgres", "valkey"]) as home:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorClient]:
+    with SupervisorClient(tmp_path_factory.mktemp("servers"), ["postgres", "valkey"]) as home:
         new_database(home.urls["postgres"], "template_yyc3")
         yield home
 
 
 @pytest.fixture
-def place(servers: Home, tmp_path: Path) -> Iterator[Place]:
+def sandbox(servers: SupervisorClient, tmp_path: Path) -> Iterator[Sandbox]:
     number = next(_numbers)
     database_url = new_database(servers.urls["postgres"], f"test_{number}", "template_yyc3")
     redis_url = servers.urls["valkey"].rsplit("/", 1)[0] + f"/{number % 15 + 1}"
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
-    yield Place(database_url, redis_url, tmp_path)
+    yield Sandbox(database_url, redis_url, tmp_path)
     with psycopg.connect(servers.urls["postgres"], autocommit=True) as connection:
         connection.execute(f"DROP DATABASE test_{number} WITH (FORCE)")
 
 
 @pytest.fixture
-async def database(place: Place) -> AsyncIterator[Database]:
-    opened = await Database(place.database_url).open()
+async def database(sandbox: Sandbox) -> AsyncIterator[Database]:
+    opened = await Database(sandbox.database_url).open()
     yield opened
     await opened.close()

@@ -4,22 +4,22 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
-from pipeline.broker import declared
+from pipeline.broker import broker_of
 from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
 from pipeline.wiring import Wiring
 from schemas.doorbells import Lane, queue_name
 from schemas.errors import PipelineError
-from workers.delivery.consumption import Taking
-from workers.delivery.message_guard import GuardedConsumer
+from workers.delivery.consumption import QueueConsumption
+from workers.delivery.message_guard import QuarantineConsumer
 from workers.delivery.tasks import register
-from workers.execution.worker import Limits, Process
+from workers.execution.worker import Worker, WorkerSettings
 from workers.loop import LoopThread, prefer_latency
 
 _log = structlog.get_logger(__name__)
@@ -28,52 +28,49 @@ _BULK_THREADS_PER_MODEL = 4  # chunks at once: while one ends, the others keep t
 
 
 def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
-    """Run until SIGTERM or Ctrl-C; Celery then exits the process."""
+    """Run until SIGTERM or Ctrl-C; Celery then exits the process.
+
+    Raises:
+        UnknownModel: one of the models is not in models.toml.
+    """
     prefer_latency()
     wiring = Wiring(load_settings())
-    chosen = list(models) or [entry.name for entry in wiring.models]
-    for model in chosen:
-        wiring.models[model]
+    chosen = [wiring.models[name].name for name in models] or [entry.name for entry in wiring.models]
     node = f"{lane}.{os.getpid()}@{socket.gethostname()}"
-    processes: list[Process] = []
-    taking = Taking(lane)
+    settings = WorkerSettings(node, lane, wiring.settings.lease, wiring.settings.drain)
+    consumption = QueueConsumption(lane)
 
-    async def serve(ready: Callable[[], None]) -> None:
-        limits = Limits(lease=wiring.settings.lease, drain=wiring.settings.drain)
+    async def serve(ready: Callable[[Worker], None]) -> None:
         async with wiring.adapters() as adapters:
-            pools = {name: adapters.pool(name, lane) for name in chosen}
-            process = Process(
+            worker = Worker(
+                settings,
                 adapters.database,
-                adapters.bells,
-                adapters.whispers,
+                adapters.publisher,
+                adapters.notifier,
                 adapters.stream_writer,
-                pools,
-                limits,
-                node,
-                lane,
-                taking,
+                {name: adapters.pool(name, lane) for name in chosen},
+                consumption,
             )
-            processes.append(process)
-            ready()
-            await process.serve()
+            ready(worker)
+            await worker.serve()
 
     loop = LoopThread(wiring.loop_factory(), serve)
-    loop.start()
+    worker = loop.start()
     app = wiring.celery_app()
-    register(app, processes[0], loop)
-    worker_ready.connect(lambda sender, **_: taking.started(sender), weak=False)
+    register(app, worker, loop)
+    worker_ready.connect(lambda sender, **_: consumption.start(sender), weak=False)
     # Returns at once. Celery then waits for its running tasks, which end as the drain proceeds.
-    worker_shutting_down.connect(lambda **_: loop.run(processes[0].drain()), weak=False)
+    worker_shutting_down.connect(lambda **_: loop.run(worker.drain()), weak=False)
     queues = [queue_name(model, lane) for model in chosen]
     threads = _INTERACTIVE_THREADS if lane is Lane.INTERACTIVE else _BULK_THREADS_PER_MODEL * len(chosen)
     run_celery(app, loop, node, queues, threads)
 
 
-def run_celery(app: Celery, loop: LoopThread, node: str, queues: Sequence[str], threads: int) -> NoReturn:
-    """Celery in this thread until SIGTERM or Ctrl-C, then the end of the loop."""
-    app.conf.worker_consumer = f"{GuardedConsumer.__module__}:{GuardedConsumer.__name__}"
+def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[str], threads: int) -> NoReturn:
+    """Run Celery in this thread until SIGTERM or Ctrl-C, then end the loop."""
+    app.conf.worker_consumer = f"{QuarantineConsumer.__module__}:{QuarantineConsumer.__name__}"
     for queue in queues:
-        app.amqp.queues.add(declared(queue))
+        app.amqp.queues.add(broker_of(app).queue(queue))
     worker_ready.connect(lambda **_: _log.info("ready", node=node, queues=",".join(queues)), weak=False)
     arguments = ["--quiet", "worker", "--pool", "threads", "--concurrency", str(threads), "--hostname", node]
     arguments += ["--queues", ",".join(queues), "--loglevel", "WARNING", "--without-gossip", "--without-mingle"]
@@ -84,7 +81,7 @@ def run_celery(app: Celery, loop: LoopThread, node: str, queues: Sequence[str], 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m workers.main LANE [MODEL ...]`; the CLI's `yyc3 worker` starts this."""
+    """Run `python -m workers.main LANE [MODEL ...]`, which `yyc3 worker` starts."""
     configure_logging()
     try:
         run_worker(Lane(arguments[0]), arguments[1:])

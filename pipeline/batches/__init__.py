@@ -1,1 +1,8 @@
-"""Jobs submitted together."""
+"""Jobs submitted together, for the bulk lane.
+
+submit  store a batch and publish its doorbells
+"""
+
+from pipeline.batches.submit import Batch, BatchSubmitter
+
+__all__ = ["Batch", "BatchSubmitter"]

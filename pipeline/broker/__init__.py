@@ -1,22 +1,34 @@
-"""The message broker: doorbells ring through Celery, settled jobs are whispered through Redis. Neither carries words."""
+"""Messages between processes: doorbells and replies through Celery's broker, notifications through Redis.
 
-from pipeline.broker.app import TASK_NAME, declared, make_app
+app            the Celery application
+registry       brokers by URL scheme
+protocol       what differs between brokers
+redis          Redis and Valkey
+rabbitmq       RabbitMQ
+publisher      publish doorbells and replies, count messages
+notifications  settled and cancelled jobs, interactive demand
+quarantine     messages that cannot be processed
+errors         foreign errors translated
+"""
+
+from pipeline.broker.app import TASK_NAME, make_app
 from pipeline.broker.errors import UnusableQueue
-from pipeline.broker.notifications import CANCELLED, CHAT, Whispers
-from pipeline.broker.publisher import HIDDEN, WINDOW, Bells
-from pipeline.broker.quarantine import ASIDE, put_aside
+from pipeline.broker.notifications import CANCELLED, INTERACTIVE_DEMAND, Notifier
+from pipeline.broker.publisher import MAX_OPEN_DOORBELLS, REDACTED, Publisher
+from pipeline.broker.quarantine import QUARANTINE, quarantine
+from pipeline.broker.registry import broker_of
 
 __all__ = [
-    "ASIDE",
     "CANCELLED",
-    "CHAT",
-    "HIDDEN",
+    "INTERACTIVE_DEMAND",
+    "MAX_OPEN_DOORBELLS",
+    "QUARANTINE",
+    "REDACTED",
     "TASK_NAME",
-    "WINDOW",
-    "Bells",
+    "Notifier",
+    "Publisher",
     "UnusableQueue",
-    "Whispers",
-    "declared",
+    "broker_of",
     "make_app",
-    "put_aside",
+    "quarantine",
 ]

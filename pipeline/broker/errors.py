@@ -1,4 +1,4 @@
-"""Errors of Celery, kombu, Redis and RabbitMQ, mapped to ours."""
+"""Errors of Celery, kombu, Redis and RabbitMQ, translated to ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,28 +9,25 @@ from redis.exceptions import RedisError, ResponseError
 
 from schemas.errors import BrokerUnavailable
 
-TROUBLE = (OperationalError, RedisError, AMQPError, MessageNacked, OSError)
-"""What an idle connection that was closed meanwhile, or a broker that is away, may raise."""
+CONNECTION_ERRORS = (OperationalError, RedisError, AMQPError, MessageNacked, OSError)
+"""What an idle connection that was closed meanwhile, or an unavailable broker, may raise."""
 
 
-class UnusableQueue(Exception):  # noqa: N818 - it tells of a queue, nothing of ours failed
-    """What bears this name in the broker is no queue, or one of another sort; it will be no other the next time."""
+class UnusableQueue(Exception):  # noqa: N818 - it describes a queue, nothing of ours failed
+    """The name belongs to something that is not a queue, or to a queue with other settings; retrying does not help."""
 
 
 @contextmanager
-def mapped(what: str = "the message broker") -> Iterator[None]:
-    """Foreign errors become BrokerUnavailable, or UnusableQueue; `what` cannot be reached."""
+def translate_errors(service: str = "the message broker") -> Iterator[None]:
+    """Translate foreign errors to BrokerUnavailable or UnusableQueue; `service` is named in the message."""
     try:
         yield
     except ResponseError as error:
         if "WRONGTYPE" in str(error):
             raise UnusableQueue from None
-        raise BrokerUnavailable(f"{what} refuses a command; is it full, or a replica?") from error
+        raise BrokerUnavailable(f"{service} refuses a command; is it full, or a replica?") from error
     except (PreconditionFailed, ResourceLocked, AccessRefused, NotAllowed):
         raise UnusableQueue from None
-    except TROUBLE as error:
+    except CONNECTION_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BrokerUnavailable(f"{what} cannot be reached: {reason}") from error
-
-
-__all__ = ["TROUBLE", "UnusableQueue", "mapped"]
+        raise BrokerUnavailable(f"{service} cannot be reached: {reason}") from error

@@ -1,4 +1,4 @@
-"""Whispers through Redis: which jobs are settled or were cancelled, and who chats. Losing one costs a moment."""
+"""Notifications through Redis: settled and cancelled jobs, and models with interactive demand. Losing one costs a moment."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,53 +8,57 @@ import orjson
 import structlog
 from redis import asyncio as aioredis
 
-from pipeline.broker.errors import mapped
+from pipeline.broker.errors import translate_errors
 from schemas.ids import JobId
 
 _log = structlog.get_logger(__name__)
-_NOT_OURS = "something that is not ours was said on a channel of ours"
+_FOREIGN = "a message on a channel of this system is not one of its notifications"
 
 CANCELLED = "yyc3.cancelled"
-"""The channel on which every worker hears of cancelled jobs."""
+"""The channel of cancelled jobs, for every worker."""
 
-CHAT = "yyc3.chat"
-"""The channel on which bulk workers hear of models that somebody waits for."""
+INTERACTIVE_DEMAND = "yyc3.interactive"
+"""The channel of models that serve interactive jobs, for bulk workers."""
 
 
-class Whispers:
-    """Says which jobs are settled, or were cancelled, by id. Losing one costs a listener at most its next look."""
+class Notifier:
+    """Publishes and receives notifications. A lost one delays its subscriber until it looks the next time."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=5, health_check_interval=30)
 
-    async def say(self, channel: str, job_ids: Sequence[JobId]) -> None:
-        """Tell those who listen to a channel: a producer to its own, workers to CANCELLED."""
-        with mapped("Redis"):
+    async def notify(self, channel: str, job_ids: Sequence[JobId]) -> None:
+        """Notify the subscribers of a channel of these jobs.
+
+        Raises:
+            BrokerUnavailable: Redis cannot be reached.
+        """
+        with translate_errors("Redis"):
             await self._redis.publish(channel, orjson.dumps(job_ids))
 
-    async def listen(self, channel: str, ready: asyncio.Event) -> AsyncIterator[list[JobId]]:
-        """Ids as they are said; `ready` is set when nothing said from now on is missed."""
-        async for said in self._heard(channel, ready):
+    async def subscribe(self, channel: str, ready: asyncio.Event) -> AsyncIterator[list[JobId]]:
+        """Yield job ids as they are published; `ready` is set when no later notification is missed."""
+        async for payload in self._messages(channel, ready):
             try:
-                yield [JobId(int(i)) for i in said]
+                yield [JobId(int(job_id)) for job_id in payload]
             except (TypeError, ValueError):
-                _log.warning(_NOT_OURS, channel=channel)
+                _log.warning(_FOREIGN, channel=channel)
 
-    async def announce_chat(self, model: str) -> None:
-        """Somebody waits for an answer of this model."""
-        with mapped("Redis"):
-            await self._redis.publish(CHAT, orjson.dumps([model]))
+    async def announce_interactive(self, model: str) -> None:
+        """Announce that a model serves an interactive job now."""
+        with translate_errors("Redis"):
+            await self._redis.publish(INTERACTIVE_DEMAND, orjson.dumps([model]))
 
-    async def hear_of_chat(self) -> AsyncIterator[str]:
-        """Models that somebody waits for, as they are announced."""
-        async for said in self._heard(CHAT, asyncio.Event()):
-            if isinstance(said, list) and said and isinstance(said[0], str):
-                yield said[0]
+    async def subscribe_interactive(self) -> AsyncIterator[str]:
+        """Yield the names of models as they are announced."""
+        async for payload in self._messages(INTERACTIVE_DEMAND, asyncio.Event()):
+            if isinstance(payload, list) and payload and isinstance(payload[0], str):
+                yield payload[0]
             else:
-                _log.warning(_NOT_OURS, channel=CHAT)
+                _log.warning(_FOREIGN, channel=INTERACTIVE_DEMAND)
 
-    async def _heard(self, channel: str, ready: asyncio.Event) -> AsyncIterator[Any]:
-        with mapped("Redis"):
+    async def _messages(self, channel: str, ready: asyncio.Event) -> AsyncIterator[Any]:
+        with translate_errors("Redis"):
             async with self._redis.pubsub() as subscription:
                 await subscription.subscribe(channel)
                 async for message in subscription.listen():
@@ -64,16 +68,13 @@ class Whispers:
                         try:
                             yield orjson.loads(message["data"])
                         except orjson.JSONDecodeError:
-                            _log.warning(_NOT_OURS, channel=channel)
+                            _log.warning(_FOREIGN, channel=channel)
 
     async def ping(self) -> None:
-        """Raises BrokerUnavailable where Redis does not answer."""
-        with mapped("Redis"):
+        """Raise BrokerUnavailable if Redis does not answer."""
+        with translate_errors("Redis"):
             await self._redis.ping()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
-
-
-__all__ = ["CANCELLED", "CHAT", "Whispers"]

@@ -1,4 +1,4 @@
-"""Doorbells are rung and replies are sent through Celery's broker. Doorbells carry no words, and replies show none."""
+"""Publish doorbells and replies through Celery's broker. Doorbells have no words, and replies show none in events."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -7,166 +7,155 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from amqp.exceptions import NotFound, ResourceLocked
-from kombu import Connection, Queue
+from kombu import Connection
 from kombu.utils.uuid import uuid
 from pydantic import BaseModel
 
-from pipeline.broker.app import TASK_NAME, declared, make_app, on_redis
-from pipeline.broker.errors import TROUBLE, UnusableQueue, mapped
-from pipeline.broker.quarantine import ASIDE
+from pipeline.broker.app import TASK_NAME, make_app
+from pipeline.broker.errors import CONNECTION_ERRORS, UnusableQueue, translate_errors
+from pipeline.broker.quarantine import QUARANTINE
+from pipeline.broker.registry import broker_for
 from schemas.doorbells import Doorbell, queue_name
 from schemas.errors import BrokerUnavailable
 from schemas.intake import REPLY_TASK
 
-WINDOW = 8
-"""Permits that may wait in one queue: enough that no worker idles, few enough that they are never stale."""
+MAX_OPEN_DOORBELLS = 8
+"""Open doorbells that may wait in one queue: enough that no worker idles, few enough that they are never stale."""
 
-_PERMIT_LIFETIME_SECONDS = 3_600
-_QUICK_REDIS = {"max_retries": 0, "interval_start": 0, "socket_connect_timeout": 2, "socket_timeout": 5}
-_SAFE_RABBITMQ = {
-    "confirm_publish": True,
-    "max_retries": 0,
-    "interval_start": 0,
-    "read_timeout": 5,
-    "write_timeout": 5,
-}
+REDACTED = "(redacted)"
+"""What events and Flower show in place of arguments with the words of a caller."""
+
+_DOORBELL_LIFETIME_SECONDS = 3_600
 T = TypeVar("T")
-HIDDEN = "(hidden)"
-"""What events and Flower show in place of arguments that carry words."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Message:
-    """A Celery message; `shown` is what events and Flower say of its arguments."""
+class _TaskMessage:
+    """A Celery message; `shown` is what events and Flower show of its arguments."""
 
     queue: str
     task: str
     arguments: tuple[Any, ...]
     named: dict[str, Any]
     shown: str
-    lifetime_seconds: int | None = _PERMIT_LIFETIME_SECONDS
+    lifetime_seconds: int | None = _DOORBELL_LIFETIME_SECONDS
     foreign: bool = False
 
 
-class Bells:
-    """Rings doorbells and sends replies from asyncio. Celery publishes with blocking calls, so one thread of its own does."""
+def _doorbell_message(doorbell: Doorbell) -> _TaskMessage:
+    arguments = (doorbell.model_dump(mode="json", exclude_none=True),)
+    # Its arguments may be shown: they are names and numbers.
+    return _TaskMessage(queue_name(doorbell.model, doorbell.lane), TASK_NAME, arguments, {}, str(arguments))
+
+
+class Publisher:
+    """Publishes from asyncio. Celery publishes with blocking calls, so one thread of its own does."""
 
     def __init__(self, broker_url: str) -> None:
         self.app = make_app(broker_url)
-        self._redis = on_redis(broker_url)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bells")
+        self._broker = broker_for(broker_url)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publisher")
         self._connection: Connection | None = None
         self._producer: Any = None
-        self._there: set[str] = set()
+        self._declared: set[str] = set()
+        self._queue = ""  # the one in use, for an error that has to name it
 
-    async def ring(self, doorbells: Sequence[Doorbell]) -> None:
-        """Publish.
+    async def publish(self, doorbells: Sequence[Doorbell]) -> None:
+        """Publish doorbells.
 
         Raises:
-            BrokerUnavailable: nothing is known to be published. No job is lost by it: recovery rings again.
+            BrokerUnavailable: nothing is known to be published. No job is lost: recovery publishes again.
         """
-        messages = [
-            # Their arguments may be seen: they are names and numbers.
-            _Message(queue_name(bell.model, bell.lane), TASK_NAME, (arguments,), {}, str((arguments,)))
-            for bell in doorbells
-            for arguments in (bell.model_dump(mode="json", exclude_none=True),)
-        ]
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, messages)
+        messages = [_doorbell_message(doorbell) for doorbell in doorbells]
+        await self._run(lambda: self._name_unusable(lambda: self._send(messages)))
 
     async def reply(self, queue: str, reply: BaseModel) -> None:
-        """Publish a reply to a caller's queue; its arguments are shown to nobody.
+        """Publish a reply to a caller's queue; events do not show its arguments.
 
         Raises:
             BrokerUnavailable: it is not known to be published; reply again.
-            UnusableQueue: there is no use in replying there.
+            UnusableQueue: no reply can be sent there.
         """
-        message = _Message(queue, REPLY_TASK, (), reply.model_dump(mode="json"), HIDDEN, None, foreign=True)
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, [message])
+        message = _TaskMessage(queue, REPLY_TASK, (), reply.model_dump(mode="json"), REDACTED, None, foreign=True)
+        await self._run(lambda: self._retry_once(lambda: self._send([message])))
 
     async def depths(self, queues: Iterable[str]) -> dict[str, int]:
-        """Messages waiting in each queue."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._count, list(queues))
+        """Return the messages in each queue.
 
-    async def aside(self) -> int:
-        """Messages that were put aside since nobody could take them, as far as they are kept."""
-        return (await self.depths([ASIDE]))[ASIDE]
+        Raises:
+            BrokerUnavailable: the broker does not answer, or one of the queues has other settings.
+        """
+        names = list(queues)
+        return await self._run(lambda: self._name_unusable(lambda: self._lengths(names)))
+
+    async def quarantined(self) -> int:
+        """Return the number of messages in the quarantine, at most those that are kept."""
+        return (await self.depths([QUARANTINE]))[QUARANTINE]
 
     async def close(self) -> None:
         """Close the connection."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        await self._run(self._disconnect)
         self._thread.shutdown()
         self.app.close()
 
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
     def _connected(self) -> Connection:
         if self._connection is None:
-            # kombu would knock for seconds; a caller waits here, and recovery rings later anyway.
-            self._connection = self.app.connection_for_write(
-                transport_options=_QUICK_REDIS if self._redis else _SAFE_RABBITMQ
-            )
+            # kombu would retry for seconds; a caller waits here, and recovery publishes later anyway.
+            self._connection = self.app.connection_for_write(transport_options=self._broker.publish_options)
             self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
-            self._ensure(ASIDE)
+            self._declare(QUARANTINE)
         return self._connection
 
     def _disconnect(self) -> None:
         connection, self._connection, self._producer = self._connection, None, None
-        self._there.clear()
+        self._declared.clear()
         if connection is not None:
-            with suppress(*TROUBLE):  # it may be broken already
+            with suppress(*CONNECTION_ERRORS):  # it may be broken already
                 connection.release()
 
-    def _ensure(self, name: str, *, foreign: bool = False) -> None:
-        """On RabbitMQ a queue has to be there, or what is sent to it is gone; on Redis sending makes it.
-
-        A queue of others is looked at each time: its owner may have deleted it.
-        """
-        if self._redis or name in self._there:
+    def _declare(self, name: str, *, foreign: bool = False) -> None:
+        """Declare a queue once; a caller's queue each time, because its owner may have deleted it."""
+        self._queue = name
+        if name in self._declared:
             return
-        connection = self._connected()
-        queue = Queue(name, no_declare=True) if foreign else declared(name)
-        self.app.amqp.queues.add(queue)
-        if not foreign or not _is_there(connection, name):
-            declared(name, plain=foreign)(connection.default_channel).declare()
+        self._broker.declare(self._connected(), self.app.amqp.queues, name, foreign=foreign)
         if not foreign:
-            self._there.add(name)
+            self._declared.add(name)
 
-    def _publish(self, messages: Sequence[_Message]) -> None:
-        if messages and messages[0].foreign:
-            self._twice(lambda: self._send(messages))
-        else:
-            self._ours(lambda: self._send(messages))
-
-    def _ours(self, work: Callable[[], T]) -> T:
+    def _name_unusable(self, work: Callable[[], T]) -> T:
         try:
-            return self._twice(work)
+            return self._retry_once(work)
         except UnusableQueue:
             raise BrokerUnavailable(
-                "the broker holds something of another form under the name of a queue of ours; delete it, it is made anew"
+                f"queue {self._queue} exists on the broker with other settings; delete it and it will be declared again"
             ) from None
 
-    def _twice(self, work: Callable[[], T]) -> T:
-        """An idle connection may have been closed by the server meanwhile: one more try on a new one."""
-        with mapped():
+    def _retry_once(self, work: Callable[[], T]) -> T:
+        """Repeat on a new connection if the server has closed the idle one."""
+        with translate_errors():
             was_open = self._connection is not None
             try:
                 return work()
-            except TROUBLE:
+            except CONNECTION_ERRORS:
                 self._disconnect()
                 if not was_open:
                     raise
             try:
                 return work()
-            except TROUBLE:
+            except CONNECTION_ERRORS:
                 self._disconnect()
                 raise
 
-    def _send(self, messages: Sequence[_Message]) -> None:
+    def _send(self, messages: Sequence[_TaskMessage]) -> None:
         self._connected()
         amqp = self.app.amqp
         for message in messages:
-            self._ensure(message.queue, foreign=message.foreign)
-            # What Celery's send_task does, without what it works out anew for each message: a result object, the route, a
-            # careful repr of the arguments. Half the time.
+            self._declare(message.queue, foreign=message.foreign)
+            # What Celery's send_task does, without what it computes again for each message: a result object, the route,
+            # a careful repr of the arguments. Half the time.
             task = amqp.create_task_message(
                 uuid(),
                 message.task,
@@ -178,31 +167,10 @@ class Bells:
             )
             amqp.send_task_message(self._producer, message.task, task, queue=message.queue, retry=False)
 
-    def _count(self, queues: list[str]) -> dict[str, int]:
-        return self._ours(lambda: self._lengths(queues))
-
-    def _lengths(self, queues: list[str]) -> dict[str, int]:
-        channel: Any = self._connected().default_channel
-        if self._redis:
-            return {queue: int(channel._size(queue)) for queue in queues}
+    def _lengths(self, names: Sequence[str]) -> dict[str, int]:
+        channel = self._connected().default_channel
         lengths = {}
-        for queue in queues:
-            self._ensure(queue)
-            lengths[queue] = int(channel.queue_declare(queue, passive=True).message_count)
+        for name in names:
+            self._declare(name)
+            lengths[name] = self._broker.length(channel, name)
         return lengths
-
-
-def _is_there(connection: Connection, name: str) -> bool:
-    """Whether RabbitMQ knows a queue, however its owner declared it."""
-    channel: Any
-    with connection.channel() as channel:
-        try:
-            channel.queue_declare(name, passive=True)
-        except NotFound:
-            return False
-        except ResourceLocked:
-            return True  # it belongs to one connection alone, and takes messages from all
-        return True
-
-
-__all__ = ["HIDDEN", "WINDOW", "Bells"]

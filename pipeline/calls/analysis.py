@@ -1,26 +1,29 @@
-"""Jobs of a call, and the report made of their outcomes. Calls pass through in windows, so memory does not grow."""
+"""Analyse calls: submit their jobs in windows, and return a report for each. Memory does not grow with their number."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import uuid4
 
-from pipeline.jobs.submit import Batch, Submitter
-from pipeline.jobs.wait import patiently
-from pipeline.store import Database, queries
-from schemas.calls import Call, CallProblem, CallReport, IntentReading, SentimentReading, Speaker, TurnReading
-from schemas.errors import ErrorCode, InvalidJob
-from schemas.jobs import Job, parse_job
-from schemas.results import IntentResult, JobState, Outcome, SentimentResult
+from pipeline.batches import Batch, BatchSubmitter
+from pipeline.calls.plan import PlannedCall, plan
+from pipeline.calls.report import report_of
+from pipeline.concurrency.backoff import retry_while_unavailable
+from pipeline.store import Database, batches
+from schemas.calls import Call, CallReport
+from schemas.errors import ErrorCode
+from schemas.results import Outcome
 
 _WINDOW_JOBS = 20_000
-_WINDOWS_AHEAD = 2
+_CONCURRENT_WINDOWS = 2
 _LOOK_SECONDS = 0.2
+_WAITING = "waiting for the database"
 
 
 @dataclass(slots=True)
-class Tally:
-    """What was done so far, in jobs and calls; `waits_for` says why something is to be tried again."""
+class AnalysisProgress:
+    """Progress in jobs and calls; `waits_for` is why a job waits for another attempt."""
 
     calls: int = 0
     jobs: int = 0
@@ -30,86 +33,36 @@ class Tally:
     waits_for: ErrorCode | None = None
 
 
-@dataclass(slots=True)
-class _Planned:
-    """A call and its jobs; `turn_indexes` says which turn a job is about, None for the whole call."""
-
-    call: Call
-    jobs: list[Job] = field(default_factory=list)
-    turn_indexes: list[int | None] = field(default_factory=list)
-    problems: list[CallProblem] = field(default_factory=list)
-
-
-def plan(call: Call, model: str | None = None) -> _Planned:
-    """The jobs of a call: its intent, its sentiment, then each customer turn's sentiment."""
-    planned = _Planned(call)
-    turns = [{"speaker": turn.speaker, "text": turn.text} for turn in call.turns]
-    common = {"language": call.language, "model": model, "tags": {"call_id": call.call_id}}
-    wanted: list[tuple[int | None, dict[str, object]]] = [
-        (None, {"kind": "intent", "turns": turns, **common}),
-        (None, {"kind": "sentiment", "turns": turns, **common}),
-    ]
-    for index, turn in enumerate(call.turns):
-        if turn.speaker is Speaker.CUSTOMER:
-            wanted.append((index, {"kind": "sentiment", "text": turn.text, **common}))
-    for turn_index, job in wanted:
-        try:
-            planned.jobs.append(parse_job(job))
-            planned.turn_indexes.append(turn_index)
-        except InvalidJob as error:
-            planned.problems.append(CallProblem(code=error.code, message=error.message, turn_index=turn_index))
-    return planned
-
-
 async def analyze(
-    submitter: Submitter,
+    submitter: BatchSubmitter,
     database: Database,
     calls: Iterable[Call],
     *,
     name: str,
     model: str | None = None,
-    progress: Callable[[Tally], None] = lambda _: None,
+    on_progress: Callable[[AnalysisProgress], None] = lambda _: None,
 ) -> AsyncIterator[CallReport]:
-    """Reports in the order of the calls.
+    """Yield reports in the order of the calls.
 
-    A few windows of jobs are under way at once; a window's reports come when all its jobs are settled.
+    A few windows of jobs are in flight at once; the reports of a window come when all its jobs are settled.
 
     Raises:
-        PipelineError: a server is away. Jobs that were submitted go on.
+        PipelineError: a service is unavailable. Submitted jobs continue.
     """
-    tally = Tally()
-    under_way: list[tuple[list[_Planned], Batch | None]] = []
-    finished_jobs = 0
-    analysis = uuid4().hex
-    for number, window in enumerate(_windows(calls, model)):
-        jobs = [job for planned in window for job in planned.jobs]
-        batch = await _submitted(submitter, jobs, name, f"{analysis}.{number}") if jobs else None
-        tally.calls += len(window)
-        tally.jobs += len(jobs)
-        under_way.append((window, batch))
-        if len(under_way) < _WINDOWS_AHEAD:
-            continue
-        async for report in _reports(database, *under_way.pop(0), tally, finished_jobs, progress):
+    analysis = _Analysis(submitter, database, name, on_progress)
+    in_flight: deque[tuple[list[PlannedCall], Batch | None]] = deque()
+    for window in _windows(calls, model):
+        in_flight.append((window, await analysis.submit(window)))
+        if len(in_flight) == _CONCURRENT_WINDOWS:
+            async for report in analysis.reports(*in_flight.popleft()):
+                yield report
+    for window, batch in in_flight:
+        async for report in analysis.reports(window, batch):
             yield report
-        finished_jobs = tally.settled
-    for window, batch in under_way:
-        async for report in _reports(database, window, batch, tally, finished_jobs, progress):
-            yield report
-        finished_jobs = tally.settled
 
 
-async def _submitted(submitter: Submitter, jobs: list[Job], name: str, key: str) -> Batch:
-    """Submit a window; the first one fails at once where there is no database, later ones wait it out.
-
-    The key makes it safe to submit again when a reply was lost.
-    """
-    if key.endswith(".0"):
-        return await submitter.submit_many(jobs, name=name, idempotency_key=key)
-    return await patiently(lambda: submitter.submit_many(jobs, name=name, idempotency_key=key))
-
-
-def _windows(calls: Iterable[Call], model: str | None) -> Iterator[list[_Planned]]:
-    window: list[_Planned] = []
+def _windows(calls: Iterable[Call], model: str | None) -> Iterator[list[PlannedCall]]:
+    window: list[PlannedCall] = []
     jobs = 0
     for call in calls:
         planned = plan(call, model)
@@ -122,68 +75,64 @@ def _windows(calls: Iterable[Call], model: str | None) -> Iterator[list[_Planned
         yield window
 
 
-async def _reports(
-    database: Database,
-    window: list[_Planned],
-    batch: Batch | None,
-    tally: Tally,
-    finished_jobs: int,
-    progress: Callable[[Tally], None],
-) -> AsyncIterator[CallReport]:
-    outcomes: AsyncIterator[Outcome] | None = None
-    if batch is not None:
+class _Analysis:
+    """One analysis: its windows are batches with keys, so that they can be submitted again."""
+
+    def __init__(
+        self,
+        submitter: BatchSubmitter,
+        database: Database,
+        name: str,
+        on_progress: Callable[[AnalysisProgress], None],
+    ) -> None:
+        self._submitter = submitter
+        self._database = database
+        self._name = name
+        self._on_progress = on_progress
+        self._progress = AnalysisProgress()
+        self._id = uuid4().hex
+        self._windows = 0
+        self._finished_jobs = 0
+
+    async def submit(self, window: list[PlannedCall]) -> Batch | None:
+        """Submit the jobs of a window; None if it has none.
+
+        The first one fails at once if there is no database, later ones wait for it.
+        """
+        jobs = [job for planned in window for job in planned.jobs]
+        first, key = self._windows == 0, f"{self._id}.{self._windows}"
+        self._windows += 1
+        self._progress.calls += len(window)
+        self._progress.jobs += len(jobs)
+        if not jobs:
+            return None
+
+        async def submit() -> Batch:
+            return await self._submitter.submit_many(jobs, name=self._name, idempotency_key=key)
+
+        return await submit() if first else await retry_while_unavailable(submit, _WAITING)
+
+    async def reports(self, window: list[PlannedCall], batch: Batch | None) -> AsyncIterator[CallReport]:
+        """Wait until the jobs of a window are settled, and yield its reports."""
+        outcomes: AsyncIterator[Outcome] | None = None
+        if batch is not None:
+            await self._settled(batch)
+            outcomes = batches.batch_outcomes(self._database, batch.batch_id)
+        for planned in window:
+            found = [await anext(outcomes) for _ in planned.jobs] if outcomes is not None else []
+            yield report_of(planned, found)
+
+    async def _settled(self, batch: Batch) -> None:
+        progress = self._progress
         while True:
-            state = await patiently(lambda: queries.batch_progress(database, batch.batch_id))
-            tally.settled, tally.waits_for = finished_jobs + state.settled, state.last_code
-            progress(tally)
+            state = await retry_while_unavailable(
+                lambda: batches.batch_progress(self._database, batch.batch_id), _WAITING
+            )
+            progress.settled, progress.waits_for = self._finished_jobs + state.settled, state.last_code
+            self._on_progress(progress)
             if state.finished:
                 break
             await asyncio.sleep(_LOOK_SECONDS)
-        tally.succeeded += state.succeeded
-        tally.failed += state.settled - state.succeeded
-        outcomes = queries.batch_outcomes(database, batch.batch_id)
-    for planned in window:
-        found = [await anext(outcomes) for _ in planned.jobs] if outcomes is not None else []
-        yield report_of(planned, found)
-
-
-def report_of(planned: _Planned, outcomes: list[Outcome]) -> CallReport:
-    """One output line of the outcomes of a call's jobs, in the order of the plan."""
-    report = CallReport(
-        call_id=planned.call.call_id,
-        intents=[],
-        sentiment=None,
-        turns=[],
-        models={},
-        templates={},
-        simulated=any(outcome.simulated for outcome in outcomes),
-        errors=list(planned.problems),
-    )
-    for turn_index, outcome in zip(planned.turn_indexes, outcomes, strict=True):
-        part = outcome.kind if turn_index is None else "turn_sentiment"
-        if outcome.model:
-            report.models[part] = outcome.model
-        if outcome.template_hash:
-            report.templates[part] = outcome.template_hash
-        match outcome.result:
-            case IntentResult() as intent:
-                report.intents.append(IntentReading(label=intent.label, confidence=intent.confidence))
-            case SentimentResult() as sentiment:
-                found = SentimentReading(label=sentiment.label, score=sentiment.score, confidence=sentiment.confidence)
-                if turn_index is None:
-                    report.sentiment = found
-                else:
-                    report.turns.append(TurnReading(index=turn_index, sentiment=found))
-            case _:
-                report.errors.append(_problem(outcome, turn_index))
-    return report
-
-
-def _problem(outcome: Outcome, turn_index: int | None) -> CallProblem:
-    if outcome.error is not None:
-        return CallProblem(code=outcome.error.code, message=outcome.error.message, turn_index=turn_index)
-    assert outcome.state is not JobState.SUCCEEDED
-    return CallProblem(code=ErrorCode.INVALID_OUTPUT, message=f"the job is {outcome.state}", turn_index=turn_index)
-
-
-__all__ = ["Tally", "analyze", "plan", "report_of"]
+        self._finished_jobs = progress.settled
+        progress.succeeded += state.succeeded
+        progress.failed += state.settled - state.succeeded

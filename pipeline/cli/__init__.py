@@ -43,6 +43,3 @@ def main() -> None:
     """Entry point."""
     configure_logging()  # to stderr: results go to stdout
     app()
-
-
-__all__ = ["app", "main"]

@@ -1,12 +1,14 @@
-"""What every command shares: one sentence for errors, exit codes, JSON or a table."""
+"""What every command shares: one sentence for errors, exit codes, options, JSON or a table."""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from enum import IntEnum
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Exit(IntEnum):
@@ -28,7 +31,7 @@ class Exit(IntEnum):
     DONE = 0
     SOME_FAILED = 1
     BAD_INPUT = 2
-    UNREACHABLE = 3  # or it takes nothing more for now
+    UNREACHABLE = 3  # or it accepts nothing more for now
 
 
 def _exit_for(error: PipelineError) -> Exit:
@@ -46,10 +49,10 @@ def _one_sentence() -> Iterator[None]:
         err.print(f"[red]error[/red] {_plain(error.message)}", highlight=False)
         raise typer.Exit(_exit_for(error)) from None
     except KeyboardInterrupt:
-        err.print("stopped; jobs that were submitted go on")
+        err.print("stopped; submitted jobs continue")
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output is gone: nothing to say to anybody
+        sys.stderr.close()  # the reader of the output is gone: no message can reach it
         raise typer.Exit(Exit.DONE) from None
 
 
@@ -58,7 +61,7 @@ def _plain(text: str) -> str:
 
 
 def command(function: Callable[P, T]) -> Callable[P, T]:
-    """Wrap a command: our errors become one sentence and an exit code."""
+    """Wrap a command: an error of ours becomes one sentence and an exit code."""
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -68,13 +71,40 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+def with_options(options: type[Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Add the fields of a dataclass to a command as options; the command gets them as its argument `options`."""
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        own = [one for one in inspect.signature(function).parameters.values() if one.name != "options"]
+        shared = [_parameter(field.name, field.type, field.default) for field in fields(options)]
+        names = [one.name for one in own]
+
+        @wraps(function)
+        def run(**given: Any) -> T:
+            own_values = {name: given.pop(name) for name in names}
+            return function(**own_values, options=options(**given))
+
+        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + shared
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    empty = inspect.Parameter.empty
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=empty if default is MISSING else default, annotation=annotation)
+
+
 def wiring() -> Wiring:
-    """Adapters as the environment says."""
+    """Return the wiring of the environment."""
     return Wiring.from_environment()
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on one line of stdout."""
+    """Print one JSON object on one line of stdout."""
     if isinstance(value, BaseModel):
         sys.stdout.write(value.model_dump_json() + "\n")
     else:
@@ -83,20 +113,16 @@ def print_json(value: Any) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table for people; numbers to the right."""
+    """Print a table for people; numbers are aligned to the right."""
     shown = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        shown.add_row(
-            *[
-                _plain(f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell))
-                for cell in row
-            ]
-        )
-    # Into a file or a pipe: as wide as it wants to be.
+        shown.add_row(*[_plain(_cell(value)) for value in row])
+    # In a file or a pipe it is as wide as it needs to be.
     (out if out.is_terminal else Console(width=160)).print(shown, soft_wrap=False)
 
 
-__all__ = ["Exit", "command", "err", "out", "print_json", "table", "wiring"]
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

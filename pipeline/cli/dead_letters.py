@@ -1,36 +1,74 @@
-"""`yyc3 dead-letters`: jobs that need a person. Look at them, run them again, put them away."""
+"""`yyc3 dead-letters`: list, show, replay and discard jobs that failed for good."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.progress import Progress as Bar
 
-from pipeline.cli.console import Exit, command, err, out, print_json, table, wiring
-from pipeline.operations.dead_letters import JOBS_PER_SECOND, decide
+from pipeline.cli.console import AsJson, Exit, command, err, out, print_json, table, wiring, with_options
+from pipeline.operations.dead_letters import JOBS_PER_SECOND, DecisionProgress
+from pipeline.operations.dead_letters import discard as discard_all
+from pipeline.operations.dead_letters import replay as replay_all
 from pipeline.store import Database, dead_letters
-from pipeline.store.dead_letters import Decision, Letters
+from pipeline.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup, HistoryEvent
 from schemas.errors import ErrorCode, InvalidSetting, JobNotFound
 from schemas.ids import BatchId, JobId
 
-app = typer.Typer(help="Jobs that failed for good: look at them, run them again, put them away.", no_args_is_help=True)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Code = Annotated[ErrorCode | None, typer.Option(help="Only of this code.")]
-Model = Annotated[str | None, typer.Option(help="Only of this model.")]
-Tenant = Annotated[str | None, typer.Option(help="Only of this tenant.")]
-Batch = Annotated[int | None, typer.Option(help="Only of this batch.")]
-Job = Annotated[int | None, typer.Option(help="Only this job.")]
-Since = Annotated[str | None, typer.Option(help="Failed since: 90m, 2h, 3d, or a time like 2026-11-22T03:00+08:00.")]
-Until = Annotated[str | None, typer.Option(help="Failed before: as --since.")]
-All = Annotated[bool, typer.Option("--all", help="All of them; needed where nothing else says which.")]
-
+app = typer.Typer(help="Jobs that failed for good: list, show, replay, discard.", no_args_is_help=True)
 _AGO = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_EXAMPLES = "90m, 2h, 3d, or a time like 2026-11-22T03:00+08:00"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which dead letters; shared by all commands."""
+
+    code: Annotated[
+        ErrorCode | None, typer.Option(metavar="CODE", help="Only with this code, such as request_rejected.")
+    ] = None
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None
+    batch: Annotated[int | None, typer.Option(help="Only of this batch.")] = None
+    job: Annotated[int | None, typer.Option(help="Only this job.")] = None
+    since: Annotated[str | None, typer.Option(help=f"Failed since: {_EXAMPLES}.")] = None
+    until: Annotated[str | None, typer.Option(help="Failed before; as --since.")] = None
+
+    def filter(self) -> DeadLetterFilter:
+        """Return the filter of the store."""
+        return DeadLetterFilter(
+            job_id=None if self.job is None else JobId(self.job),
+            batch_id=None if self.batch is None else BatchId(self.batch),
+            code=self.code,
+            model=self.model,
+            tenant=self.tenant,
+            since=_instant("--since", self.since),
+            until=_instant("--until", self.until),
+        )
+
+
+@dataclass(frozen=True)
+class DecisionOptions(FilterOptions):
+    """Which dead letters to decide about."""
+
+    everything: Annotated[
+        bool, typer.Option("--all", help="Select every dead letter; required if no other filter is given.")
+    ] = False
+
+    def required_filter(self) -> DeadLetterFilter:
+        """Return the filter; refuse an empty one without --all."""
+        selected = self.filter()
+        if selected.selects_all and not self.everything:
+            raise InvalidSetting(
+                "no filter: give --code, --model, --tenant, --batch, --job, --since or --until; or --all"
+            )
+        return selected
 
 
 def _instant(option: str, text: str | None) -> datetime | None:
@@ -42,83 +80,67 @@ def _instant(option: str, text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidSetting(
-            f"{option}: {text} is neither like 90m, 2h, 3d nor a time like 2026-11-22T03:00+08:00"
-        ) from None
+        raise InvalidSetting(f"{option}: {text} is not like {_EXAMPLES}") from None
     return found if found.tzinfo else found.astimezone()
 
 
-def _meant(
-    code: ErrorCode | None,
-    model: str | None,
-    tenant: str | None,
-    batch: int | None,
-    job: int | None,
-    since: str | None,
-    until: str | None,
-) -> Letters:
-    return Letters(
-        job_id=None if job is None else JobId(job),
-        batch_id=None if batch is None else BatchId(batch),
-        code=code,
-        model=model,
-        tenant=tenant,
-        since=_instant("--since", since),
-        until=_instant("--until", until),
-    )
+def _with_database(work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
+    async def run() -> T:
+        database = await Database(wiring().database_url).open()
+        try:
+            return await work(database)
+        finally:
+            await database.close()
 
-
-@asynccontextmanager
-async def _store() -> AsyncIterator[Database]:
-    database = await Database(wiring().database_url).open()
-    try:
-        yield database
-    finally:
-        await database.close()
+    return asyncio.run(run())
 
 
 @app.command("list")
 @command
+@with_options(FilterOptions)
 def list_letters(
-    code: Code = None,
-    model: Model = None,
-    tenant: Tenant = None,
-    batch: Batch = None,
-    since: Since = None,
-    until: Until = None,
-    each: Annotated[bool, typer.Option("--each", help="One line a job instead of one a code and model.")] = False,
-    limit: Annotated[int, typer.Option(help="With --each: how many, the newest first.", min=1, max=10_000)] = 20,
+    each: Annotated[bool, typer.Option("--each", help="One line for each job, not for each code and model.")] = False,
+    limit: Annotated[int, typer.Option(help="With --each: most jobs, newest first.", min=1, max=10_000)] = 20,
     as_json: AsJson = False,
+    *,
+    options: FilterOptions,
 ) -> None:
-    """How many there are, by code and model."""
-    letters = _meant(code, model, tenant, batch, None, since, until)
+    """Count dead letters by code and model."""
+    selected = options.filter()
+    if each:
+        letters = _with_database(lambda database: dead_letters.list_dead_letters(database, selected, limit))
+        columns = ["job", "kind", "model", "code", "attempts", "failed at", "reason"]
+        _print(letters, columns, _letter_row, selected, as_json)
+        return
+    groups = _with_database(lambda database: dead_letters.group_dead_letters(database, selected))
+    columns = ["code", "model", "jobs", "first", "last", "newest job", "meaning"]
+    _print(groups, columns, _group_row, selected, as_json)
+    if groups and not as_json:
+        out.print("yyc3 dead-letters show JOB prints a history; replay runs them again, discard hides them")
 
-    async def look() -> list[dead_letters.Letter] | list[dead_letters.Group]:
-        async with _store() as database:
-            if each:
-                return await dead_letters.listed(database, letters, limit)
-            return await dead_letters.groups(database, letters)
 
-    found = asyncio.run(look())
+def _print(
+    found: list[T],
+    columns: list[str],
+    row: Callable[[T], list[object]],
+    selected: DeadLetterFilter,
+    as_json: bool,
+) -> None:
     if as_json:
-        for entry in found:
-            print_json(asdict(entry))
-    elif not found:
-        out.print("no dead letters" + ("" if letters.everything else " like these"))
-    elif each:
-        columns = ["job", "kind", "model", "code", "tries", "failed at", "why"]
-        table("dead letters", columns, [_letter_row(one) for one in found if isinstance(one, dead_letters.Letter)])
+        for one in found:
+            print_json(asdict(one))  # type: ignore[call-overload]
+    elif found:
+        table("dead letters", columns, [row(one) for one in found])
     else:
-        columns = ["code", "model", "jobs", "first", "last", "newest job", "meaning"]
-        table("dead letters", columns, [_group_row(one) for one in found if isinstance(one, dead_letters.Group)])
-        out.print("yyc3 dead-letters show JOB tells one's history; replay runs them again, discard puts them away")
+        out.print("no dead letters" if selected.selects_all else "no dead letters match")
 
 
-def _letter_row(one: dead_letters.Letter) -> list[object]:
-    return [str(one.job_id), one.kind, one.model or "", one.code, one.tries, _when(one.settled_at), one.message or ""]
+def _letter_row(one: DeadLetter) -> list[object]:
+    failed_at = _when(one.settled_at)
+    return [str(one.job_id), one.kind, one.model or "", one.code, one.attempts, failed_at, one.message or ""]
 
 
-def _group_row(one: dead_letters.Group) -> list[object]:
+def _group_row(one: DeadLetterGroup) -> list[object]:
     first, last = _when(one.first_at), _when(one.last_at)
     return [one.code, one.model or "", one.jobs, first, last, str(one.newest_job), one.code.meaning]
 
@@ -130,96 +152,93 @@ def _when(at: datetime) -> str:
 @app.command("show")
 @command
 def show(job_id: int, as_json: AsJson = False) -> None:
-    """What happened to a job: tries, outcomes, decisions."""
-
-    async def look() -> list[dead_letters.Happened]:
-        async with _store() as database:
-            return await dead_letters.history(database, JobId(job_id))
-
-    found = asyncio.run(look())
+    """Print the history of a job: failed attempts, outcomes, decisions."""
+    found = _with_database(lambda database: dead_letters.history(database, JobId(job_id)))
     if not found:
-        raise JobNotFound(
-            f"nothing has happened to a job {job_id} yet; yyc3 jobs show {job_id} tells whether it is there"
-        )
+        raise JobNotFound(f"job {job_id} has no history yet; yyc3 jobs show {job_id} says whether it exists")
     if as_json:
         for one in found:
             print_json(asdict(one))
         return
-    rows = [
-        [one.series, _when(one.at), one.what, one.code or "", one.endpoint or "", one.message or ""] for one in found
-    ]
-    table(f"job {job_id}", ["series", "at", "what", "code", "endpoint", "why"], rows)
+    table(f"job {job_id}", ["replay", "at", "event", "code", "endpoint", "reason"], [_event_row(one) for one in found])
+
+
+def _event_row(one: HistoryEvent) -> list[object]:
+    return [one.replay, _when(one.at), one.what, one.code or "", one.endpoint or "", one.message or ""]
 
 
 @app.command("replay")
 @command
+@with_options(DecisionOptions)
 def replay(
-    code: Code = None,
-    model: Model = None,
-    tenant: Tenant = None,
-    batch: Batch = None,
-    job: Job = None,
-    since: Since = None,
-    until: Until = None,
-    everything: All = False,
     per_second: Annotated[
-        float, typer.Option(help="Jobs a second, so that new work goes on beside it.", min=0.1)
+        float, typer.Option(help="Jobs a second, so that new jobs continue beside it.", min=0.1)
     ] = JOBS_PER_SECOND,
     as_json: AsJson = False,
+    *,
+    options: DecisionOptions,
 ) -> None:
-    """Run them again, each as its next series. Ctrl-C stops half-way; what was not replayed stays where it is."""
-    letters = _meant(code, model, tenant, batch, job, since, until)
-    _decide(letters, Decision.REPLAYED, everything, per_second, as_json)
+    """Run dead letters again, each with its next replay number. Ctrl-C leaves the rest as it is."""
+    selected = options.required_filter()
+    done = _decide(
+        "replayed", selected, lambda database: replay_all(database, selected, per_second=per_second), as_json
+    )
+    if done.left and not as_json:
+        out.print(f"{done.left:,} are past their deadline, or were decided about meanwhile")
+    done.exit()
 
 
 @app.command("discard")
 @command
-def discard(
-    code: Code = None,
-    model: Model = None,
-    tenant: Tenant = None,
-    batch: Batch = None,
-    job: Job = None,
-    since: Since = None,
-    until: Until = None,
-    everything: All = False,
-    as_json: AsJson = False,
-) -> None:
-    """Put them away: they stay failed and are listed no more."""
-    letters = _meant(code, model, tenant, batch, job, since, until)
-    _decide(letters, Decision.DISCARDED, everything, 1e6, as_json)
+@with_options(DecisionOptions)
+def discard(as_json: AsJson = False, *, options: DecisionOptions) -> None:
+    """Discard dead letters: they stay failed and are no longer listed."""
+    selected = options.required_filter()
+    _decide("discarded", selected, lambda database: discard_all(database, selected), as_json).exit()
 
 
-def _decide(letters: Letters, decision: Decision, everything: bool, per_second: float, as_json: bool) -> None:
-    if letters.everything and not everything:
-        raise InvalidSetting("say which: --code, --model, --tenant, --batch, --job, --since or --until; or --all")
-    total = decided = busy = 0
+@dataclass
+class _Done:
+    """What was decided, of how many."""
 
-    async def run() -> None:
-        nonlocal total, decided, busy
-        async with _store() as database:
-            total = sum(group.jobs for group in await dead_letters.groups(database, letters))
-            with Bar(console=err, transient=True, disable=not err.is_terminal) as bar:
-                task = bar.add_task(decision, total=total)
-                async for progress in decide(database, letters, decision, per_second=per_second):
-                    decided, busy = progress.decided, progress.busy
-                    bar.update(task, completed=decided)
+    total: int = 0
+    decided: int = 0
+    busy: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.total - self.decided - self.busy
+
+    def exit(self) -> None:
+        """Exit with a failure if no dead letter was decided about."""
+        if not self.decided:
+            raise typer.Exit(Exit.SOME_FAILED)
+
+
+def _decide(
+    decision: str,
+    selected: DeadLetterFilter,
+    pages: Callable[[Database], AsyncIterator[DecisionProgress]],
+    as_json: bool,
+) -> _Done:
+    done = _Done()
+
+    async def run(database: Database) -> None:
+        done.total = sum(group.jobs for group in await dead_letters.group_dead_letters(database, selected))
+        with Bar(console=err, transient=True, disable=not err.is_terminal) as bar:
+            task = bar.add_task(decision, total=done.total)
+            async for progress in pages(database):
+                done.decided, done.busy = progress.decided, progress.busy
+                bar.update(task, completed=done.decided)
 
     try:
-        asyncio.run(run())
+        _with_database(run)
     except KeyboardInterrupt:
-        err.print(f"stopped: {decided:,} {decision}, the rest stays where it is")
+        err.print(f"stopped: {done.decided:,} {decision}, the rest is unchanged")
         raise typer.Exit(130) from None
     if as_json:
-        print_json({decision: decided, "busy": busy, "left": total - decided - busy})
+        print_json({decision: done.decided, "busy": done.busy, "left": done.left})
     else:
-        out.print(
-            f"{decided:,} {decision}" + (f"; {busy:,} are in chunks that still run, say it again later" if busy else "")
-        )
-    if decision is Decision.REPLAYED and total > decided + busy:
-        out.print(f"{total - decided - busy:,} are past their deadline, or were decided about by others meanwhile")
-    if not decided:
-        raise typer.Exit(Exit.SOME_FAILED)
-
-
-__all__ = ["app"]
+        busy = f"; {done.busy:,} are in chunks that are still running, run this again later" if done.busy else ""
+        out.print(f"{done.decided:,} {decision}{busy}")
+    return done

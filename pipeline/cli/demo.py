@@ -1,4 +1,4 @@
-"""`yyc3 demo`: the whole pipeline on this machine, on calls written for this project or your own."""
+"""`yyc3 demo`: run the whole pipeline on this machine, on calls written for this project or your own."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,44 +20,44 @@ _SHOWN_CALLS = 12
 @command
 def demo(
     files: Annotated[list[Path] | None, typer.Argument(help="Your own calls, JSON Lines.")] = None,
-    to: Annotated[Path | None, typer.Option("--out", help="Where the reports go, a line a call.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="File for the reports, one a line.")] = None,
     speed: Annotated[float, typer.Option(help="Speed of the simulators; 1 is life-like.", min=0.01)] = 1.0,
-    keep: Annotated[bool, typer.Option("--keep", help="Stay up afterwards, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep running afterwards, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
-    """Start everything, with simulators for models that have no endpoint, and analyse calls.
+    """Start everything, with simulators for models without an endpoint, and analyse calls.
 
-    Beside a running `yyc3 up` it uses that one.
+    If a `yyc3 up` is running it uses that one.
     """
     settings = load_settings()
 
-    def say(text: str) -> None:
+    def on_step(text: str) -> None:
         err.print(text, style="dim", highlight=False)
 
-    here = Wiring(settings)
-    stack = None if here.running else Stack(settings, simulate=True, speed=speed, say=say)
+    wired = Wiring(settings)
+    stack = None if wired.running else Stack(settings, simulate=True, speed=speed, on_step=on_step)
     with stack or nullcontext():
-        here = Wiring(settings)
+        wired = Wiring(settings)
         with OutputFile(to) if to else nullcontext() as target:
-            summary = run_analysis(here, files or [DEMO_CALLS], target, model=None, quiet=as_json, keep=_SHOWN_CALLS)
-        flower_url = here.running.flower_url if here.running else None
+            summary = run_analysis(wired, files or [DEMO_CALLS], target, model=None, quiet=as_json, keep=_SHOWN_CALLS)
+        flower_url = wired.running.flower_url if wired.running else None
         if as_json:
             print_json(summary.as_json() | {"flower_url": flower_url})
         else:
             _show(summary)
         if keep and stack is not None:
             err.print(f"Flower shows every chunk: {flower_url}   Ctrl-C stops everything", highlight=False)
-            stack.home.next_exit()
+            stack.supervisor.next_exit()
     raise typer.Exit(summary.exit_code)
 
 
 def _show(summary: Summary) -> None:
     table(
         "calls",
-        ["call", "intent", "sure", "sentiment", "score", "customer turns"],
+        ["call", "intent", "confidence", "sentiment", "score", "customer turns"],
         [_line(report) for report in summary.reports],
     )
-    done = summary.tally
+    done = summary.progress
     if done.calls > len(summary.reports):
         out.print(f"… and {done.calls - len(summary.reports)} more calls; --out FILE keeps them all", highlight=False)
     for title, counts in (("intents", summary.intents), ("sentiments", summary.sentiments)):
@@ -71,7 +71,7 @@ def _show(summary: Summary) -> None:
     )
     if any(report.simulated for report in summary.reports):
         out.print(
-            "simulated engines answered, from word lists: good enough to see the pipeline, no good as insight",
+            "simulated engines answered, from word lists: they show the pipeline, not insight",
             style="yellow",
         )
 
@@ -89,6 +89,3 @@ def _line(report: CallReport) -> list[object]:
         f"{mood.score:+.2f}" if mood else "",
         turns,
     ]
-
-
-__all__ = ["demo"]

@@ -1,4 +1,4 @@
-"""`yyc3 health`: what works, what does not, and what to do about it."""
+"""`yyc3 health`: check every part, with advice."""
 
 import asyncio
 from typing import Annotated
@@ -11,12 +11,14 @@ from pipeline.operations.health import Finding
 
 
 @command
-def health(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a part.")] = False) -> None:
+def health(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each part.")] = False,
+) -> None:
     """Check Redis, Postgres, each endpoint with one small completion, and the workers."""
 
     async def look() -> list[Finding]:
         async with wiring().adapters() as a:
-            return await checks.check(a.database, a.bells, a.whispers, a.engine, a.models)
+            return await checks.check(a.database, a.publisher, a.notifier, a.engine, a.models)
 
     findings = asyncio.run(look())
     for finding in findings:
@@ -30,6 +32,3 @@ def health(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
             out.print(f"     → {finding.advice}", highlight=False)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(Exit.UNREACHABLE)
-
-
-__all__ = ["health"]

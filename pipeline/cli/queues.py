@@ -1,4 +1,4 @@
-"""`yyc3 queues`: what waits, what moves, and how the endpoints are."""
+"""`yyc3 queues`: depth, throughput and time to empty of each queue, and the state of each endpoint."""
 
 import asyncio
 from dataclasses import asdict
@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.broker import ASIDE
+from pipeline.broker import QUARANTINE
 from pipeline.cli.console import command, out, print_json, table, wiring
-from pipeline.operations.queue_status import Queue
-from pipeline.operations.queue_status import queues as merged
+from pipeline.operations.queue_status import QueueStatus
+from pipeline.operations.queue_status import queue_status as merged
 from pipeline.store import endpoint_samples, queries
 from pipeline.store.endpoint_samples import EndpointSample
 from schemas.doorbells import Lane, queue_name
@@ -18,20 +18,20 @@ from schemas.doorbells import Lane, queue_name
 @command
 def queues(
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a queue, then one an endpoint, then what was put aside.")
+        bool, typer.Option("--json", help="Print one JSON object for each queue, each endpoint, and the quarantine.")
     ] = False,
 ) -> None:
-    """What waits and runs, by model and lane, how fast it moves, and how the workers find their endpoints."""
+    """Show depth, throughput and estimated time to empty of each queue, and the state of each endpoint."""
 
-    async def look() -> tuple[list[Queue], list[EndpointSample], int]:
+    async def look() -> tuple[list[QueueStatus], list[EndpointSample], int]:
         async with wiring().adapters() as adapters:
             lanes = [(entry.name, lane) for entry in adapters.models for lane in Lane]
-            depths = await adapters.bells.depths(queue_name(model, lane) for model, lane in lanes)
+            depths = await adapters.publisher.depths(queue_name(model, lane) for model, lane in lanes)
             states, seen = (
                 await queries.queue_states(adapters.database),
                 await endpoint_samples.latest(adapters.database),
             )
-            aside = await adapters.bells.aside()
+            aside = await adapters.publisher.quarantined()
             return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen, aside
 
     found, seen, aside = asyncio.run(look())
@@ -39,22 +39,22 @@ def queues(
         for entry in (
             *(queue.as_json() for queue in found),
             *(asdict(sample) for sample in seen),
-            {"queue": ASIDE, "messages": aside},
+            {"queue": QUARANTINE, "messages": aside},
         ):
             print_json(entry)
         return
-    columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "waits for"]
+    columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "retry reason"]
     table("queues", columns, [_row(queue) for queue in found])
     if seen:
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
-        table("endpoints, as the workers found them in the last seconds", columns, [_sample_row(one) for one in seen])
+        table("endpoints, as the workers saw them in the last seconds", columns, [_sample_row(one) for one in seen])
     if aside:
         out.print(
-            f"{aside:,} messages that nobody could take were put aside in the queue {ASIDE}; look at them, then empty it"
+            f"{aside:,} messages that nobody could take were put aside in the queue {QUARANTINE}; look at them, then empty it"
         )
 
 
-def _row(queue: Queue) -> list[object]:
+def _row(queue: QueueStatus) -> list[object]:
     return [
         queue.queue,
         queue.queued_jobs,
@@ -74,7 +74,7 @@ def _sample_row(sample: EndpointSample) -> list[object]:
         sample.worker,
         sample.state,
         f"{sample.in_flight} of {sample.limit_rows}",
-        "says nothing" if running is None else f"{running:.0f} run, {waiting or 0:.0f} wait",
+        "no metrics" if running is None else f"{running:.0f} running, {waiting or 0:.0f} waiting",
         "" if sample.kv_usage is None else f"{sample.kv_usage:.0%}",
         f"{sample.tokens_per_second:,.0f}",
         sample.errors,
@@ -87,6 +87,3 @@ def _duration(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.0f} s"
-
-
-__all__ = ["queues"]

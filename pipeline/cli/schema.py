@@ -1,6 +1,7 @@
-"""`yyc3 schema`: what callers send and get, for programs in other languages.
+"""`yyc3 schema`: what callers send and receive, for programs in other languages.
 
-The generator is imported where it runs: it asks pydantic for every model, which most commands need not wait for.
+The generator is imported when it runs: it builds the schema of every model, which takes longer than most
+commands.
 """
 
 import sys
@@ -15,13 +16,13 @@ from schemas.errors import InvalidSetting
 
 @command
 def schema(
-    typescript: Annotated[bool, typer.Option("--typescript", help="Print TypeScript types instead.")] = False,
+    typescript: Annotated[bool, typer.Option("--typescript", help="Print TypeScript types.")] = False,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Write yyc3.schema.json and yyc3.d.ts into this folder instead.")
+        Path | None, typer.Option("--out", help="Write yyc3.schema.json and yyc3.d.ts into this folder.")
     ] = None,
 ) -> None:
     """Print the JSON Schema of jobs, results, replies, stream events and errors. See docs/submitting.md."""
-    from schemas.published.json_schema import files
+    from schemas.published import files
 
     made = files()
     if folder is None:
@@ -34,6 +35,3 @@ def schema(
     except OSError as error:
         raise InvalidSetting(f"{folder} cannot be written: {error.strerror or error}") from error
     err.print(f"{' and '.join(made)} are in {folder}", highlight=False)
-
-
-__all__ = ["schema"]

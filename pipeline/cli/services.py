@@ -1,30 +1,32 @@
 """Commands that run one part each: worker, intake, recover, flower, simulator, db.
 
-Flower, Alembic and the simulator are imported where they run: together they take longer than most commands.
+Flower, Alembic and the simulator are imported when they run: together they take longer than most commands.
 """
 
 import asyncio
 import os
 import signal
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.console import command, err, out, print_json, wiring
-from pipeline.operations.recovery import Reach, Recovery
-from pipeline.policies.leases import scan
+from pipeline.policies.leases import scan_interval
 from schemas.doorbells import Lane
 
-db = typer.Typer(help="The database's tables.", no_args_is_help=True)
+db = typer.Typer(help="The tables of the database.", no_args_is_help=True)
 
 
 @command
 def worker(
-    lane: Annotated[Lane, typer.Option(help="Which queues: those where somebody waits, or bulk.")],
-    model: Annotated[list[str] | None, typer.Option(help="Models to serve; all of models.toml if left out.")] = None,
+    lane: Annotated[Lane, typer.Option(help="Which queues: interactive or bulk.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Entry of models.toml to serve; repeat it. Default: all.")
+    ] = None,
 ) -> None:
-    """Run a worker process for one lane. SIGTERM drains it: what is in flight ends, the rest goes back."""
+    """Run a worker process for one lane. SIGTERM drains it: requests in flight end, the rest is requeued."""
     # The worker replaces this process, so that signals reach it and nothing else.
     arguments = [sys.executable, "-m", "workers.main", lane, *(model or ())]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
@@ -32,7 +34,7 @@ def worker(
 
 @command
 def intake() -> None:
-    """Run the intake process: jobs that come as Celery messages, and their replies. See docs/submitting.md."""
+    """Run the intake process: jobs that arrive as Celery messages, and their replies. See docs/submitting.md."""
     arguments = [sys.executable, "-m", "workers.intake"]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
 
@@ -40,63 +42,56 @@ def intake() -> None:
 @command
 def recover(
     once: Annotated[
-        bool, typer.Option("--once", help="One sweep, or two where a worker seems lost; then stop.")
+        bool, typer.Option("--once", help="Sweep once, or twice if a worker seems lost; then stop.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --once: print what was done as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --once: print the result as JSON.")] = False,
 ) -> None:
-    """Give back chunks of lost workers and ring for what is queued. Any number may run."""
+    """Requeue the chunks of lost workers and wake workers for queued chunks. Several instances may run."""
+    asyncio.run(_recover_once(as_json) if once else _recover_forever())
 
-    async def run() -> None:
-        here = wiring()
-        async with here.adapters() as adapters:
-            reach = Reach(adapters.database, adapters.bells, adapters.whispers, adapters.stream_writer)
-            recovery = Recovery(reach, adapters.models, here.settings.lease)
-            if not once:
-                sweeping = asyncio.create_task(recovery.sweep_forever())
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
-                await asyncio.wait({sweeping})
-                if not sweeping.cancelled():
-                    sweeping.result()
-                return
-            done = await recovery.sweep()
-            if recovery.suspects:
-                err.print(f"{recovery.suspects} runs outlived their lease; looking a second time whether they are lost")
-                await asyncio.sleep(scan(here.settings.lease).total_seconds())
-                done += await recovery.sweep()
-            if as_json:
-                print_json(
-                    {
-                        "returned_chunks": done.returned_chunks,
-                        "poison_jobs": done.poison_jobs,
-                        "expired_jobs": done.expired_jobs,
-                        "permits": done.permits,
-                    }
-                )
-            else:
-                out.print(
-                    f"{done.returned_chunks} chunks returned, {done.poison_jobs} jobs given up, {done.expired_jobs} expired, "
-                    f"{done.permits} permits rung"
-                )
 
-    asyncio.run(run())
+async def _recover_forever() -> None:
+    async with wiring().adapters() as adapters:
+        sweeping = asyncio.create_task(adapters.recovery().sweep_forever())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
+        await asyncio.wait({sweeping})
+        if not sweeping.cancelled():
+            sweeping.result()
+
+
+async def _recover_once(as_json: bool) -> None:
+    async with wiring().adapters() as adapters:
+        recovery = adapters.recovery()
+        done = await recovery.sweep()
+        if recovery.suspected_runs:
+            err.print(f"{recovery.suspected_runs} leases have expired; looking a second time whether they are renewed")
+            await asyncio.sleep(scan_interval(adapters.settings.lease).total_seconds())
+            done += await recovery.sweep()
+    if as_json:
+        print_json({name: value for name, value in asdict(done).items() if name != "unknown_models"})
+    else:
+        out.print(
+            f"{done.requeued_chunks} chunks requeued, {done.poison_jobs} jobs failed as poison, "
+            f"{done.expired_jobs} expired, {done.doorbells} doorbells published"
+        )
 
 
 @command
 def flower(
-    port: Annotated[int | None, typer.Option(help="Port; YYC3_FLOWER_PORT or 5555 if left out.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: YYC3_FLOWER_PORT or 5555.")] = None,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Run Flower. It only shows unless YYC3_FLOWER_BASIC_AUTH=user:password is set."""
+    """Run Flower, read-only unless YYC3_FLOWER_BASIC_AUTH=user:password is set."""
     from pipeline.flower.main import run_flower
 
-    here = wiring()
-    run_flower(here, port=port or here.settings.flower_port, address=address)
+    wired = wiring()
+    run_flower(wired, port=port or wired.settings.flower_port, address=address)
 
 
 @command
 def simulator(context: typer.Context) -> None:
-    """Stand in for a vLLM: its HTTP, its batching, its errors; answers come from word lists, and it says so. See --help."""
+    """Run a simulator of vLLM: its HTTP, batching and errors; answers are made of word lists and marked. See --help."""
     from simulator import main as run_simulator
 
     raise typer.Exit(run_simulator(context.args))
@@ -105,11 +100,11 @@ def simulator(context: typer.Context) -> None:
 @db.command("upgrade")
 @command
 def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the revision as JSON.")] = False) -> None:
-    """Bring the tables to the newest form; does nothing where they are."""
+    """Upgrade the tables to the newest revision; does nothing if they are."""
     from pipeline.store.schema import migrate
 
     revision = migrate.upgrade(wiring().database_url)
-    print_json({"revision": revision}) if as_json else out.print(f"database is at revision {revision}")
-
-
-__all__ = ["db", "flower", "intake", "recover", "simulator", "worker"]
+    if as_json:
+        print_json({"revision": revision})
+    else:
+        out.print(f"database is at revision {revision}")

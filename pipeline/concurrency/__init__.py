@@ -1,1 +1,6 @@
-"""Asyncio building blocks."""
+"""Asyncio building blocks without knowledge of jobs.
+
+coalescer     items that arrive together share one call
+backoff       delays between retries; repeat a call while a service is unavailable
+cancellation  cancel a task and wait for its end
+"""

@@ -1,21 +1,18 @@
-"""Ending a task of ours for certain."""
+"""Cancel a task and wait for its end."""
 
 import asyncio
 from typing import Any
 
-_PATIENCE_SECONDS = 0.2
+_REPEAT_SECONDS = 0.2
 
 
-async def ended(task: "asyncio.Task[Any]") -> None:
-    """Cancel a task and wait until it is over; what it raised is its own affair.
+async def cancel_and_wait(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task and wait until it is done; an exception that it raised is ignored.
 
-    redis-py swallows a cancel that comes while it connects, so one is not always enough.
+    redis-py swallows a cancel that arrives while it connects, so the cancel is repeated.
     """
     while not task.done():
         task.cancel()
-        await asyncio.wait({task}, timeout=_PATIENCE_SECONDS)
+        await asyncio.wait({task}, timeout=_REPEAT_SECONDS)
     if not task.cancelled():
         task.exception()
-
-
-__all__ = ["ended"]

@@ -1,4 +1,4 @@
-"""The replicas of one model: which is asked next, and what is known of them."""
+"""The replicas of one model: which one is used next, and what is known of them."""
 
 import asyncio
 import time
@@ -9,40 +9,46 @@ from typing import Any
 import structlog
 
 from pipeline.engine.breaker import BreakerState
-from pipeline.engine.capabilities import EndpointFacts, ask_facts, first_tokens
+from pipeline.engine.capabilities import Capabilities, first_tokens, probe
 from pipeline.engine.client import EngineClient
 from pipeline.engine.endpoint import Endpoint
-from pipeline.engine.metrics import ask_metrics
-from pipeline.engine.pacing import Pace
+from pipeline.engine.metrics import poll_metrics
+from pipeline.engine.pacing import ConcurrencyLimit
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
-from pipeline.observability.logging import fault
+from pipeline.observability.logging import safe_error_summary
 from schemas.errors import EngineError
 
 _log = structlog.get_logger(__name__)
-_LOOK_SECONDS = 1.0
-_USED_LATELY_SECONDS = 5.0
-_FACTS_SECONDS = 30.0  # an engine may be replaced behind its address; what its results say must stay true
-_REFUSED_SECONDS = 30.0  # a limit of the engine's own is not knocked at again sooner
+_POLL_SECONDS = 1.0
+_RECENTLY_USED_SECONDS = 5.0
+_PROBE_VALID_SECONDS = 30.0  # an engine may be replaced behind its address; what its results say must stay true
+_REFUSED_SECONDS = 30.0  # a limit of the engine's own is not tested again sooner
 _KNOWN_FORMS = 1_000
 _KNOWN_PREFIXES = 4_096
 _EVEN_TOKENS = 8_192
-"""An endpoint may have this much more to do than the least loaded and still get rows whose prefix it has read."""
+"""An endpoint may have this much more load than the least loaded and still get rows whose prefix it has read."""
 
 
 class EnginePool:
-    """Knows the endpoints of a model, and names the one that the next rows should go to.
+    """The endpoints of a model, and which one the next rows go to.
 
     Args:
-        chat_share: share of the seats that this lane leaves to chat while there is chat; None for the lane of chat itself.
+        entry: of models.toml.
+        client: HTTP client.
+        interactive_reserve: share of `max_num_seqs` that this lane leaves free under interactive
+            demand; None for the interactive lane itself.
     """
 
-    def __init__(self, entry: ModelEntry, client: EngineClient, chat_share: float | None) -> None:
+    def __init__(self, entry: ModelEntry, client: EngineClient, interactive_reserve: float | None) -> None:
         self.entry = entry
         self.client = client
-        self._batch_rows = max(1, min(entry.micro_batch_rows, entry.seats // 8))
-        self.endpoints = [Endpoint(url, Pace(entry.seats, chat_share), self._batch_rows) for url in entry.addresses]
-        self.hungry = False
+        self._batch_rows = max(1, min(entry.micro_batch_rows, entry.max_num_seqs // 8))
+        self.endpoints = [
+            Endpoint(url, ConcurrencyLimit(entry.max_num_seqs, interactive_reserve), self._batch_rows)
+            for url in entry.addresses
+        ]
+        self.has_backlog = False
         self.on_change: Callable[[], None] = lambda: None
         self.on_available: Callable[[bool], None] = lambda _: None
         self._was_available = True
@@ -52,30 +58,31 @@ class EnginePool:
 
     @property
     def available(self) -> bool:
-        """Whether any endpoint is asked, now or in a moment."""
+        """Whether any endpoint is used, now or after a pause."""
         return any(endpoint.state is not BreakerState.OPEN for endpoint in self.endpoints)
 
     @property
-    def has_room(self) -> bool:
-        """Whether any endpoint takes a row now."""
-        return any(one.room > 0 for one in self.endpoints)
+    def has_capacity(self) -> bool:
+        """Whether any endpoint accepts a row now."""
+        return any(one.capacity > 0 for one in self.endpoints)
 
     @property
-    def out(self) -> bool:
-        """Whether every endpoint was tried, and none is asked now."""
+    def all_down(self) -> bool:
+        """Whether every endpoint was probed and none is used now."""
         return not self._was_available
 
-    def sampled(self, seconds: float) -> dict[str, dict[str, Any]]:
-        """What the endpoints did in the seconds since this was asked last, by URL; of those that were used or are out."""
-        seen = {}
+    def take_samples(self, seconds: float) -> dict[str, dict[str, Any]]:
+        """Return figures since the last call, by URL, of the endpoints that were used or are down; counters restart."""
+        samples = {}
         for one in self.endpoints:
-            if not one.facts_at or (one.state is BreakerState.CLOSED and not one.used(_USED_LATELY_SECONDS + seconds)):
+            recently = _RECENTLY_USED_SECONDS + seconds
+            if not one.probed_at or (one.state is BreakerState.CLOSED and not one.used(recently)):
                 continue
             gauges = one.metrics.gauges if one.metrics else None
-            seen[one.url] = {
+            samples[one.url] = {
                 "state": one.state,
                 "in_flight": one.in_flight,
-                "limit_rows": one.pace.limit,
+                "limit_rows": one.limit.rows,
                 "rows_per_second": one.rows_done / seconds,
                 "tokens_per_second": one.tokens_done / seconds,
                 "errors": one.errors,
@@ -84,30 +91,30 @@ class EnginePool:
                 "kv_usage": one.metrics.kv_usage if one.metrics else None,
             }
             one.rows_done = one.tokens_done = one.errors = 0
-        return seen
+        return samples
 
-    async def facts(self) -> EndpointFacts:
-        """What the model's endpoints are; replicas are taken to be alike.
+    async def capabilities(self) -> Capabilities:
+        """Return the capabilities of the model's endpoints; replicas are assumed to be alike.
 
         Raises:
-            EngineError: none of them answers; the last one's reason.
+            EngineError: none of them answers; the reason of the first.
         """
         now = time.monotonic()
         if not self.available:
             await asyncio.gather(
-                *[self._probe(one) for one in self.endpoints if not one.facts_at or self._probe_due(one, now)]
+                *[self._probe(one) for one in self.endpoints if not one.probed_at or self._probe_due(one, now)]
             )
         for endpoint in sorted(self.endpoints, key=lambda one: one.state is BreakerState.OPEN):
-            if endpoint.facts is not None and now - endpoint.facts_at > _FACTS_SECONDS:
-                await self._probe(endpoint)  # after a pause somebody else may answer there
-            if endpoint.facts is not None:
-                return endpoint.facts
+            if endpoint.capabilities is not None and now - endpoint.probed_at > _PROBE_VALID_SECONDS:
+                await self._probe(endpoint)  # after a pause another engine may answer there
+            if endpoint.capabilities is not None:
+                return endpoint.capabilities
         problem = self.endpoints[0].problem
-        assert problem is not None, "a probe finds facts or a problem"
+        assert problem is not None, "a probe finds capabilities or a problem"
         raise problem
 
     async def form_for(self, words: tuple[str, ...]) -> LabelForm:
-        """How to ask for one of these words: what the model entry fixes, or what the endpoint's tokens allow."""
+        """Return how to ask for one of these words: what the entry fixes, or what the endpoint's tokens allow."""
         if self.entry.label_form is not None:
             return fixed_form(self.entry.label_form, words)
         if words in self._forms:
@@ -122,26 +129,26 @@ class EnginePool:
         self._forms[words] = choose_form(words, tokens)
         return self._forms[words]
 
-    def elsewhere(self, avoid: Collection[str]) -> bool:
-        """Whether any endpoint but these is asked, now or in a moment."""
-        return any(one.state is not BreakerState.OPEN and one.url not in avoid for one in self.endpoints)
+    def has_alternative(self, excluded: Collection[str]) -> bool:
+        """Whether any endpoint but these is used, now or after a pause."""
+        return any(one.state is not BreakerState.OPEN and one.url not in excluded for one in self.endpoints)
 
-    def choose(self, prefix: Hashable, avoid: Collection[str] = ()) -> Endpoint | None:
-        """The endpoint with room and the least to do in tokens, or the one that read the same prefix while loads are even.
+    def choose(self, prefix: Hashable, excluded: Collection[str] = ()) -> Endpoint | None:
+        """Return the endpoint with capacity and the least load in tokens, or the one that read the prefix if loads are even.
 
-        None where there is no room now.
+        None where no endpoint has capacity now.
         """
         least: Endpoint | None = None
         for one in self.endpoints:
-            if one.room > 0 and one.url not in avoid and (least is None or one.tokens < least.tokens):
+            if one.capacity > 0 and one.url not in excluded and (least is None or one.tokens < least.tokens):
                 least = one
         if least is None or len(self.endpoints) == 1:
             return least
         known = self._prefixes.get(prefix)
         if (
             known is not None
-            and known.room > 0
-            and known.url not in avoid
+            and known.capacity > 0
+            and known.url not in excluded
             and known.tokens <= least.tokens + _EVEN_TOKENS
         ):
             least = known
@@ -151,47 +158,50 @@ class EnginePool:
             self._prefixes.popitem(last=False)
         return least
 
-    def chat(self, there: bool) -> None:
-        """Whether somebody chats with this model now."""
+    def set_interactive(self, active: bool) -> None:
+        """Reserve slots for interactive rows of this model, or release them."""
         for endpoint in self.endpoints:
-            endpoint.pace.chat(there)
+            endpoint.limit.set_interactive(active)
         self.on_change()
 
-    def changed(self) -> None:
-        """Something came, went or broke: tell those who wait for room, and those who wait for any endpoint at all."""
-        if self.available is not self._was_available and all(one.facts_at for one in self.endpoints):
+    def notify_changed(self) -> None:
+        """Call `on_change` after any change of load, and `on_available` if the model became available or unavailable."""
+        if self.available is not self._was_available and all(one.probed_at for one in self.endpoints):
             self._was_available = not self._was_available
             self.on_available(self._was_available)
         self.on_change()
 
     async def watch(self) -> None:
-        """Probe endpoints that are left alone, look at the gauges of those that are used; until cancelled."""
+        """Probe endpoints that are down, and poll the gauges of those in use, until cancelled."""
         try:
             while True:
                 now = time.monotonic()
                 for endpoint in self.endpoints:
                     if self._probe_due(endpoint, now):
                         self._probe(endpoint)
-                due = [one for one in self.endpoints if now - one.looked_at >= 0.9 * _LOOK_SECONDS]
-                looks = [self._look(one, now) for one in due if one.used(_USED_LATELY_SECONDS)]
-                for problem in await asyncio.gather(*looks, return_exceptions=True):
-                    if isinstance(problem, Exception):
-                        _log.error("an endpoint was not looked at", model=self.entry.name, fault=fault(problem))
+                await self._poll_used(now)
                 self.on_change()
-                await asyncio.sleep(max(0.0, min(self._next_probe(), now + _LOOK_SECONDS) - time.monotonic()))
+                await asyncio.sleep(max(0.0, min(self._next_probe(), now + _POLL_SECONDS) - time.monotonic()))
         finally:
             for task in self._probing.values():
                 task.cancel()
+
+    async def _poll_used(self, now: float) -> None:
+        due = [one for one in self.endpoints if now - one.polled_at >= 0.9 * _POLL_SECONDS]
+        polls = [self._poll(one, now) for one in due if one.used(_RECENTLY_USED_SECONDS)]
+        for problem in await asyncio.gather(*polls, return_exceptions=True):
+            if isinstance(problem, Exception):
+                _log.error("an endpoint was not polled", model=self.entry.name, fault=safe_error_summary(problem))
 
     def _probe_due(self, endpoint: Endpoint, now: float) -> bool:
         if self._is_probed(endpoint):
             return False
         if endpoint.state is BreakerState.OPEN:
-            return endpoint.facts_at > 0 and now >= endpoint.breaker.until
-        return endpoint.used(_USED_LATELY_SECONDS) and now - endpoint.facts_at > _FACTS_SECONDS
+            return endpoint.probed_at > 0 and now >= endpoint.breaker.until
+        return endpoint.used(_RECENTLY_USED_SECONDS) and now - endpoint.probed_at > _PROBE_VALID_SECONDS
 
     def _next_probe(self) -> float:
-        waiting = [one for one in self.endpoints if one.facts_at and not self._is_probed(one)]
+        waiting = [one for one in self.endpoints if one.probed_at and not self._is_probed(one)]
         due = [one.breaker.until for one in waiting if one.state is BreakerState.OPEN]
         return max(min(due, default=float("inf")), time.monotonic() + 0.05)
 
@@ -200,36 +210,33 @@ class EnginePool:
         return task is not None and not task.done()
 
     def _probe(self, endpoint: Endpoint) -> "asyncio.Task[None]":
-        """Ask an endpoint what it is; one probe of it at a time."""
+        """Start a probe of an endpoint, or return the one in progress."""
         task = self._probing.get(endpoint.url)
         if task is None or task.done():
-            task = self._probing[endpoint.url] = asyncio.create_task(self._ask_facts(endpoint))
+            task = self._probing[endpoint.url] = asyncio.create_task(self._run_probe(endpoint))
         return task
 
-    async def _ask_facts(self, endpoint: Endpoint) -> None:
+    async def _run_probe(self, endpoint: Endpoint) -> None:
         was = endpoint.state
         try:
-            facts = await ask_facts(self.client, endpoint.url, self.entry.name)
+            found = await probe(self.client, endpoint.url, self.entry.name)
         except EngineError as error:
-            endpoint.facts, endpoint.problem = None, error
+            endpoint.capabilities, endpoint.problem = None, error
             endpoint.breaker.probed(time.monotonic(), answers=False)
-            if endpoint.facts_at and was is not BreakerState.OPEN:
-                _log.warning("endpoint is left out", model=self.entry.name, reason=error.message)
+            if endpoint.probed_at and was is not BreakerState.OPEN:
+                _log.warning("endpoint is down", model=self.entry.name, reason=error.message)
         else:
-            endpoint.facts, endpoint.problem = facts, None
+            endpoint.capabilities, endpoint.problem = found, None
             endpoint.breaker.probed(time.monotonic(), answers=True)
-            if endpoint.facts_at and was is BreakerState.OPEN:
+            if endpoint.probed_at and was is BreakerState.OPEN:
                 _log.info("endpoint is back", model=self.entry.name, endpoint=endpoint.url)
-        endpoint.facts_at = time.monotonic()
-        self.changed()
+        endpoint.probed_at = time.monotonic()
+        self.notify_changed()
 
-    async def _look(self, endpoint: Endpoint, now: float) -> None:
-        endpoint.metrics = await ask_metrics(self.client, endpoint.url, self.entry.name)
+    async def _poll(self, endpoint: Endpoint, now: float) -> None:
+        endpoint.metrics = await poll_metrics(self.client, endpoint.url, self.entry.name)
         gauges = endpoint.metrics.gauges if endpoint.metrics else None
-        seconds, endpoint.looked_at = now - endpoint.looked_at, now
-        endpoint.pace.look(gauges, endpoint.in_flight, seconds, hungry=self.hungry)
+        seconds, endpoint.polled_at = now - endpoint.polled_at, now
+        endpoint.limit.update(gauges, endpoint.in_flight, seconds, has_backlog=self.has_backlog)
         if now - endpoint.refused_at > _REFUSED_SECONDS:
             endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)
-
-
-__all__ = ["EnginePool"]

@@ -1,5 +1,5 @@
-"""Flower, with our chunks readable in it: model, lane, batch and how many rows are done.
+"""Flower, which shows chunks: model, lane, batch and rows done.
 
-chunks  what Flower remembers of a task, ours added
-main    starts it
+chunks  the fields of a chunk, added to Flower's tasks
+main    starts Flower
 """

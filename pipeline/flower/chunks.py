@@ -1,4 +1,4 @@
-"""A Celery task that knows it is a chunk. Flower has no plug-in interface; this replaces one class of its state."""
+"""A Celery task that knows its chunk. Flower has no plug-in interface; this replaces one class of its state."""
 
 import ast
 from typing import Any
@@ -18,8 +18,8 @@ CHUNK_COLUMNS = {
 _FIELDS = (*CHUNK_COLUMNS, "rows", "rows_done", "rows_failed")
 
 
-def _said(text: Any) -> dict[str, Any]:
-    """The dict in a task's arguments or result, as Celery prints them in events; empty where there is none."""
+def _parse(text: Any) -> dict[str, Any]:
+    """Return the dict in the arguments or result of a task, as Celery prints them in events; empty if there is none."""
     try:
         value = ast.literal_eval(str(text))
     except (ValueError, SyntaxError):
@@ -30,10 +30,10 @@ def _said(text: Any) -> dict[str, Any]:
 
 
 class ChunkTask(Task):
-    """A task with its chunk's fields, on its page, in the list and in the API.
+    """A task with the fields of its chunk, on its page, in the list and in the API.
 
-    Celery would make `task-progress` a state of its own, which outranks STARTED and so hides what comes after it. Here it
-    only brings numbers.
+    Celery would make `task-progress` a state of its own, which outranks STARTED and so hides later states.
+    Here it only updates numbers.
     """
 
     progress: Any = None
@@ -51,23 +51,23 @@ class ChunkTask(Task):
     def event(  # type: ignore[override]
         self, type_: str, timestamp: Any = None, local_received: Any = None, fields: Any = None, **rest: Any
     ) -> None:
-        """Take in an event."""
+        """Process an event."""
         fields = dict(fields or {})
         if type_ == "progress":
             if self.succeeded is None:  # events may overtake each other
-                self._learn(fields)
+                self._update(fields)
             return
         super().event(type_, timestamp, local_received, fields, **rest)
         if type_ == "received":
-            self._learn(_said(fields.get("args")))
+            self._update(_parse(fields.get("args")))
         elif type_ == "succeeded":
-            result = _said(fields.get("result"))
+            result = _parse(fields.get("result"))
             if result.get("rows"):
-                self._learn(result)
+                self._update(result)
             else:
                 self.idle = True
 
-    def _learn(self, fields: dict[str, Any]) -> None:
+    def _update(self, fields: dict[str, Any]) -> None:
         known = {key: fields[key] for key in _FIELDS if fields.get(key) is not None}
         self.__dict__.update(known)
         if self.rows is not None:
@@ -75,12 +75,12 @@ class ChunkTask(Task):
 
 
 class ChunkState(EventsState):  # type: ignore[misc]
-    """Flower's state with our tasks, without permits that found nothing to take: they are normal and say nothing."""
+    """Flower's state with our tasks, without open doorbells that found no chunk: they are normal and of no interest."""
 
     Task = ChunkTask
 
     def event(self, event: dict[str, Any]) -> None:
-        """Take in an event."""
+        """Process an event."""
         super().event(event)
         task = self.tasks.get(event.get("uuid"))
         if task is not None and task.idle:
@@ -89,9 +89,6 @@ class ChunkState(EventsState):  # type: ignore[misc]
 
 
 def install() -> None:
-    """Make Flower use these; before its application is built."""
+    """Make Flower use these classes; call it before its application is built."""
     flower.events.EventsState = ChunkState
     TASK_COLUMNS.update(CHUNK_COLUMNS)
-
-
-__all__ = ["CHUNK_COLUMNS", "ChunkState", "ChunkTask", "install"]

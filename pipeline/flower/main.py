@@ -1,4 +1,4 @@
-"""Start Flower on loopback. Without a password it only shows; with YYC3_FLOWER_BASIC_AUTH=user:password it also controls."""
+"""Start Flower on loopback. Without a password it is read-only; with YYC3_FLOWER_BASIC_AUTH=user:password it can control."""
 
 import os
 import sys
@@ -16,11 +16,10 @@ def run_flower(wiring: Wiring, *, port: int, address: str = "127.0.0.1") -> None
     arguments = [f"--port={port}", f"--address={address}", f"--tasks_columns={columns}", "--enable_events=true"]
     arguments += ["--max_tasks=20000", "--logging=warning"]
     if secret is not None:
-        os.environ["FLOWER_BASIC_AUTH"] = secret.get_secret_value()  # not an argument: those can be read by everybody
+        os.environ["FLOWER_BASIC_AUTH"] = (
+            secret.get_secret_value()
+        )  # not an argument: those can be read by every account
     else:
         arguments.append("--read_only=true")
     sys.argv = ["yyc3 flower"]  # Flower prints it
     app.start(argv=["--quiet", "flower", *arguments])
-
-
-__all__ = ["run_flower"]

@@ -1,7 +1,7 @@
-"""Bytes that claim to be a picture: their type is sniffed, their size and pixels limited, and they are encoded anew.
+"""Decode bytes that claim to be an image: sniff their type, limit size and pixels, and re-encode them.
 
-What is stored and sent to an engine is only what the decoder made of the bytes: metadata, comments and whatever else was
-hidden in them stay behind. Every refusal is a ValueError whose text is a clause for people.
+Only what the decoder made of the bytes is stored and sent to an engine: metadata, comments and whatever
+else was hidden in them are left out. Every refusal is a ValueError whose text is a clause for people.
 """
 
 import base64
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 MAX_PIXELS = 32_000_000
 LONGEST_SIDE_PIXELS = 2_048  # the models read about half of that
 _JPEG_QUALITY = 90
-_SCAN, _MAX_SCANS = b"\xff\xda", 64  # each is decoded over the whole picture
+_SCAN, _MAX_SCANS = b"\xff\xda", 64  # each is decoded over the whole image
 _LARGEST_PNG_BYTES = 4 * 1024 * 1024
 _DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*);base64,", re.IGNORECASE)
-# Type, how it begins, how it ends. Of a WebP the length stands in its head.
+# Type, first bytes, last bytes. A WebP has its length in its header.
 _TYPES = (
     ("PNG", b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
     ("JPEG", b"\xff\xd8\xff", b"\xff\xd9"),
@@ -33,48 +33,48 @@ _TYPES = (
 _KNOWN = "PNG, JPEG, WebP or GIF"
 
 
-def decoded(url: str) -> bytes:
-    """The bytes of a data URL."""
+def decode_data_url(url: str) -> bytes:
+    """Return the bytes of a data URL."""
     head = _DATA_URL.match(url, 0, 200)
     if head is None:
-        raise ValueError("is no base64 data URL, which begins like data:image/png;base64,")
+        raise ValueError("is not a base64 data URL, which begins like data:image/png;base64,")
     try:
         raw = base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("holds something that is not base64") from None
-    claimed, found = head["type"].lower().removeprefix("image/").replace("jpg", "jpeg"), sniffed(raw)
+        raise ValueError("has characters that are not base64") from None
+    claimed, found = head["type"].lower().removeprefix("image/").replace("jpg", "jpeg"), sniff_type(raw)
     if claimed != found.lower():
-        raise ValueError(f"says it is {head['type'][:40] or 'nothing'} and is {found}; give its own type")
+        raise ValueError(f"is declared as {head['type'][:40] or 'nothing'} and is {found}; declare its own type")
     return raw
 
 
-def sniffed(raw: bytes) -> str:
-    """The type of a picture, whatever it claims to be."""
+def sniff_type(raw: bytes) -> str:
+    """Return the type of an image, whatever it claims to be."""
     if len(raw) > MAX_IMAGE_BYTES:
         raise ValueError(f"is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
     for name, beginning, ending in _TYPES:
         if raw.startswith(beginning) and (name != "WEBP" or raw[8:12] == b"WEBP"):
             _refuse_two_in_one(raw, name, ending)
             return name
-    raise ValueError(f"is not a picture of a known type; send {_KNOWN}")
+    raise ValueError(f"is not an image of a known type; send {_KNOWN}")
 
 
 def _refuse_two_in_one(raw: bytes, name: str, ending: bytes) -> None:
-    """A file that is a picture for one program and something else for another."""
+    """Refuse a file that is an image for one program and something else for another."""
     end = len(raw.rstrip(b"\x00")) if name != "WEBP" else len(raw)
     whole = (
         raw.endswith(ending, 0, end) if ending else int.from_bytes(raw[4:8], "little") + 8 in {len(raw), len(raw) - 1}
     )
     if not whole:
-        raise ValueError(f"does not end as a {name} does: it is cut, or something hangs on to it; save it again")
+        raise ValueError(f"does not end as a {name} does: it is cut, or has trailing data; save it again")
     if name == "JPEG" and raw.count(_SCAN) > _MAX_SCANS:
-        raise ValueError(f"has more than {_MAX_SCANS} scans, as no JPEG needs; save it again")
+        raise ValueError(f"has more than {_MAX_SCANS} scans, which no JPEG needs; save it again")
     if _is_archive(raw):
-        raise ValueError(f"is a {name} and an archive at once; save the picture again")
+        raise ValueError(f"is a {name} and an archive at once; save the image again")
 
 
 def _is_archive(raw: bytes) -> bool:
-    if not zipfile.is_zipfile(BytesIO(raw)):  # four bytes that any picture may hold by chance
+    if not zipfile.is_zipfile(BytesIO(raw)):  # four bytes that any image may have by chance
         return False
     try:
         return bool(zipfile.ZipFile(BytesIO(raw)).filelist)
@@ -82,54 +82,57 @@ def _is_archive(raw: bytes) -> bool:
         return False
 
 
-def reencoded(raw: bytes) -> tuple[str, bytes]:
-    """Type and bytes of the same picture, written by us: JPEG stays JPEG, all else becomes PNG; shrunk to 2,048 pixels.
+def reencode(raw: bytes) -> tuple[str, bytes]:
+    """Return type and bytes of the same image, encoded by us: JPEG stays JPEG, others become PNG; shrunk to 2,048 pixels.
 
-    What would be larger than 4 MiB as a PNG, as photos are, becomes a JPEG. Of an animation the first picture is taken. Its
-    orientation is applied, as a person would see it.
+    An image that would be larger than 4 MiB as a PNG, as photos are, becomes a JPEG. Of an animation the
+    first frame is used. The orientation is applied, as a person would see it.
     """
-    from PIL import Image, ImageOps  # slow to import, and most programs send no pictures
+    name = sniff_type(raw)
+    plain = _decode(raw, name)
+    plain.info.clear()
+    if name != "JPEG" and len(encoded := _encode(plain, "PNG")) <= _LARGEST_PNG_BYTES:
+        return "png", encoded
+    return "jpeg", _encode(_opaque(plain), "JPEG", quality=_JPEG_QUALITY)
 
-    name = sniffed(raw)
+
+def _decode(raw: bytes, name: str) -> "Image":
+    """Decode and shrink an image of this type."""
+    from PIL import Image, ImageOps  # slow to import, and most programs submit no images
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(BytesIO(raw), formats=[name]) as picture:
-                width, height = picture.size
+            with Image.open(BytesIO(raw), formats=[name]) as image:
+                width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 if name == "JPEG":
-                    picture.draft("RGB", (LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
-                plain = ImageOps.exif_transpose(picture)
+                    image.draft("RGB", (LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
+                plain = ImageOps.exif_transpose(image)
                 plain = plain.convert("RGBA" if plain.has_transparency_data else "RGB")
                 plain.thumbnail((LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
+                return plain
     except Image.DecompressionBombError:
         raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} million pixels; send a smaller one") from None
-    except Exception as error:  # noqa: BLE001 - a damaged picture makes Pillow stumble in any way there is
+    except Exception as error:  # noqa: BLE001 - a damaged image makes Pillow raise anything
         raise ValueError(f"is a damaged {name} ({type(error).__name__}); save it again") from None
-    plain.info.clear()
-    if name != "JPEG" and len(written := _saved(plain, "PNG")) <= _LARGEST_PNG_BYTES:
-        return "png", written
-    return "jpeg", _saved(_opaque(plain), "JPEG", quality=_JPEG_QUALITY)
 
 
-def _opaque(picture: "Image") -> "Image":
+def _opaque(image: "Image") -> "Image":
     from PIL import Image
 
-    if picture.mode == "RGB":
-        return picture
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _saved(picture: "Image", kind: str, **options: int) -> bytes:
-    written = BytesIO()
-    picture.save(written, kind, **options)
-    return written.getvalue()
+def _encode(image: "Image", kind: str, **options: int) -> bytes:
+    encoded = BytesIO()
+    image.save(encoded, kind, **options)
+    return encoded.getvalue()
 
 
 def data_url(kind: str, raw: bytes) -> str:
-    """As it is stored and sent."""
+    """Return an image as it is stored and sent."""
     return f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
-
-
-__all__ = ["LONGEST_SIDE_PIXELS", "MAX_PIXELS", "data_url", "decoded", "reencoded", "sniffed"]

@@ -1,7 +1,7 @@
-"""Pictures behind URLs: only of hosts that somebody allowed, and never from a private address.
+"""Fetch images behind URLs: only from allowed hosts, and never from a private address.
 
-The address is checked where the connection is made, so a name that resolves differently the second time gains nothing,
-and a redirect is a URL like any other.
+The address is checked when the connection is made, so a name that resolves differently the second time
+gains nothing, and a redirect is checked like any URL.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the open internet."""
+    """Whether an IP address belongs to the public internet."""
     found = ip_address(address)
     if isinstance(found, IPv6Address):
         inner = (
@@ -36,7 +36,7 @@ def is_public(address: str) -> bool:
 
 
 class _CheckedResolver(AbstractResolver):
-    """Resolves names, and hands out only addresses that may be connected to."""
+    """Resolves names, and returns only addresses that may be connected to."""
 
     def __init__(self, may_connect: Callable[[str], bool]) -> None:
         self._may_connect = may_connect
@@ -54,17 +54,17 @@ class _CheckedResolver(AbstractResolver):
         await self._inner.close()
 
 
-class _PrivateAddress(Exception):  # noqa: N818 - it says where a name leads
+class _PrivateAddress(Exception):  # noqa: N818 - it describes an address
     pass
 
 
 class Fetcher:
-    """Fetches pictures.
+    """Fetches images.
 
     Args:
-        hosts: allowed names, as they stand in URLs; none by default.
+        hosts: allowed names, as in URLs; none by default.
         may_connect: whether an address may be connected to.
-        schemes: how; a picture that anybody on the way may change is none that was asked about.
+        schemes: allowed schemes; without TLS others could change the image on its way.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Fetcher:
         self._schemes = frozenset(schemes)
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes behind a URL, at most 10 MiB of them.
+        """Return the bytes behind a URL, at most 10 MiB.
 
         Raises:
-            ValueError: a clause that says why not, without the URL.
+            ValueError: a clause with the reason, without the URL.
         """
         try:
             async with asyncio.timeout(_SECONDS):
@@ -92,26 +92,32 @@ class Fetcher:
     async def _fetch(self, url: str) -> bytes:
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=_CheckedResolver(self._may_connect), use_dns_cache=False),
-            auto_decompress=False,  # a picture is compressed already; anything more is a bomb
+            auto_decompress=False,  # images are compressed already; more compression is a bomb
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             for _ in range(_MAX_REDIRECTS + 1):
                 self._check(url)
-                try:
-                    async with session.get(url, allow_redirects=False) as response:
-                        if response.status in _REDIRECTS and "location" in response.headers:
-                            url = urljoin(url, response.headers["location"])
-                            continue
-                        if response.status != 200:
-                            raise ValueError(f"could not be fetched: its host answered with HTTP {response.status}")
-                        return await _limited(response)
-                except _PrivateAddress:
-                    raise ValueError("leads to a private address; send the picture itself as a data URL") from None
-                except TimeoutError:
-                    raise
-                except (aiohttp.ClientError, OSError) as error:
-                    raise ValueError(f"could not be fetched ({type(error).__name__})") from None
+                found = await self._request(session, url)
+                if isinstance(found, bytes):
+                    return found
+                url = found
             raise ValueError(f"was redirected more than {_MAX_REDIRECTS} times")
+
+    async def _request(self, session: aiohttp.ClientSession, url: str) -> bytes | str:
+        """Return the body, or the URL of a redirect."""
+        try:
+            async with session.get(url, allow_redirects=False) as response:
+                if response.status in _REDIRECTS and "location" in response.headers:
+                    return urljoin(url, response.headers["location"])
+                if response.status != 200:
+                    raise ValueError(f"could not be fetched: its host answered HTTP {response.status}")
+                return await _limited(response)
+        except _PrivateAddress:
+            raise ValueError("leads to a private address; send the image itself as a data URL") from None
+        except TimeoutError:
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            raise ValueError(f"could not be fetched ({type(error).__name__})") from None
 
     def _check(self, url: str) -> None:
         try:
@@ -122,9 +128,9 @@ class Fetcher:
             raise ValueError("is not a URL") from None
         if parts.scheme not in self._schemes or parts.username is not None:
             raise ValueError("is not a plain https URL")
-        # aiohttp asks no resolver about an address, so it is looked at here.
+        # aiohttp does not resolve an address, so it is checked here.
         if literal and not self._may_connect(host):
-            raise ValueError("leads to a private address; send the picture itself as a data URL")
+            raise ValueError("leads to a private address; send the image itself as a data URL")
         if host not in self._hosts:
             raise ValueError(
                 "is at a host that is not allowed; send a data URL, or name the host in YYC3_IMAGE_HOSTS of the submitter"
@@ -140,13 +146,10 @@ def _is_literal(host: str) -> bool:
 
 
 async def _limited(response: aiohttp.ClientResponse) -> bytes:
-    """The body, unless it is too large; no more than that is ever held."""
+    """Return the body unless it is too large; no more than the limit is ever in memory."""
     body = bytearray()
     async for piece in response.content.iter_chunked(65_536):
         body += piece
         if len(body) > MAX_IMAGE_BYTES:
             raise ValueError(f"is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
     return bytes(body)
-
-
-__all__ = ["Fetcher", "is_public"]

@@ -1,41 +1,38 @@
-"""Cancelling: the outcome is stored first, then everybody who has to do with the job is told."""
+"""Cancel a job: store the outcome first, then notify everyone concerned."""
 
 import structlog
 
-from pipeline.broker import CANCELLED, Whispers
-from pipeline.jobs.notify import tell
-from pipeline.store import Database, settlement
-from pipeline.streams.writer import StreamWriter
+from pipeline.broker import CANCELLED, Notifier
+from pipeline.jobs.notify import notify_settled_without_run
+from pipeline.store import Database, cancellation
+from pipeline.streams import StreamWriter
 from schemas.errors import BrokerUnavailable, JobNotFound
 from schemas.ids import JobId
 
 _log = structlog.get_logger(__name__)
 
 
-async def cancel(database: Database, whispers: Whispers, streams: StreamWriter, job_id: JobId) -> bool:
-    """Settle a job as cancelled, and have the engine stop if it is being answered.
+async def cancel(database: Database, notifier: Notifier, streams: StreamWriter, job_id: JobId) -> bool:
+    """Settle a job as cancelled, and abort its engine request if it is in flight.
 
-    A worker that has it hangs up on the engine at once; in a shared micro-batch its answer is thrown away. While Redis is
-    away, workers find out when they next renew their leases.
+    The worker that runs it aborts the engine request at once; in a shared micro-batch its answer is
+    discarded. If Redis is unavailable, workers learn of it when they next renew their leases.
 
     Returns:
-        False where it was settled already.
+        False if the job was settled before.
 
     Raises:
         JobNotFound: there is no such job.
         StoreUnavailable: nothing is known to be written, call again.
     """
-    found = await settlement.cancel(database, job_id)
+    found = await cancellation.cancel(database, job_id)
     if found is None:
         raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
-    now, job = found
-    if now:
+    cancelled_now, job = found
+    if cancelled_now:
         try:
-            await whispers.say(CANCELLED, [job_id])
+            await notifier.notify(CANCELLED, [job_id])
         except BrokerUnavailable as error:
-            _log.warning("workers will hear of the cancelled job a moment later", reason=error.message)
-        await tell(whispers, streams, [job])
-    return now
-
-
-__all__ = ["cancel"]
+            _log.warning("workers learn of the cancelled job a moment later", reason=error.message)
+        await notify_settled_without_run(notifier, streams, [job])
+    return cancelled_now

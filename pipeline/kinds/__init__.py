@@ -1,55 +1,37 @@
-"""One module a job kind: build the engine request, read the answer. Pure; a new kind is one new module and one line here."""
+"""Job kinds, one module each: build the engine request, decode the answer. Pure.
 
-from pipeline.kinds import chat, code, intent, sentiment, vision
-from pipeline.kinds.requests import Answer, Ask, Constraint, Shape, Target
+registry        the kinds; a new one is one module and one line there
+kind            what a kind consists of
+requests        engine requests and completions as data
+intent, sentiment, chat, code, vision
+                the kinds
+intent_labels   the intents of a call centre, used unless the caller brings labels
+classification  one token with a distribution, shared by intent and sentiment
+free_text       what the kinds that answer in free text share
+dialogue        turns as prompt text
+cache_key       names a question, so that its answer can be found again
+"""
+
+from pipeline.kinds.kind import Kind, Measures
+from pipeline.kinds.registry import build, decode, headline, is_answer, label_words, measures, register, text_of
+from pipeline.kinds.requests import Completion, CompletionRequest, Constraint, EndpointProfile, RequestTemplate
 from pipeline.models import LabelForm
-from schemas.jobs import ChatJob, CodeJob, IntentJob, Job, SentimentJob, VisionJob
-from schemas.results import Result
 
-
-def label_words(job: Job) -> tuple[str, ...]:
-    """The words a classification is told apart by; empty for kinds that write freely."""
-    match job:
-        case IntentJob():
-            return tuple(option.word for option in intent.options(job))
-        case SentimentJob():
-            return tuple(option.word for option in sentiment.options(job))
-        case ChatJob() | CodeJob() | VisionJob():
-            return ()
-
-
-def build(job: Job, target: Target) -> Ask:
-    """The engine request of a job."""
-    match job:
-        case IntentJob():
-            return intent.build(job, target)
-        case SentimentJob():
-            return sentiment.build(job, target)
-        case ChatJob():
-            return chat.build(job, target)
-        case CodeJob():
-            return code.build(job, target)
-        case VisionJob():
-            return vision.build(job, target)
-
-
-def read(job: Job, ask: Ask, answer: Answer) -> Result:
-    """The result in an answer.
-
-    Raises:
-        InvalidOutput: the answer is not what was asked for; the try has failed.
-    """
-    match job:
-        case IntentJob():
-            return intent.read(ask, answer)
-        case SentimentJob():
-            return sentiment.read(ask, answer)
-        case ChatJob():
-            return chat.read(answer)
-        case CodeJob():
-            return code.read(job, answer)
-        case VisionJob():
-            return vision.read(job, answer)
-
-
-__all__ = ["Answer", "Ask", "Constraint", "LabelForm", "Shape", "Target", "build", "label_words", "read"]
+__all__ = [
+    "Completion",
+    "CompletionRequest",
+    "Constraint",
+    "EndpointProfile",
+    "Kind",
+    "LabelForm",
+    "Measures",
+    "RequestTemplate",
+    "build",
+    "decode",
+    "headline",
+    "is_answer",
+    "label_words",
+    "measures",
+    "register",
+    "text_of",
+]

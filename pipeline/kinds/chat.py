@@ -1,20 +1,26 @@
 """Chat: continue a conversation."""
 
-from pipeline.kinds.free_text import writing_shape, written
-from pipeline.kinds.requests import Answer, Ask, Target
+from pipeline.kinds.free_text import finish_reason, free_text_template, require_text
+from pipeline.kinds.kind import Kind
+from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
 from schemas.jobs import ChatJob
 from schemas.results import ChatResult
 
 
-def build(job: ChatJob, target: Target) -> Ask:
-    """The request for one conversation."""
-    shape = writing_shape("chat", job.sampling, target, max_tokens=512)
-    return Ask(shape, tuple({"role": message.role, "content": message.content} for message in job.messages))
+def build(job: ChatJob, profile: EndpointProfile) -> CompletionRequest:
+    """Return the request of one conversation."""
+    template = free_text_template("chat", job.sampling, profile, max_tokens=512)
+    messages = tuple({"role": message.role, "content": message.content} for message in job.messages)
+    return CompletionRequest(template, messages)
 
 
-def read(answer: Answer) -> ChatResult:
-    """The reply; InvalidOutput where it is empty."""
-    return ChatResult(text=written(answer), finish_reason="length" if answer.finish_reason == "length" else "stop")
+def decode(_job: ChatJob, _request: CompletionRequest, completion: Completion) -> ChatResult:
+    """Return the reply; InvalidOutput where it is empty."""
+    return ChatResult(text=require_text(completion), finish_reason=finish_reason(completion))
 
 
-__all__ = ["build", "read"]
+def _text(result: ChatResult) -> str:
+    return result.text
+
+
+KIND = Kind("chat", ChatJob, ChatResult, build, decode, headline=_text, text=_text)

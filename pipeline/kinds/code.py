@@ -3,14 +3,15 @@
 import re
 
 from pipeline.kinds.dialogue import language_of
-from pipeline.kinds.free_text import opening, writing_shape, written
-from pipeline.kinds.requests import Answer, Ask, Target
+from pipeline.kinds.free_text import free_text_template, require_text, system_messages
+from pipeline.kinds.kind import Kind
+from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
 from schemas.calls import Language
 from schemas.errors import InvalidOutput
 from schemas.jobs import CodeJob
 from schemas.results import CodeResult
 
-_FORM = {
+_WORDS = {
     Language.CHINESE: (
         "编程语言：",
         "文件：",
@@ -26,16 +27,16 @@ _FORM = {
         "Put the whole code in one fenced block; a short explanation may follow it.",
     ),
 }
-# A fence of three or more, what stands beside it, the code, and a fence at least as long; the last block may lack its end.
+# A fence of three or more, its info string, the code, and a fence at least as long; the last block may lack its end.
 _BLOCK = re.compile(
     r"^ {0,3}(?P<fence>`{3,})(?P<tag>[^\n`]*)\n(?P<code>.*?)(?:^ {0,3}(?P=fence)`*[ \t]*$|\Z)", re.M | re.S
 )
 
 
-def build(job: CodeJob, target: Target) -> Ask:
-    """The request for one piece of code."""
-    form = _FORM[language_of(job.instruction)]
-    language, file, existing, task, closing = form
+def build(job: CodeJob, profile: EndpointProfile) -> CompletionRequest:
+    """Return the request of one piece of code."""
+    words = _WORDS[language_of(job.instruction)]
+    language, file, existing, task, closing = words
     lines = [f"{language}{job.language}"]
     if job.file_name is not None:
         lines.append(f"{file}{job.file_name}")
@@ -45,31 +46,31 @@ def build(job: CodeJob, target: Target) -> Ask:
         fence = "`" * (longest + 1)
         lines += [existing, f"{fence}{job.language}", job.context, fence]
     lines += [f"{task}{job.instruction}", closing]
-    shape = writing_shape(
-        "code", job.sampling, target, max_tokens=2_048, words="\n".join((target.system_prompt or "", *form))
+    template = free_text_template(
+        "code", job.sampling, profile, max_tokens=2_048, words="\n".join((profile.system_prompt or "", *words))
     )
-    return Ask(shape, (*opening(target), {"role": "user", "content": "\n".join(lines)}))
+    return CompletionRequest(template, (*system_messages(profile), {"role": "user", "content": "\n".join(lines)}))
 
 
-def read(job: CodeJob, answer: Answer) -> CodeResult:
-    """The code of an answer: the first block in the job's language, else the first.
+def decode(job: CodeJob, _request: CompletionRequest, completion: Completion) -> CodeResult:
+    """Return the code of an answer: the first block in the job's language, else the first block.
 
     Raises:
-        InvalidOutput: no code in it, or cut off by `max_tokens`.
+        InvalidOutput: it has no code, or `max_tokens` cut it.
     """
-    text = written(answer)
-    if answer.finish_reason == "length":
+    text = require_text(completion)
+    if completion.finish_reason == "length":
         raise InvalidOutput("the code was cut off; raise sampling.max_tokens or ask for less")
-    return taken_apart(text, job.language)
+    return extract_code(text, job.language)
 
 
-def taken_apart(text: str, language: str) -> CodeResult:
-    """Code and explanation of a whole answer; InvalidOutput where there is no code."""
+def extract_code(text: str, language: str) -> CodeResult:
+    """Split a whole answer into code and explanation; InvalidOutput where it has no code."""
     blocks = [block for block in _BLOCK.finditer(text) if block["code"].strip()]
     if not blocks:
         raise InvalidOutput("the engine answered without code")
-    asked = language.casefold()
-    chosen = next((block for block in blocks if _tag(block).casefold() == asked), blocks[0])
+    wanted = language.casefold()
+    chosen = next((block for block in blocks if _tag(block).casefold() == wanted), blocks[0])
     around = (text[: chosen.start()].strip(), text[chosen.end() :].strip())
     return CodeResult(
         code=chosen["code"].removesuffix("\n"),
@@ -79,9 +80,26 @@ def taken_apart(text: str, language: str) -> CodeResult:
 
 
 def _tag(block: re.Match[str]) -> str:
-    """The language a fence names; what follows it may be a file name."""
+    """Return the language that a fence names; a file name may follow it."""
     words = block["tag"].split()
     return words[0] if words else ""
 
 
-__all__ = ["build", "read", "taken_apart"]
+def _headline(result: CodeResult) -> str:
+    return result.code if result.explanation is None else f"{result.code}\n\n{result.explanation}"
+
+
+def _text(result: CodeResult) -> str:
+    block = f"```{result.language}\n{result.code}\n```"
+    return block if result.explanation is None else f"{block}\n\n{result.explanation}"
+
+
+def _is_answer(text: str, result: CodeResult) -> bool:
+    """Whether a text, with its fences, has this code and explanation."""
+    try:
+        return extract_code(text, result.language) == result
+    except InvalidOutput:
+        return False
+
+
+KIND = Kind("code", CodeJob, CodeResult, build, decode, headline=_headline, text=_text, is_answer=_is_answer)

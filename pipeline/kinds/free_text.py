@@ -1,49 +1,62 @@
-"""What the kinds that answer in free text share. Streamed from the engine, so that the time to the first token is known."""
+"""What the kinds that answer in free text share. They are streamed, so that the time to the first token is known. Pure."""
 
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
-from pipeline.kinds.requests import Answer, Shape, Target
+from pipeline.kinds.requests import Completion, EndpointProfile, RequestTemplate
 from schemas.errors import InvalidOutput
 from schemas.jobs import Sampling
 
-_AS_GIVEN = "as-given"  # nothing of ours stands around the caller's words
+_AS_GIVEN = "as-given"  # no words of ours around the caller's
 
 
-def writing_shape(
-    kind: str, sampling: Sampling, target: Target, *, max_tokens: int, words: str | None = None, **parameters: Any
-) -> Shape:
-    """The request around a caller's words.
+def free_text_template(
+    kind: str,
+    sampling: Sampling,
+    profile: EndpointProfile,
+    *,
+    max_tokens: int,
+    words: str | None = None,
+    **parameters: Any,
+) -> RequestTemplate:
+    """Return the request around a caller's words.
 
-    `max_tokens` is for callers who say nothing of it; `words` are everything of ours that stands around theirs, they name the
-    template; `parameters` are more fields of the request.
+    Args:
+        kind: of the job.
+        sampling: the caller's.
+        profile: of the endpoint.
+        max_tokens: the default, if the caller names none.
+        words: all words of ours around the caller's; they name the template.
+        **parameters: more fields of the request.
     """
     parameters |= {"max_tokens": max_tokens} | sampling.model_dump(exclude_none=True, exclude={"stop"})
     if sampling.stop:
         parameters["stop"] = list(sampling.stop)
-    if target.stop_token_ids:
-        parameters["stop_token_ids"] = list(target.stop_token_ids)
+    if profile.stop_token_ids:
+        parameters["stop_token_ids"] = list(profile.stop_token_ids)
     key = f"{kind}:{orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS).decode()}"
     template_hash = _AS_GIVEN if words is None else sha256(words.encode()).hexdigest()[:16]
-    return Shape(key=key, prefix=(), parameters=parameters, template_hash=template_hash, streamed=True)
+    return RequestTemplate(key=key, prefix=(), parameters=parameters, template_hash=template_hash, streamed=True)
 
 
-def opening(target: Target) -> tuple[dict[str, Any], ...]:
-    """The model's own system prompt as a message, if it has one."""
-    return () if target.system_prompt is None else ({"role": "system", "content": target.system_prompt},)
+def system_messages(profile: EndpointProfile) -> tuple[dict[str, Any], ...]:
+    """Return the model's own system prompt as a message, if it has one."""
+    return () if profile.system_prompt is None else ({"role": "system", "content": profile.system_prompt},)
 
 
-def written(answer: Answer) -> str:
-    """The text of an answer.
+def require_text(completion: Completion) -> str:
+    """Return the text of a completion.
 
     Raises:
-        InvalidOutput: there is none.
+        InvalidOutput: it is empty.
     """
-    if not answer.text.strip():
-        raise InvalidOutput("the engine answered with nothing")
-    return answer.text
+    if not completion.text.strip():
+        raise InvalidOutput("the engine answered with an empty text")
+    return completion.text
 
 
-__all__ = ["opening", "writing_shape", "written"]
+def finish_reason(completion: Completion) -> Literal["stop", "length"]:
+    """Return `length` where `max_tokens` cut the answer, otherwise `stop`."""
+    return "length" if completion.finish_reason == "length" else "stop"

@@ -2,10 +2,17 @@
 
 from functools import lru_cache
 
-from pipeline.kinds.classification import Option, read_verdict, shape_for
-from pipeline.kinds.dialogue import fitted, language_of
+from pipeline.kinds.classification import (
+    Option,
+    classification_template,
+    decode_verdict,
+    percent,
+    spoken_language,
+)
+from pipeline.kinds.dialogue import fit_to_context
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS, OTHER
-from pipeline.kinds.requests import Answer, Ask, Target
+from pipeline.kinds.kind import Kind, Measures
+from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
 from schemas.calls import Language
 from schemas.jobs import IntentJob, Label
 from schemas.results import IntentResult
@@ -14,15 +21,6 @@ _INSTRUCTION = {
     Language.CHINESE: "你是呼叫中心的质检助手。判断客户的主要意图，只回答下列选项中的一个：",
     Language.ENGLISH: "You review calls of a call centre. Name the customer's main intent. Answer with one of these only:",
 }
-_CLOSING = {
-    Language.CHINESE: "只回答选项本身，不要解释。",
-    Language.ENGLISH: "Answer with the option alone, without an explanation.",
-}
-
-
-def language(job: IntentJob) -> Language:
-    """The job's own, or that of its text."""
-    return job.language or language_of(job.text or "".join(turn.text for turn in (job.turns or ())[:10]))
 
 
 @lru_cache(maxsize=256)
@@ -35,27 +33,40 @@ def _own_options(labels: tuple[Label, ...], language: Language) -> tuple[Option,
 
 
 def options(job: IntentJob) -> tuple[Option, ...]:
-    """The caller's labels or the call-centre set; `other` is always among them."""
-    spoken = language(job)
-    return DEFAULT_OPTIONS[spoken] if job.labels is None else _own_options(job.labels, spoken)
+    """Return the caller's labels or those of a call centre; `other` is always among them."""
+    language = spoken_language(job)
+    return DEFAULT_OPTIONS[language] if job.labels is None else _own_options(job.labels, language)
 
 
-def build(job: IntentJob, target: Target) -> Ask:
-    """The request for one utterance or dialogue."""
-    spoken = language(job)
-    shape = shape_for(_INSTRUCTION[spoken], _CLOSING[spoken], options(job), target.form, target.constraint)
-    text, truncated = (
-        (job.text, False) if job.text is not None else fitted(job.turns or (), spoken, target.context_tokens)
-    )
-    return Ask(shape, ({"role": "user", "content": text},), truncated)
+def build(job: IntentJob, profile: EndpointProfile) -> CompletionRequest:
+    """Return the request of one utterance or dialogue."""
+    language = spoken_language(job)
+    template = classification_template(_INSTRUCTION[language], language, options(job), profile.form, profile.constraint)
+    if job.text is not None:
+        text, truncated = job.text, False
+    else:
+        text, truncated = fit_to_context(job.turns or (), language, profile.max_model_len)
+    return CompletionRequest(template, ({"role": "user", "content": text},), truncated)
 
 
-def read(ask: Ask, answer: Answer) -> IntentResult:
-    """The result of an answer; InvalidOutput where it is none of the labels."""
-    verdict = read_verdict(answer, ask.shape.reading)
+def decode(_job: IntentJob, request: CompletionRequest, completion: Completion) -> IntentResult:
+    """Return the chosen label; InvalidOutput where the answer is none of the labels."""
+    verdict = decode_verdict(completion, request.template.decoder)
     return IntentResult(
-        label=verdict.label, confidence=verdict.confidence, probabilities=verdict.probabilities, truncated=ask.truncated
+        label=verdict.label,
+        confidence=verdict.confidence,
+        probabilities=verdict.probabilities,
+        truncated=request.truncated,
     )
 
 
-__all__ = ["build", "language", "options", "read"]
+KIND = Kind(
+    "intent",
+    IntentJob,
+    IntentResult,
+    build,
+    decode,
+    headline=lambda result: result.label + percent(result.confidence),
+    label_words=lambda job: tuple(option.word for option in options(job)),
+    measures=lambda result: Measures(label=result.label, confidence=result.confidence),
+)

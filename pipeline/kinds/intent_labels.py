@@ -1,7 +1,7 @@
-"""The call-centre intents that are used when a caller brings none of their own.
+"""The intents of a call centre, used when a caller brings no labels.
 
-The same label names in both languages, so that results can be counted together; the words differ in their first character,
-so that one token tells them apart.
+The label names are the same in both languages, so that results can be counted together; the words differ in
+their first character, so that one token distinguishes them.
 """
 
 from pipeline.kinds.classification import Option
@@ -46,5 +46,3 @@ DEFAULT_OPTIONS: dict[Language, tuple[Option, ...]] = {
         Option(OTHER, "other", "none of these"),
     ),
 }
-
-__all__ = ["DEFAULT_OPTIONS", "OTHER"]

@@ -1,4 +1,4 @@
-"""What every kind speaks: an ask goes to an engine, an answer comes back. Pure data."""
+"""Engine requests and completions as data, for every kind. Pure."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,54 +8,56 @@ import orjson
 
 from pipeline.models import LabelForm
 
-_PICTURE_CHARACTERS = 1_000
-_PICTURE_TOKENS = 2_000
-_OPENING_BYTES = 240
+_IMAGE_CHARACTERS = 1_000
+_IMAGE_TOKENS = 2_000
+_PREFIX_KEY_BYTES = 240
 
 
 class Constraint(StrEnum):
-    """How the endpoint wants to be told the allowed answers."""
+    """How an endpoint takes the allowed answers."""
 
     STRUCTURED_OUTPUTS = "structured_outputs"  # vLLM >= 0.12 (0.11 knows both)
     GUIDED = "guided"  # guided_choice and guided_json before; newer servers ignore them silently
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class EndpointProfile:
     """What a request is written for.
 
     Attributes:
-        form: how a label is asked for; of no matter where the answer is free text.
-        context_tokens: how much the endpoint reads.
+        form: how a label is asked for; unused for free text.
+        max_model_len: tokens that the endpoint reads.
         stop_token_ids: where the model ends an answer, beside its end-of-text token.
-        system_prompt: what the model wants to be told first.
+        system_prompt: the model's own first message.
     """
 
     form: LabelForm
     constraint: Constraint
-    context_tokens: int
+    max_model_len: int
     stop_token_ids: tuple[int, ...] = ()
     system_prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """All of a request but the caller's words. Asks of an equal shape may share one micro-batch.
+class RequestTemplate:
+    """All of a request but the caller's words. Requests of equal templates may share a micro-batch.
 
     Attributes:
-        key: identifies the shape; equal keys mean equal prefix and parameters.
-        prefix: messages before the caller's, JSON without the closing bracket and comma handling left to `Ask`.
+        key: identifies the template; equal keys mean equal prefix and parameters.
+        prefix: messages before the caller's.
         parameters: fields of the chat request beside model, messages and priority.
         template_hash: names the words around the caller's.
-        reading: whatever the kind needs to read the answer.
+        label_set_hash: names the labels of a classification; None for free text.
+        decoder: what the kind needs to understand the answer.
     """
 
     key: str
     prefix: tuple[dict[str, str], ...]
     parameters: dict[str, Any]
     template_hash: str
+    label_set_hash: str | None = None
     streamed: bool = False
-    reading: Any = None
+    decoder: Any = None
     prefix_json: bytes = field(init=False, default=b"")
 
     def __post_init__(self) -> None:
@@ -63,67 +65,67 @@ class Shape:
 
 
 @dataclass(slots=True, eq=False)
-class Ask:
-    """One row's request: its shape and the caller's messages.
+class CompletionRequest:
+    """The request of one row: its template and the caller's messages.
 
     Attributes:
-        conversation: the messages array as JSON; the shared prefix is encoded once a shape, not once a row.
+        conversation: the messages array as JSON; the shared prefix is encoded once a template.
     """
 
-    shape: Shape
+    template: RequestTemplate
     messages: tuple[dict[str, Any], ...]
     truncated: bool = False
     conversation: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        own, before = orjson.dumps(self.messages), self.shape.prefix_json
-        self.conversation = b"[" + before + b"," + own[1:] if before else own
+        own, prefix = orjson.dumps(self.messages), self.template.prefix_json
+        self.conversation = b"[" + prefix + b"," + own[1:] if prefix else own
 
     @property
     def characters(self) -> int:
-        """Characters of the caller's messages, to share out a micro-batch's prompt tokens; a picture counts as many."""
+        """Characters of the caller's messages, by which a micro-batch's prompt tokens are divided; an image counts 1,000."""
         return sum(_characters(message["content"]) for message in self.messages)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt, estimated: three bytes each, a Chinese character or most of an English word."""
-        pictures = sum(_PICTURE_TOKENS for message in self.messages if not isinstance(message["content"], str))
-        return pictures or len(self.conversation) // 3
+        """Estimated prompt tokens: three bytes each, which is one Chinese character or most of an English word."""
+        images = sum(_IMAGE_TOKENS for message in self.messages if not isinstance(message["content"], str))
+        return images or len(self.conversation) // 3
 
     @property
-    def longest_answer_tokens(self) -> int:
-        """Tokens of the answer at most."""
-        return int(self.shape.parameters.get("max_tokens", 0))
+    def max_tokens(self) -> int:
+        """Most tokens of the answer."""
+        return int(self.template.parameters.get("max_tokens", 0))
 
     @property
     def deterministic(self) -> bool:
         """Whether the same model gives the same answer again."""
-        return self.shape.parameters.get("temperature") == 0
+        return self.template.parameters.get("temperature") == 0
 
     @property
-    def opening(self) -> tuple[str, bytes]:
-        """What rows that share a long prefix have in common, and others do not."""
-        start = len(self.shape.prefix_json)
-        return self.shape.key, self.conversation[start : start + _OPENING_BYTES]
+    def prefix_key(self) -> tuple[str, bytes]:
+        """Equal for rows that share a long prefix, different for most others."""
+        start = len(self.template.prefix_json)
+        return self.template.key, self.conversation[start : start + _PREFIX_KEY_BYTES]
 
 
 def _characters(content: str | list[dict[str, Any]]) -> int:
     if isinstance(content, str):
         return len(content)
-    return sum(len(part["text"]) if part["type"] == "text" else _PICTURE_CHARACTERS for part in content)
+    return sum(len(part["text"]) if part["type"] == "text" else _IMAGE_CHARACTERS for part in content)
 
 
 @dataclass(slots=True)
-class Answer:
-    """What an engine said to one ask.
+class Completion:
+    """The answer of an engine to one request.
 
     Attributes:
-        first_token: (token text, log probability) pairs of the first position, the sampled one among them; empty where
-            the engine gave none.
+        first_token: (token text, log probability) pairs of the first position, the sampled one among
+            them; empty where the engine gave none.
         prompt_tokens: the engine's count; in a micro-batch a share of its sum.
         engine_seconds: from sent to the whole answer.
         first_token_seconds: from sent to the first token; None where not streamed.
-        simulated: the answer says itself that a simulator made it.
+        simulated: the answer itself is marked as a simulator's.
     """
 
     text: str
@@ -134,6 +136,3 @@ class Answer:
     engine_seconds: float = 0.0
     first_token_seconds: float | None = None
     simulated: bool = False
-
-
-__all__ = ["Answer", "Ask", "Constraint", "Shape", "Target"]

@@ -1,13 +1,20 @@
 """Sentiment: how the customer feels, as a label and a score in [-1, 1]."""
 
-from pipeline.kinds.classification import Option, read_verdict, shape_for
-from pipeline.kinds.dialogue import fitted, language_of, written
-from pipeline.kinds.requests import Answer, Ask, Target
+from pipeline.kinds.classification import (
+    Option,
+    classification_template,
+    decode_verdict,
+    percent,
+    spoken_language,
+)
+from pipeline.kinds.dialogue import fit_to_context, format_turns
+from pipeline.kinds.kind import Kind, Measures
+from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
 from schemas.calls import Language
 from schemas.jobs import SentimentJob
 from schemas.results import SentimentLabel, SentimentResult
 
-# The words differ in their first character, so that one token tells them apart.
+# The words differ in their first character, so that one token distinguishes them.
 _OPTIONS = {
     Language.CHINESE: (
         Option("positive", "正面", "满意、感谢、高兴", ("太好了，谢谢你帮我解决。",)),
@@ -24,10 +31,6 @@ _INSTRUCTION = {
     Language.CHINESE: "你是呼叫中心的质检助手。判断客户的情绪，只回答下列选项中的一个：",
     Language.ENGLISH: "You review calls of a call centre. How does the customer feel? Answer with one of these only:",
 }
-_CLOSING = {
-    Language.CHINESE: "只回答选项本身，不要解释。",
-    Language.ENGLISH: "Answer with the option alone, without an explanation.",
-}
 _CONTEXT = {
     Language.CHINESE: ("之前的对话：", "请判断客户这句话的情绪："),
     Language.ENGLISH: ("Said before:", "How does the customer feel in this turn:"),
@@ -35,40 +38,48 @@ _CONTEXT = {
 _SCORE = {SentimentLabel.POSITIVE: 1.0, SentimentLabel.NEUTRAL: 0.0, SentimentLabel.NEGATIVE: -1.0}
 
 
-def language(job: SentimentJob) -> Language:
-    """The job's own, or that of its text."""
-    return job.language or language_of(job.text or "".join(turn.text for turn in (job.turns or ())[:10]))
-
-
 def options(job: SentimentJob) -> tuple[Option, ...]:
-    """Always the same three."""
-    return _OPTIONS[language(job)]
+    """Return the three sentiments in the language of the job."""
+    return _OPTIONS[spoken_language(job)]
 
 
-def build(job: SentimentJob, target: Target) -> Ask:
-    """The request for one utterance, with its context where given, or one dialogue."""
-    spoken = language(job)
-    shape = shape_for(_INSTRUCTION[spoken], _CLOSING[spoken], _OPTIONS[spoken], target.form, target.constraint)
+def build(job: SentimentJob, profile: EndpointProfile) -> CompletionRequest:
+    """Return the request of one utterance, with its context if given, or of one dialogue."""
+    language = spoken_language(job)
+    template = classification_template(
+        _INSTRUCTION[language], language, _OPTIONS[language], profile.form, profile.constraint
+    )
     truncated = False
     if job.text is None:
-        text, truncated = fitted(job.turns or (), spoken, target.context_tokens)
+        text, truncated = fit_to_context(job.turns or (), language, profile.max_model_len)
     elif job.context:
-        before, now = _CONTEXT[spoken]
-        text = f"{before}\n{written(job.context, spoken)}\n{now}\n{job.text}"
+        before, now = _CONTEXT[language]
+        text = f"{before}\n{format_turns(job.context, language)}\n{now}\n{job.text}"
     else:
         text = job.text
-    return Ask(shape, ({"role": "user", "content": text},), truncated)
+    return CompletionRequest(template, ({"role": "user", "content": text},), truncated)
 
 
-def read(ask: Ask, answer: Answer) -> SentimentResult:
-    """The result of an answer; InvalidOutput where it is none of the three."""
-    verdict = read_verdict(answer, ask.shape.reading)
-    label = SentimentLabel(verdict.label)
-    spread = verdict.probabilities
-    score = _SCORE[label] if spread is None else spread["positive"] - spread["negative"]
+def decode(_job: SentimentJob, request: CompletionRequest, completion: Completion) -> SentimentResult:
+    """Return label and score; InvalidOutput where the answer is none of the three."""
+    verdict = decode_verdict(completion, request.template.decoder)
+    label, spread = SentimentLabel(verdict.label), verdict.probabilities
     return SentimentResult(
-        label=label, score=score, confidence=verdict.confidence, probabilities=spread, truncated=ask.truncated
+        label=label,
+        score=_SCORE[label] if spread is None else spread["positive"] - spread["negative"],
+        confidence=verdict.confidence,
+        probabilities=spread,
+        truncated=request.truncated,
     )
 
 
-__all__ = ["build", "language", "options", "read"]
+KIND = Kind(
+    "sentiment",
+    SentimentJob,
+    SentimentResult,
+    build,
+    decode,
+    headline=lambda result: f"{result.label} (score {result.score:+.2f}){percent(result.confidence)}",
+    label_words=lambda job: tuple(option.word for option in options(job)),
+    measures=lambda result: Measures(label=result.label, confidence=result.confidence, score=result.score),
+)

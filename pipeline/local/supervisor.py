@@ -1,11 +1,11 @@
-"""The process that owns every child of `yyc3 up` and never outlives its reason to be.
+"""The process that owns every child of `yyc3 up` and never outlives its parent.
 
     python -m pipeline.local.supervisor HOME [postgres] [valkey]
 
 It starts the named servers, prints one JSON line with their URLs, then reads JSON lines on stdin:
 `{"start": NAME, "argv": [...], "env": {...}, "log": PATH}`, `{"stop": NAME}` and `{"kill": NAME}`; it prints
 `{"exited": NAME, "code": N}` when a child ends by itself. End of input, SIGTERM or SIGINT stop all children, the last started
-first. A parent that is killed with -9 closes our stdin; a guard that is killed with -9 takes its children along through
+first. A parent that is killed with -9 closes our stdin; a supervisor that is killed with -9 takes its children along through
 PDEATHSIG (Linux).
 """
 
@@ -20,14 +20,14 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.local.servers import Server, ServerError, dies_with_parent, start_postgres, start_valkey
+from pipeline.local.servers import Server, ServerError, set_parent_death_signal, start_postgres, start_valkey
 
 _STOP_SECONDS = 45.0
 _STARTERS = {"postgres": start_postgres, "valkey": start_valkey}
 
 
-def _say(line: dict[str, Any]) -> None:
-    # The reader may be gone already (kill -9): then there is nobody to tell, and stdin ends us.
+def _emit(line: dict[str, Any]) -> None:
+    # The reader may be gone already (kill -9): then the end of stdin stops this process.
     try:
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
@@ -35,7 +35,7 @@ def _say(line: dict[str, Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class Guard:
+class Supervisor:
     """Children by name, in the order they were started."""
 
     def __init__(self, home: Path) -> None:
@@ -43,21 +43,21 @@ class Guard:
         self._children: dict[str, Server] = {}
 
     def start_servers(self, names: list[str]) -> None:
-        """Start Postgres and Valkey and say where they are."""
+        """Start Postgres and Valkey, and print their URLs."""
         for name in names:
             self._children[name] = _STARTERS[name](self._home)
-        _say({"urls": {name: child.url for name, child in self._children.items()}})
+        _emit({"urls": {name: child.url for name, child in self._children.items()}})
 
-    def obey(self, line: bytes) -> None:
-        """Do what one input line says."""
-        order = json.loads(line)
-        if "start" in order:
-            self._start(order["start"], order["argv"], order.get("env", {}), Path(order["log"]))
-        elif "kill" in order and (child := self._children.pop(order["kill"], None)):
+    def handle(self, line: bytes) -> None:
+        """Execute the command of one input line."""
+        command = json.loads(line)
+        if "start" in command:
+            self._start(command["start"], command["argv"], command.get("env", {}), Path(command["log"]))
+        elif "kill" in command and (child := self._children.pop(command["kill"], None)):
             child.process.kill()
             child.process.wait()
-        elif "stop" in order and (child := self._children.pop(order["stop"], None)):
-            self._end([child])
+        elif "stop" in command and (child := self._children.pop(command["stop"], None)):
+            self._stop([child])
 
     def _start(self, name: str, argv: list[str], environment: dict[str, str], log: Path) -> None:
         with log.open("ab") as output:
@@ -68,25 +68,25 @@ class Guard:
                 stderr=output,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=dies_with_parent(signal.SIGTERM),
+                preexec_fn=set_parent_death_signal(signal.SIGTERM),
             )
         self._children[name] = Server(name, process, signal.SIGTERM, "")
 
     def reap(self) -> None:
-        """Report children that ended by themselves."""
+        """Report children that exited by themselves."""
         for name, child in list(self._children.items()):
             code = child.process.poll()
             if code is not None:
                 del self._children[name]
-                _say({"exited": name, "code": code})
+                _emit({"exited": name, "code": code})
 
     def stop_all(self) -> None:
-        """Stop workers and pages together, then the servers they need."""
+        """Stop workers and pages together, then the servers that they need."""
         servers = [child for child in self._children.values() if child.name in _STARTERS]
-        self._end([child for child in self._children.values() if child.name not in _STARTERS])
-        self._end(servers)
+        self._stop([child for child in self._children.values() if child.name not in _STARTERS])
+        self._stop(servers)
 
-    def _end(self, children: list[Server]) -> None:
+    def _stop(self, children: list[Server]) -> None:
         for child in reversed(children):
             if child.process.poll() is None:
                 child.process.send_signal(child.stop_signal)
@@ -98,7 +98,7 @@ class Guard:
                 child.process.wait()
 
 
-def _loop(guard: Guard, wake: int) -> None:
+def _loop(supervisor: Supervisor, wake: int) -> None:
     pending = b""
     while True:
         readable, _, _ = select.select([sys.stdin.fileno(), wake], [], [], 0.5)
@@ -110,12 +110,12 @@ def _loop(guard: Guard, wake: int) -> None:
                 return
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                guard.obey(line)
-        guard.reap()
+                supervisor.handle(line)
+        supervisor.reap()
 
 
 def _locked(lock: IO[str]) -> bool:
-    """Take the home's lock; a command that looks whether somebody holds it has it for a moment, so try for a second."""
+    """Take the lock of the home; a command that tests it holds it for a moment, so try for a second."""
     end = time.monotonic() + 1.0
     while True:
         try:
@@ -134,23 +134,23 @@ def main(arguments: list[str]) -> int:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (home / "lock").open("w")
     if not _locked(lock):
-        _say({"error": f"{home} is in use by another yyc3 up; stop that one, or set YYC3_HOME to another folder"})
+        _emit({"error": f"{home} is in use by another yyc3 up; stop that one, or set YYC3_HOME to another folder"})
         return 3
-    (home / "running.json").unlink(missing_ok=True)  # of one that was killed
+    (home / "running.json").unlink(missing_ok=True)  # left by a supervisor that was killed
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    guard = Guard(home)
+    supervisor = Supervisor(home)
     try:
-        guard.start_servers(arguments[1:])
-        _loop(guard, read_end)
+        supervisor.start_servers(arguments[1:])
+        _loop(supervisor, read_end)
     except ServerError as error:
-        _say({"error": str(error)})
+        _emit({"error": str(error)})
         return 3
     finally:
-        guard.stop_all()
+        supervisor.stop_all()
         (home / "running.json").unlink(missing_ok=True)
     return 0
 

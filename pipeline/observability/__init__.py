@@ -1,1 +1,4 @@
-"""Logs."""
+"""What a process shows of itself.
+
+logging  structured log lines without the words of callers
+"""

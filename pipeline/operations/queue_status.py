@@ -1,4 +1,4 @@
-"""What waits, what moves, and when it will be done: queues from the store, speed from what the workers sampled."""
+"""Depth, throughput and estimated time to empty of each queue, from the store and the samples of the workers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,17 +11,17 @@ from schemas.doorbells import Lane, queue_name
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueStatus:
     """One model and lane.
 
     Attributes:
-        queued_jobs, running_jobs: without an outcome, in chunks that wait and in chunks that a worker has.
-        oldest_seconds: how long the oldest queued chunk waits.
-        messages: doorbells in the Celery queue; there may be fewer than chunks, for each takes the best one.
+        queued_jobs, running_jobs: without an outcome, in queued chunks and in running ones.
+        oldest_seconds: age of the oldest queued chunk.
+        messages: doorbells in the Celery queue; there may be fewer than chunks, because each claims the best one.
         in_flight: rows at engines now.
-        jobs_per_second: answered by the engines lately, in this lane.
-        seconds_to_empty: at that rate; None where nothing moves, or nothing waits.
-        last_code: the code of what a queued chunk is waiting for.
+        jobs_per_second: answered by the engines in this lane, in the last seconds.
+        seconds_to_empty: at that rate; None where nothing moves, or nothing is queued.
+        last_code: why a queued chunk waits for another attempt.
     """
 
     queue: str
@@ -37,27 +37,29 @@ class Queue:
     last_code: str | None
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return a JSON object for `--json`."""
         return asdict(self)
 
 
-def queues(
+def queue_status(
     states: Iterable[QueueState], depths: dict[tuple[str, Lane], int], samples: Sequence[EndpointSample]
-) -> list[Queue]:
-    """One entry a model and lane, in the order of `depths`."""
+) -> list[QueueStatus]:
+    """Return one entry for each model and lane, in the order of `depths`."""
     by_queue = {(state.model, state.lane): state for state in states}
     return [
-        _queue(model, lane, messages, by_queue.get((model, lane)), samples)
+        _status(model, lane, messages, by_queue.get((model, lane)), samples)
         for (model, lane), messages in depths.items()
     ]
 
 
-def _queue(model: str, lane: Lane, messages: int, state: QueueState | None, samples: Sequence[EndpointSample]) -> Queue:
-    mine = [sample for sample in samples if (sample.model, sample.lane) == (model, lane)]
-    rate = sum(sample.rows_per_second for sample in mine)
+def _status(
+    model: str, lane: Lane, messages: int, state: QueueState | None, samples: Sequence[EndpointSample]
+) -> QueueStatus:
+    own = [sample for sample in samples if (sample.model, sample.lane) == (model, lane)]
+    rate = sum(sample.rows_per_second for sample in own)
     queued, running = (state.queued_jobs, state.running_jobs) if state else (0, 0)
     oldest = (datetime.now(UTC) - state.oldest_at).total_seconds() if state and state.oldest_at else None
-    return Queue(
+    return QueueStatus(
         queue=queue_name(model, lane),
         model=model,
         lane=lane,
@@ -65,11 +67,8 @@ def _queue(model: str, lane: Lane, messages: int, state: QueueState | None, samp
         queued_jobs=queued,
         running_jobs=running,
         oldest_seconds=oldest,
-        in_flight=sum(sample.in_flight for sample in mine),
+        in_flight=sum(sample.in_flight for sample in own),
         jobs_per_second=round(rate, 2),
         seconds_to_empty=(queued + running) / rate if rate and queued + running else None,
         last_code=state.last_code if state else None,
     )
-
-
-__all__ = ["Queue", "queues"]

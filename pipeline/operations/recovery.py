@@ -1,4 +1,4 @@
-"""Recovery: lost leases go back, and every queued chunk has a doorbell. The only place where something is repeated."""
+"""Recovery: requeue the chunks of lost workers, and keep a doorbell for every queued chunk."""
 
 import asyncio
 import time
@@ -7,152 +7,154 @@ from datetime import timedelta
 
 import structlog
 
-from pipeline.broker import WINDOW, Bells, Whispers
-from pipeline.jobs.notify import tell
+from pipeline.broker import MAX_OPEN_DOORBELLS, Notifier, Publisher
+from pipeline.jobs.notify import notify_settled_without_run
 from pipeline.models import Models
-from pipeline.policies.leases import scan
-from pipeline.store import Database, answer_cache, endpoint_samples, recovery
-from pipeline.store.recovery import Beat
-from pipeline.store.settlement import SettledOutside
-from pipeline.streams.writer import StreamWriter
+from pipeline.operations.pruning import prune
+from pipeline.policies.leases import scan_interval
+from pipeline.store import Database, recovery
+from pipeline.store.cancellation import SettledWithoutRun
+from pipeline.store.recovery import LeaseSighting, RunnableChunks
+from pipeline.streams import StreamWriter
 from schemas.doorbells import Doorbell, queue_name
 from schemas.errors import BrokerUnavailable, StoreUnavailable
 
 _log = structlog.get_logger(__name__)
-SWEEP = timedelta(seconds=1)
-"""How often it rings for what is queued, and expires what waited too long."""
+SWEEP_INTERVAL = timedelta(seconds=1)
+"""How often it publishes doorbells for queued chunks, and expires jobs."""
 
-_TIDY_SECONDS = 3_600.0
+_PRUNE_SECONDS = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """What one sweep did. `unknown_models` have queued chunks and no entry in models.toml."""
 
-    returned_chunks: int
+    requeued_chunks: int
     poison_jobs: int
     expired_jobs: int
-    permits: int
+    doorbells: int
     unknown_models: frozenset[str] = frozenset()
 
     def __add__(self, later: "Sweep") -> "Sweep":
         return Sweep(
-            self.returned_chunks + later.returned_chunks,
+            self.requeued_chunks + later.requeued_chunks,
             self.poison_jobs + later.poison_jobs,
             self.expired_jobs + later.expired_jobs,
-            self.permits + later.permits,
+            self.doorbells + later.doorbells,
             later.unknown_models,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What recovery works with."""
-
-    database: Database
-    bells: Bells
-    whispers: Whispers
-    streams: StreamWriter
-
-
 class Recovery:
-    """Sweeps. It remembers only which runs had outlived their lease when it last looked, and when that was.
+    """Sweeps. Its only state is which leases had expired at the last scan, and when that was.
 
-    Any number of processes may do this at once; each must itself have seen a run twice before it takes it from its worker.
+    Any number of processes may sweep at once; each must itself see an expired lease twice before it
+    requeues the chunk.
 
     Args:
+        database: where chunks are.
+        publisher: publishes doorbells.
+        notifier: notifies callers of jobs that it settles.
+        streams: ends the streams of such jobs.
+        models: entries of models.toml.
         lease: as the workers have it.
     """
 
-    def __init__(self, reach: Reach, models: Models, lease: timedelta) -> None:
-        self._reach = reach
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        notifier: Notifier,
+        streams: StreamWriter,
+        models: Models,
+        lease: timedelta,
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._notifier = notifier
+        self._streams = streams
         self._models = models
         self._lease = lease
-        self._scan_seconds = scan(lease).total_seconds()
-        self._overdue: frozenset[Beat] = frozenset()
-        self._looked_at: float | None = None
+        self._scan_seconds = scan_interval(lease).total_seconds()
+        self._expired_leases: frozenset[LeaseSighting] = frozenset()
+        self._scanned_at: float | None = None
 
     async def sweep(self) -> Sweep:
-        """Return lost leases, expire what waited too long, then top permits up to the queued chunks or the window, less what
-        is in the queue.
+        """Requeue lost chunks, expire jobs, and publish open doorbells for queued chunks.
 
-        Safe to run anywhere, any number of times.
+        A queue gets as many as it has queued chunks, at most MAX_OPEN_DOORBELLS, less those in it.
+        Safe to call anywhere, any number of times.
 
         Raises:
             StoreUnavailable, BrokerUnavailable: nothing is lost; call again.
         """
-        reach = self._reach
-        returned, poison = await self._return_lost()
-        expired = await recovery.expire(reach.database)
-        await tell(reach.whispers, reach.streams, [*poison, *expired])
+        requeued, poison = await self._requeue_lost()
+        expired = await recovery.expire(self._database)
+        await notify_settled_without_run(self._notifier, self._streams, [*poison, *expired])
         known = {entry.name for entry in self._models}
-        everything = await recovery.waiting(reach.database)
-        waiting = [found for found in everything if found.model in known]
-        depths = await reach.bells.depths(queue_name(found.model, found.lane) for found in waiting) if waiting else {}
-        permits = [
-            Doorbell(model=found.model, lane=found.lane)
-            for found in waiting
-            for _ in range(min(found.chunks, WINDOW) - depths[queue_name(found.model, found.lane)])
-        ]
-        if permits:
-            await reach.bells.ring(permits)
-        strangers = frozenset(found.model for found in everything) - known
-        return Sweep(returned, len(poison), len(expired), len(permits), strangers)
+        runnable = await recovery.runnable_chunks(self._database)
+        doorbells = await self._publish_doorbells([chunks for chunks in runnable if chunks.model in known])
+        unknown_models = frozenset(chunks.model for chunks in runnable) - known
+        return Sweep(requeued, len(poison), len(expired), doorbells, unknown_models)
 
     @property
-    def suspects(self) -> int:
-        """Runs that had outlived their lease at the last look: the next one tells whether their worker is lost."""
-        return len(self._overdue)
+    def suspected_runs(self) -> int:
+        """Runs whose lease had expired at the last scan: the next scan shows whether their worker is lost."""
+        return len(self._expired_leases)
 
-    async def _return_lost(self) -> tuple[int, list[SettledOutside]]:
+    async def _publish_doorbells(self, runnable: list[RunnableChunks]) -> int:
+        if not runnable:
+            return 0
+        depths = await self._publisher.depths(queue_name(chunks.model, chunks.lane) for chunks in runnable)
+        doorbells = [
+            Doorbell(model=chunks.model, lane=chunks.lane)
+            for chunks in runnable
+            for _ in range(min(chunks.chunks, MAX_OPEN_DOORBELLS) - depths[queue_name(chunks.model, chunks.lane)])
+        ]
+        if doorbells:
+            await self._publisher.publish(doorbells)
+        return len(doorbells)
+
+    async def _requeue_lost(self) -> tuple[int, list[SettledWithoutRun]]:
         now = time.monotonic()
-        if self._looked_at is not None and now - self._looked_at < self._scan_seconds:
+        if self._scanned_at is not None and now - self._scanned_at < self._scan_seconds:
             return 0, []
-        before, self._overdue = self._overdue, frozenset()  # if this look fails, the next one begins anew
-        overdue = await recovery.overdue(self._reach.database, self._lease)
-        silent = overdue & before
-        returned, poison = await recovery.return_lost(self._reach.database, silent) if silent else (0, [])
-        self._overdue, self._looked_at = overdue - silent, now
-        return returned, poison
+        before, self._expired_leases = (
+            self._expired_leases,
+            frozenset(),
+        )  # if this scan fails, the next one begins fresh
+        expired = await recovery.expired_leases(self._database, self._lease)
+        unrenewed = expired & before
+        requeued, poison = await recovery.requeue_lost(self._database, unrenewed) if unrenewed else (0, [])
+        self._expired_leases, self._scanned_at = expired - unrenewed, now
+        return requeued, poison
 
     async def sweep_forever(self) -> None:
-        """Sweep once a second until cancelled; an outage of a server is waited out."""
-        away, strangers = False, frozenset[str]()
-        tidied = -_TIDY_SECONDS
+        """Sweep once a second until cancelled; while a service is unavailable it waits."""
+        unavailable, unknown_models = False, frozenset[str]()
+        pruned_at = -_PRUNE_SECONDS
         while True:
             try:
                 done = await self.sweep()
-                if time.monotonic() - tidied > _TIDY_SECONDS:
-                    await tidy(self._reach.database)
-                    tidied = time.monotonic()
+                if time.monotonic() - pruned_at > _PRUNE_SECONDS:
+                    await prune(self._database)
+                    pruned_at = time.monotonic()
             except (StoreUnavailable, BrokerUnavailable) as error:
-                if not away:
-                    _log.warning("recovery waits", reason=error.message)
-                away = True
+                if not unavailable:
+                    _log.warning("recovery waits for a service", reason=error.message)
+                unavailable = True
             else:
-                if away:
-                    _log.info("recovery goes on")
-                away = False
-                if done.unknown_models != strangers:
-                    strangers = done.unknown_models
-                    if strangers:
-                        _log.warning("chunks wait for models that are not in models.toml", models=sorted(strangers))
-                if done.returned_chunks or done.poison_jobs:
-                    _log.warning(
-                        "chunks of lost workers went back", chunks=done.returned_chunks, poison_jobs=done.poison_jobs
-                    )
-            await asyncio.sleep(SWEEP.total_seconds())
+                if unavailable:
+                    _log.info("recovery continues")
+                unavailable = False
+                _log_sweep(done, new_unknown=done.unknown_models != unknown_models)
+                unknown_models = done.unknown_models
+            await asyncio.sleep(SWEEP_INTERVAL.total_seconds())
 
 
-async def tidy(database: Database) -> None:
-    """Delete what was kept for a while: samples of endpoints, and answers by question.
-
-    Raises:
-        StoreUnavailable: call again.
-    """
-    samples_gone, answers_gone = await endpoint_samples.forget_old(database), await answer_cache.forget_old(database)
-    if samples_gone or answers_gone:
-        _log.info("tidied", samples=samples_gone, answers=answers_gone)
-
-
-__all__ = ["SWEEP", "Reach", "Recovery", "Sweep", "tidy"]
+def _log_sweep(done: Sweep, *, new_unknown: bool) -> None:
+    if done.unknown_models and new_unknown:
+        _log.warning("chunks are queued for models that are not in models.toml", models=sorted(done.unknown_models))
+    if done.requeued_chunks or done.poison_jobs:
+        _log.warning("chunks of lost workers were requeued", chunks=done.requeued_chunks, poison_jobs=done.poison_jobs)

@@ -1,4 +1,4 @@
-"""Which model a job goes to."""
+"""Which model a job goes to. Pure."""
 
 from pipeline.models import ModelEntry, Models
 from schemas.errors import InvalidJob, UnknownModel
@@ -6,29 +6,31 @@ from schemas.jobs import Job, VisionJob
 
 
 def route(job: Job, models: Models) -> ModelEntry:
-    """The job's own choice, or the first model that can do it.
+    """Return the model that the job names, or the first one that supports its kind.
 
     Raises:
-        UnknownModel: no such model, or it cannot do this kind.
-        InvalidJob: more pictures than any model reads.
+        UnknownModel: no such model, or it does not support this kind.
+        InvalidJob: more images than any model reads.
     """
-    if job.model is not None:
-        entry = models[job.model]
-        if job.kind not in entry.kinds:
-            raise UnknownModel(
-                f"model: {entry.name!r} cannot do {job.kind}; its kinds are {', '.join(entry.kinds)}", model=entry.name
-            )
-        able = [entry]
-    else:
-        able = [entry for entry in models if job.kind in entry.kinds]
-        if not able:
-            raise UnknownModel(f"kind: no model in models.toml can do {job.kind}")
+    supporting = [_named(job, job.model, models)] if job.model is not None else _supporting(job, models)
     images = len(job.images) if isinstance(job, VisionJob) else 0
-    for entry in able:
+    for entry in supporting:
         if images <= entry.max_images:
             return entry
-    most = max(able, key=lambda entry: entry.max_images)
+    most = max(supporting, key=lambda entry: entry.max_images)
     raise InvalidJob(f"job refused: images: {images} are given, {most.name} reads at most {most.max_images} a job")
 
 
-__all__ = ["route"]
+def _named(job: Job, name: str, models: Models) -> ModelEntry:
+    entry = models[name]
+    if job.kind not in entry.kinds:
+        kinds = ", ".join(entry.kinds)
+        raise UnknownModel(f"model: {name!r} does not support {job.kind}; its kinds are {kinds}", model=name)
+    return entry
+
+
+def _supporting(job: Job, models: Models) -> list[ModelEntry]:
+    found = [entry for entry in models if job.kind in entry.kinds]
+    if not found:
+        raise UnknownModel(f"kind: no model in models.toml supports {job.kind}")
+    return found

@@ -1,4 +1,4 @@
-"""Answers by question: what was asked before, with the same words of the same model, need not be asked again."""
+"""Answers by question: what the same model was asked before in the same words is not asked again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,46 +10,48 @@ from schemas.ids import JobId
 
 _KEEP_DAYS = 30
 
-# Keys are hashes, so the planner expects each to be there once; the outcome is found by its primary key.
+# Keys are hashes, so the planner expects one row for each; the outcome is found by its primary key.
 _LOOK_UP = """
-SELECT a.key, o.job_id, o.answer::text AS answer, o.endpoint, o.model_revision, o.engine_version, o.simulated
-FROM answers a JOIN outcomes o ON o.job_id = a.job_id AND o.series = a.series
+SELECT a.key, o.job_id, o.answer, o.label, o.confidence, o.score, o.endpoint, o.model_revision, o.engine_version,
+       o.simulated
+FROM answer_cache a JOIN outcomes o ON o.job_id = a.job_id AND o.replay = a.replay
 WHERE a.key = ANY(%s) AND o.answer IS NOT NULL
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
-    """The answer to a question that was asked before; `answer` is the result's JSON, `job_id` the job that asked."""
+class CachedAnswer:
+    """An answer that may be copied; `answer` is the JSON of the result, `job_id` the job that asked the engine."""
 
     job_id: JobId
     answer: bytes
+    label: str | None
+    confidence: float | None
+    score: float | None
     endpoint: str | None
     model_revision: str | None
     engine_version: str | None
     simulated: bool
 
 
-async def look_up(database: Database, keys: Sequence[UUID]) -> dict[UUID, Original]:
-    """Answers to these questions, as far as there are some."""
+async def look_up(database: Database, keys: Sequence[UUID]) -> dict[UUID, CachedAnswer]:
+    """Find the cached answers of these questions; a question without one is left out."""
     async with database.connection() as connection:
-        rows: list[dict[str, Any]] = await (await connection.execute(_LOOK_UP, (list(keys),))).fetchall()
-    return {row.pop("key"): Original(**{**row, "answer": row["answer"].encode()}) for row in rows}
+        cursor = await connection.execute(_LOOK_UP, (list(keys),), binary=True)
+        rows: list[dict[str, Any]] = await cursor.fetchall()
+    return {row.pop("key"): CachedAnswer(**row) for row in rows}
 
 
-async def forget_old(database: Database) -> int:
-    """Forget answers older than a month; the outcomes stay."""
+async def delete_old(database: Database) -> int:
+    """Delete entries older than 30 days and return how many; the outcomes stay."""
     async with database.connection() as connection:
         cursor = await connection.execute(
-            "DELETE FROM answers WHERE created_at < now() - make_interval(days => %s)", (_KEEP_DAYS,)
+            "DELETE FROM answer_cache WHERE created_at < now() - make_interval(days => %s)", (_KEEP_DAYS,)
         )
         return cursor.rowcount
 
 
-async def forget_all(database: Database) -> None:
-    """Forget every answer; the outcomes stay."""
+async def delete_all(database: Database) -> None:
+    """Delete every entry; the outcomes stay."""
     async with database.connection() as connection:
-        await connection.execute("DELETE FROM answers")
-
-
-__all__ = ["Original", "forget_all", "forget_old", "look_up"]
+        await connection.execute("DELETE FROM answer_cache")

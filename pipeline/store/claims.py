@@ -1,4 +1,4 @@
-"""A worker takes chunks and keeps them. Leases run on the database clock alone."""
+"""Claim chunks and renew their leases. Leases use the clock of the database alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,31 +16,32 @@ from schemas.doorbells import Lane
 from schemas.ids import BatchId, JobId
 
 AGING_SECONDS = 600
-"""So long in a queue counts as one step of priority."""
+"""Time in a queue that counts as one step of priority."""
 
 
 @dataclass(slots=True)
 class ClaimedJob:
-    """A row to be run.
+    """A row to run.
 
     Attributes:
-        series: 1, and one more for every replay.
-        queue_wait_seconds: since it was stored, or replayed, on the database clock.
-        seconds_to_deadline: on the database clock, when it was claimed; None where it has no deadline.
-        failed_tries: engine attempts that failed before and counted.
+        replay: 0, and one more for every replay.
+        queue_wait_seconds: since it was stored or replayed, on the database clock.
+        seconds_to_deadline: on the database clock, at the claim; None without a deadline.
+        failed_attempts: earlier engine attempts that failed and count.
     """
 
     job_id: JobId
-    series: int
-    request: str
+    replay: int
+    kind: str
+    request: bytes
     queue_wait_seconds: float
     seconds_to_deadline: float | None
-    failed_tries: int
+    failed_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One worker's hold on a chunk: the rows without an outcome. `fence` says whose writes count."""
+    """The hold of one worker on a chunk; `jobs` are its rows without an outcome, `fence` says whose writes count."""
 
     run_id: UUID
     first_job_id: JobId
@@ -55,11 +56,11 @@ class Claim:
     jobs: tuple[ClaimedJob, ...]
 
 
-# No delay is that long: the clock was set back while the chunk waited.
+# No delay is that long: the clock was set back while the chunk was queued.
 IS_DUE = f"(due_at <= now() OR due_at > now() + interval '{LONGEST_DELAY.total_seconds() * 2:.0f} seconds')"
-"""SQL for whether a queued chunk may be taken."""
+"""SQL for whether a queued chunk may be claimed now."""
 
-_TAKEN = """
+_CLAIMED = """
     state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
     lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
 FROM picked WHERE c.first_job_id = picked.first_job_id
@@ -75,20 +76,20 @@ WITH picked AS (
     WHERE (c.state = 'queued' AND {IS_DUE}) OR (c.state = 'running' AND c.run_id = n.run_id)
     FOR UPDATE OF c SKIP LOCKED
 )
-UPDATE chunks c SET {_TAKEN}
+UPDATE chunks c SET {_CLAIMED}
 """
 _CLAIM_AGAIN = "SELECT first_job_id FROM chunks WHERE run_id = %s AND state = 'running'"
-# Somebody waits for each of these: first come, first served, straight from the index however many there are.
+# Interactive chunks: first come, first served, read from the index however many are queued.
 _CLAIM_NEXT = f"""
 WITH picked AS (
     SELECT first_job_id, %(run_id)s::uuid AS run_id FROM chunks
     WHERE model = %(model)s AND lane = %(lane)s AND state = 'queued' AND {IS_DUE}
     ORDER BY priority, first_job_id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
-UPDATE chunks c SET {_TAKEN}
+UPDATE chunks c SET {_CLAIMED}
 """
-# Among equals in priority the batch that has the least running for its weight goes first, then the nearest deadline. Ten
-# minutes in the queue count as much as one step of priority: nothing waits for ever.
+# Among chunks of equal priority, the batch with the fewest running chunks for its weight goes first, then the nearest
+# deadline. Ten minutes in the queue count as one step of priority, so no chunk starves.
 _CLAIM_BEST = f"""
 WITH busy AS (
     SELECT batch_id, count(*) AS running FROM chunks
@@ -103,36 +104,42 @@ WITH busy AS (
     LIMIT 1
     FOR UPDATE OF c SKIP LOCKED
 )
-UPDATE chunks c SET {_TAKEN}
+UPDATE chunks c SET {_CLAIMED}
 """
-# The ids are named again and again: without them the planner may read a whole partition.
+# The ids are repeated in every join: without them the planner may read a whole partition.
 _ROWS = f"""
-SELECT j.job_id, coalesce(r.series + 1, 1) AS series, j.request::text AS request,
+SELECT j.job_id, coalesce(r.replay + 1, 0)::int AS replay, j.kind, j.request,
        extract(epoch FROM now() - coalesce(r.at, j.created_at))::float8 AS queue_wait_seconds,
-       extract(epoch FROM j.deadline - now())::float8 AS seconds_to_deadline, coalesce(f.tries, 0) AS failed_tries
+       extract(epoch FROM j.deadline - now())::float8 AS seconds_to_deadline,
+       coalesce(f.attempts, 0) AS failed_attempts
 FROM jobs j
 {LATEST_REPLAY}
-LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.series = coalesce(r.series + 1, 1) AND o.job_id = ANY(%(ids)s)
+LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.replay = coalesce(r.replay + 1, 0) AND o.job_id = ANY(%(ids)s)
 LEFT JOIN (
-    SELECT job_id, series, count(*) AS tries FROM failures WHERE job_id = ANY(%(ids)s) GROUP BY job_id, series
-) f ON f.job_id = j.job_id AND f.series = coalesce(r.series + 1, 1)
+    SELECT job_id, replay, count(*) AS attempts FROM failed_attempts WHERE job_id = ANY(%(ids)s) GROUP BY job_id, replay
+) f ON f.job_id = j.job_id AND f.replay = coalesce(r.replay + 1, 0)
 WHERE j.job_id = ANY(%(ids)s) AND o.job_id IS NULL
 ORDER BY j.job_id
 """
-
-
-# A chunk that is claimed for the first time, and of which nothing was cancelled, has neither outcomes nor failures.
+# A chunk that is claimed for the first time, and of which no row was cancelled, has neither outcomes nor failed attempts.
 _ROWS_UNTOUCHED = """
-SELECT job_id, 1 AS series, request::text AS request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
-       extract(epoch FROM deadline - now())::float8 AS seconds_to_deadline, 0 AS failed_tries
+SELECT job_id, 0 AS replay, kind, request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
+       extract(epoch FROM deadline - now())::float8 AS seconds_to_deadline, 0 AS failed_attempts
 FROM jobs WHERE job_id = ANY(%(ids)s) ORDER BY job_id
+"""
+_RENEW = """
+WITH held AS (
+    SELECT first_job_id FROM chunks WHERE run_id = ANY(%s) AND state = 'running' ORDER BY first_job_id FOR UPDATE
+)
+UPDATE chunks c SET lease_expires_at = now() + %s FROM held WHERE c.first_job_id = held.first_job_id
+RETURNING c.run_id, c.cancelled
 """
 
 
 async def claim_named(
     database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta
 ) -> dict[UUID, Claim]:
-    """Take the named chunks; those that somebody else has, or that are done, are left out.
+    """Claim the named chunks; chunks that another worker holds, or that are done, are left out.
 
     Safe to call again with the same run ids.
     """
@@ -143,77 +150,66 @@ async def claim_named(
         "lease": lease,
     }
     async with database.connection() as connection:
-        taken = await (await connection.execute(_CLAIM_NAMED, arguments)).fetchall()
-        return await _with_rows(connection, taken)
+        claimed = await (await connection.execute(_CLAIM_NAMED, arguments)).fetchall()
+        return await _with_rows(connection, claimed)
 
 
 async def claim_best(
     database: Database, model: str, lane: Lane, run_id: UUID, *, worker: str, lease: timedelta
 ) -> Claim | None:
-    """Take the queued chunk of a model and lane that should go next; None if there is none.
+    """Claim the queued chunk of a model and lane that should run next; None if no chunk is queued.
 
-    Safe to call again with the same run id: a chunk that it holds already is returned.
+    Safe to call again with the same run id: a chunk that the run holds already is returned.
     """
     arguments: dict[str, Any] = {"model": model, "lane": lane, "run_id": run_id, "worker": worker, "lease": lease}
     async with database.connection() as connection:
         again = await (await connection.execute(_CLAIM_AGAIN, (run_id,))).fetchone()
         if again is not None:
             named = {"chunks": [again["first_job_id"]], "run_ids": [run_id], "worker": worker, "lease": lease}
-            taken = await (await connection.execute(_CLAIM_NAMED, named)).fetchall()
+            claimed = await (await connection.execute(_CLAIM_NAMED, named)).fetchall()
         else:
             statement = _CLAIM_BEST if lane is Lane.BULK else _CLAIM_NEXT
-            taken = await (await connection.execute(statement, arguments)).fetchall()
-        return (await _with_rows(connection, taken)).get(run_id)
+            claimed = await (await connection.execute(statement, arguments)).fetchall()
+        return (await _with_rows(connection, claimed)).get(run_id)
 
 
-async def _with_rows(connection: AsyncConnection[DictRow], taken: Sequence[DictRow]) -> dict[UUID, Claim]:
-    if not taken:
-        return {}
+async def _with_rows(connection: AsyncConnection[DictRow], claimed: Sequence[DictRow]) -> dict[UUID, Claim]:
+    """Read the rows of claimed chunks: two statements at most, binary, so that requests come as they were stored."""
     jobs: dict[int, ClaimedJob] = {}
-    for untouched in {row["untouched"] for row in taken}:
-        ids = [
-            job_id
-            for row in taken
-            if row["untouched"] == untouched
-            for job_id in range(row["first_job_id"], row["first_job_id"] + row["rows"])
-        ]
-        cursor = await connection.execute(_ROWS_UNTOUCHED if untouched else _ROWS, {"ids": ids})
+    for untouched in {chunk["untouched"] for chunk in claimed}:
+        chunks = [chunk for chunk in claimed if chunk["untouched"] == untouched]
+        ids = [job_id for chunk in chunks for job_id in _job_ids(chunk)]
+        cursor = await connection.execute(_ROWS_UNTOUCHED if untouched else _ROWS, {"ids": ids}, binary=True)
         jobs |= {row["job_id"]: ClaimedJob(**row) for row in await cursor.fetchall()}
     claims: dict[UUID, Claim] = {}
-    for row in taken:
-        first = row["first_job_id"]
-        fields = {key: value for key, value in row.items() if key not in {"lane", "untouched"}}
-        mine = tuple(jobs[job_id] for job_id in range(first, first + row["rows"]) if job_id in jobs)
-        claims[row["run_id"]] = Claim(**fields, lane=Lane(row["lane"]), jobs=mine)
+    for chunk in claimed:
+        fields = {key: value for key, value in chunk.items() if key not in {"lane", "untouched"}}
+        rows = tuple(jobs[job_id] for job_id in _job_ids(chunk) if job_id in jobs)
+        claims[chunk["run_id"]] = Claim(**fields, lane=Lane(chunk["lane"]), jobs=rows)
     return claims
 
 
+def _job_ids(chunk: DictRow) -> range:
+    first: int = chunk["first_job_id"]
+    return range(first, first + chunk["rows"])
+
+
 async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -> dict[UUID, int]:
-    """Keep these runs for another lease.
+    """Extend the leases of these runs to one lease from now.
 
     Returns:
-        Those still held, and how many jobs of the chunk were cancelled so far. A run that is missing belongs to others now.
+        The runs still held, each with the number of jobs of its chunk that were cancelled so far. A
+        run that is missing was lost: recovery took its chunk back.
     """
     async with database.connection() as connection:
-        cursor = await connection.execute(
-            """WITH mine AS (
-                   SELECT first_job_id FROM chunks WHERE run_id = ANY(%s) AND state = 'running'
-                   ORDER BY first_job_id FOR UPDATE
-               )
-               UPDATE chunks c SET lease_expires_at = now() + %s FROM mine WHERE c.first_job_id = mine.first_job_id
-               RETURNING c.run_id, c.cancelled""",
-            (list(run_ids), lease),
-        )
+        cursor = await connection.execute(_RENEW, (list(run_ids), lease))
         return {row["run_id"]: row["cancelled"] for row in await cursor.fetchall()}
 
 
 async def cancelled(database: Database, job_ids: Sequence[JobId]) -> list[JobId]:
-    """Which of these were cancelled."""
+    """Return those of these jobs that were cancelled."""
     async with database.connection() as connection:
         cursor = await connection.execute(
             "SELECT job_id FROM outcomes WHERE job_id = ANY(%s) AND state = 'cancelled'", (list(job_ids),)
         )
         return [JobId(row["job_id"]) for row in await cursor.fetchall()]
-
-
-__all__ = ["AGING_SECONDS", "IS_DUE", "Claim", "ClaimedJob", "cancelled", "claim_best", "claim_named", "renew"]

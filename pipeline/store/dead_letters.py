@@ -1,5 +1,6 @@
-"""Dead letters: failed outcomes that nobody has decided about. A decision is a row, and its primary key decides every race."""
+"""Dead letters: failed outcomes without a decision. A decision is a row, and its primary key decides every race."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,13 +18,13 @@ from schemas.ids import BatchId, JobId
 class Decision(StrEnum):
     """What a person decides about a dead letter."""
 
-    REPLAYED = "replayed"  # it is run again, as the next series
-    DISCARDED = "discarded"  # it stays failed, and is listed no more
+    REPLAYED = "replayed"  # it runs again, with the next replay number
+    DISCARDED = "discarded"  # it stays failed and is no longer listed
 
 
 @dataclass(frozen=True, slots=True)
-class Letters:
-    """Which dead letters are meant; what is None does not matter. Times are when they failed."""
+class DeadLetterFilter:
+    """Which dead letters to select; a field that is None selects all. Times are when they failed."""
 
     job_id: JobId | None = None
     batch_id: BatchId | None = None
@@ -34,9 +35,9 @@ class Letters:
     until: datetime | None = None
 
     @property
-    def everything(self) -> bool:
-        """Whether nothing is left out."""
-        return self == Letters()
+    def selects_all(self) -> bool:
+        """Whether no field is set."""
+        return self == DeadLetterFilter()
 
 
 _CONDITIONS = {
@@ -44,28 +45,23 @@ _CONDITIONS = {
     "batch_id": "j.batch_id = %(batch_id)s",
     "code": "o.code = %(code)s",
     "model": "o.model = %(model)s",
-    "tenant": "j.tenant = %(tenant)s",
+    "tenant": "o.tenant = %(tenant)s",
     "since": "o.settled_at >= %(since)s",
     "until": "o.settled_at < %(until)s",
 }
+_DEAD = """o.state = 'failed' AND NOT EXISTS (
+    SELECT 1 FROM dead_letter_decisions d WHERE d.job_id = o.job_id AND d.replay = o.replay)"""
 
 
-def _meant(letters: Letters) -> tuple[str, dict[str, Any]]:
-    """The FROM and WHERE of dead letters, and its arguments. Jobs are joined only where they are asked."""
-    arguments = {name: value for name in _CONDITIONS if (value := getattr(letters, name)) is not None}
-    conditions = [_CONDITIONS[name] for name in arguments]
-    undecided = "NOT EXISTS (SELECT 1 FROM decisions d WHERE d.job_id = o.job_id AND d.series = o.series)"
-    return (
-        f"FROM outcomes o JOIN jobs j ON j.job_id = o.job_id WHERE {' AND '.join([_FAILED, undecided, *conditions])}",
-        arguments,
-    )
-
-
-_FAILED = "o.state = 'failed'"
+def _where(selected: DeadLetterFilter) -> tuple[str, dict[str, Any]]:
+    """Return FROM and WHERE of the selected dead letters, and the arguments."""
+    arguments = {name: value for name in _CONDITIONS if (value := getattr(selected, name)) is not None}
+    conditions = " AND ".join([_DEAD, *[_CONDITIONS[name] for name in arguments]])
+    return f"FROM outcomes o JOIN jobs j ON j.job_id = o.job_id WHERE {conditions}", arguments
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class DeadLetterGroup:
     """Dead letters of one code and model."""
 
     code: ErrorCode
@@ -76,85 +72,82 @@ class Group:
     newest_job: JobId
 
 
-async def groups(database: Database, letters: Letters) -> list[Group]:
-    """How many there are by code and model, the most first."""
-    source, arguments = _meant(letters)
+async def group_dead_letters(database: Database, selected: DeadLetterFilter) -> list[DeadLetterGroup]:
+    """Count dead letters by code and model, the largest group first."""
+    source, arguments = _where(selected)
     async with database.connection() as connection:
         cursor = await connection.execute(
             f"""SELECT o.code, o.model, count(*) AS jobs, min(o.settled_at) AS first_at, max(o.settled_at) AS last_at,
                        max(o.job_id) AS newest_job {source} GROUP BY o.code, o.model ORDER BY count(*) DESC, o.code, o.model""",
             arguments,
         )
-        rows = await cursor.fetchall()
-    return [Group(**{**row, "code": ErrorCode(row["code"]), "newest_job": JobId(row["newest_job"])}) for row in rows]
+        return [DeadLetterGroup(**{**row, "code": ErrorCode(row["code"])}) for row in await cursor.fetchall()]
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter."""
 
     job_id: JobId
-    series: int
+    replay: int
     kind: str
     tenant: str
     batch_id: BatchId | None
     model: str | None
     code: ErrorCode
     message: str | None
-    tries: int
+    attempts: int
     endpoint: str | None
     settled_at: datetime
 
 
-async def listed(database: Database, letters: Letters, limit: int) -> list[Letter]:
-    """The newest first."""
-    source, arguments = _meant(letters)
+async def list_dead_letters(database: Database, selected: DeadLetterFilter, limit: int) -> list[DeadLetter]:
+    """Return dead letters, newest job first."""
+    source, arguments = _where(selected)
     async with database.connection() as connection:
         cursor = await connection.execute(
-            f"""SELECT o.job_id, o.series, j.kind, j.tenant, j.batch_id, o.model, o.code, o.message, o.tries, o.endpoint,
+            f"""SELECT o.job_id, o.replay, o.kind, o.tenant, j.batch_id, o.model, o.code, o.message, o.attempts, o.endpoint,
                        o.settled_at {source} ORDER BY o.job_id DESC LIMIT %(limit)s""",
             {**arguments, "limit": limit},
         )
-        return [Letter(**{**row, "code": ErrorCode(row["code"])}) for row in await cursor.fetchall()]
+        return [DeadLetter(**{**row, "code": ErrorCode(row["code"])}) for row in await cursor.fetchall()]
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
-    """Something that happened to a job: a failed try, an outcome, or a decision."""
+class HistoryEvent:
+    """One event in the history of a job: a failed attempt, an outcome, or a decision."""
 
     at: datetime
-    series: int
+    replay: int
     what: str
     code: ErrorCode | None
     message: str | None
     endpoint: str | None
 
 
-async def history(database: Database, job_id: JobId) -> list[Happened]:
-    """Everything that is known to have happened to a job, in order."""
+async def history(database: Database, job_id: JobId) -> list[HistoryEvent]:
+    """Return the history of a job in order; empty for a job without events."""
     async with database.connection() as connection:
         cursor = await connection.execute(
-            """SELECT at, series, 'try ' || try_number || ' failed' AS what, code, NULL AS message, endpoint
-               FROM failures WHERE job_id = %(job)s
-               UNION ALL SELECT settled_at, series, state, code, message, endpoint FROM outcomes WHERE job_id = %(job)s
-               UNION ALL SELECT at, series, decision, NULL, NULL, NULL FROM decisions WHERE job_id = %(job)s
-               ORDER BY series, at""",
+            """SELECT at, replay, 'attempt ' || attempt || ' failed' AS what, code, NULL AS message, endpoint
+               FROM failed_attempts WHERE job_id = %(job)s
+               UNION ALL SELECT settled_at, replay, state, code, message, endpoint FROM outcomes WHERE job_id = %(job)s
+               UNION ALL SELECT at, replay, decision, NULL, NULL, NULL FROM dead_letter_decisions WHERE job_id = %(job)s
+               ORDER BY replay, at""",
             {"job": job_id},
         )
-        return [
-            Happened(**{**row, "code": ErrorCode(row["code"]) if row["code"] else None})
-            for row in await cursor.fetchall()
-        ]
+        rows = await cursor.fetchall()
+    return [HistoryEvent(**{**row, "code": ErrorCode(row["code"]) if row["code"] else None}) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
-    """Some dead letters that were decided about.
+class DecisionPage:
+    """The decisions of one transaction.
 
     Attributes:
-        decided: letters that this call decided about.
-        busy: letters left alone, since their chunk is not done yet.
-        last: where the next slice begins; None after the last.
+        decided: dead letters that this call decided about.
+        busy: dead letters skipped because their chunk is still running.
+        last: pass it as `after` for the next page; None after the last page.
     """
 
     decided: int
@@ -167,28 +160,30 @@ CROSS JOIN LATERAL (
     SELECT first_job_id, rows FROM chunks WHERE first_job_id <= {job} ORDER BY first_job_id DESC LIMIT 1
 ) c
 """
-# Whole chunks: once a part of one is replayed a worker may take it, and the other part would have to wait.
+# Whole chunks: once a part of a chunk is replayed a worker may claim it, and the rest would have to wait.
 _CHOOSE = f"""
 WITH next AS (
     SELECT o.job_id {{source}} AND o.job_id > %(after)s ORDER BY o.job_id LIMIT %(limit)s
 ), reach AS (
     SELECT c.first_job_id + c.rows - 1 AS last FROM (SELECT max(job_id) AS job_id FROM next) m {_CHUNK.format(job="m.job_id")}
 )
-SELECT o.job_id, o.series, c.first_job_id, (SELECT last FROM reach) AS last, (SELECT count(*) FROM next) AS rows
+SELECT o.job_id, o.replay, c.first_job_id, (SELECT last FROM reach) AS last, (SELECT count(*) FROM next) AS rows
 FROM (
-    SELECT o.job_id, o.series {{source}} AND o.job_id > %(after)s AND o.job_id <= (SELECT last FROM reach)
+    SELECT o.job_id, o.replay {{source}} AND o.job_id > %(after)s AND o.job_id <= (SELECT last FROM reach)
 ) o {_CHUNK.format(job="o.job_id")} ORDER BY o.job_id
 """
-# The chunk first, as settling does. One that runs belongs to its worker.
+# The chunk first, as settling does. A running chunk belongs to its worker.
 _LOCK = """
 SELECT first_job_id, rows FROM chunks WHERE first_job_id = ANY(%s) AND state <> 'running' ORDER BY first_job_id FOR UPDATE
 """
 _DECIDE = """
-INSERT INTO decisions (job_id, series, decision) SELECT job_id, series, %(decision)s
-FROM unnest(%(jobs)s::bigint[], %(series)s::smallint[]) AS l(job_id, series) ON CONFLICT DO NOTHING RETURNING job_id
+INSERT INTO dead_letter_decisions (job_id, replay, tenant, decision)
+SELECT o.job_id, o.replay, o.tenant, %(decision)s
+FROM unnest(%(jobs)s::bigint[], %(replays)s::smallint[]) AS l(job_id, replay) JOIN outcomes o USING (job_id, replay)
+WHERE o.job_id = ANY(%(jobs)s) ON CONFLICT DO NOTHING RETURNING job_id
 """
-# Nobody waits for a replayed job: whatever lane it came in by, it goes back as bulk, and its age counts from now. A chunk that
-# is queued already only gets more rows.
+# No caller waits for a replayed job: whatever its lane was, it goes back as bulk, and its age counts from now. A chunk
+# that is queued already only gets more rows.
 _REOPEN = """
 UPDATE chunks c SET failed = c.failed - again.jobs, state = 'queued', fence = c.fence + 1, crashes = 0,
     lane = CASE WHEN c.state = 'done' THEN 'bulk' ELSE c.lane END,
@@ -205,47 +200,48 @@ FROM unnest(%(chunks)s::bigint[], %(counts)s::int[]) AS again(first_job_id, jobs
 """
 
 
-async def decide(database: Database, letters: Letters, decision: Decision, *, after: JobId | None, limit: int) -> Slice:
-    """Decide about the next dead letters by job id: so many, and what else is in the chunk of the last one; all or none.
+async def decide(
+    database: Database, selected: DeadLetterFilter, decision: Decision, *, after: JobId | None, limit: int
+) -> DecisionPage:
+    """Decide about the next `limit` dead letters by job id and the rest of the last one's chunk; all or none.
 
-    A replayed letter is queued again in the same transaction; one that is past its deadline is left alone. Safe to call
-    again, and by several people at once: nobody decides twice about the same outcome. `after` is the end of the slice
-    before, None to begin.
+    A replayed dead letter is queued again in the same transaction; one past its deadline is skipped.
+    Safe to call again, and by several people at once: each outcome gets one decision.
+
+    Args:
+        database: where they are.
+        selected: which dead letters.
+        decision: replay or discard.
+        after: `last` of the page before, None for the first page.
+        limit: dead letters in a page, without the rest of the last chunk.
     """
-    source, arguments = _meant(letters)
+    source, arguments = _where(selected)
     if decision is Decision.REPLAYED:
         source += " AND (j.deadline IS NULL OR j.deadline > now())"  # it would only expire
     arguments |= {"after": -1 if after is None else after, "limit": limit}
     async with database.transaction() as connection:
         chosen = await (await connection.execute(_CHOOSE.format(source=source), arguments)).fetchall()
         if not chosen:
-            return Slice(0, 0, None)
+            return DecisionPage(0, 0, None)
         chunks = sorted({row["first_job_id"] for row in chosen})
-        free = {
-            row["first_job_id"]: row["rows"] for row in await (await connection.execute(_LOCK, (chunks,))).fetchall()
-        }
-        # While we waited for a chunk, it may have been halved: what is no longer in it is somebody else's.
-        mine = [row for row in chosen if row["job_id"] - row["first_job_id"] < free.get(row["first_job_id"], 0)]
-        decided = await _write(connection, mine, decision)
+        locked = await (await connection.execute(_LOCK, (chunks,))).fetchall()
+        rows = {chunk["first_job_id"]: chunk["rows"] for chunk in locked}
+        # A chunk may have been halved while this transaction waited for it: rows outside it belong to another chunk.
+        free = [row for row in chosen if row["job_id"] - row["first_job_id"] < rows.get(row["first_job_id"], 0)]
+        decided = await _write(connection, free, decision)
     last = JobId(chosen[0]["last"]) if chosen[0]["rows"] == limit else None
-    return Slice(decided, len(chosen) - len(mine), last)
+    return DecisionPage(decided, len(chosen) - len(free), last)
 
 
-async def _write(connection: AsyncConnection[DictRow], mine: Sequence[DictRow], decision: Decision) -> int:
+async def _write(connection: AsyncConnection[DictRow], free: Sequence[DictRow], decision: Decision) -> int:
     arguments = {
-        "jobs": [row["job_id"] for row in mine],
-        "series": [row["series"] for row in mine],
+        "jobs": [row["job_id"] for row in free],
+        "replays": [row["replay"] for row in free],
         "decision": decision,
     }
     decided = {row["job_id"] for row in await (await connection.execute(_DECIDE, arguments)).fetchall()}
-    counts: dict[int, int] = {}
-    for row in mine:
-        if row["job_id"] in decided:
-            counts[row["first_job_id"]] = counts.get(row["first_job_id"], 0) + 1
+    counts = Counter[int](row["first_job_id"] for row in free if row["job_id"] in decided)
     if counts and decision is Decision.REPLAYED:
         again = {"chunks": list(counts), "counts": list(counts.values()), "jobs": sorted(decided)}
         await connection.execute(_REOPEN, again)
     return len(decided)
-
-
-__all__ = ["Decision", "Group", "Happened", "Letter", "Letters", "Slice", "decide", "groups", "history", "listed"]

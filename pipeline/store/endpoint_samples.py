@@ -1,8 +1,7 @@
-"""How worker processes find their endpoints, every few seconds: the newest for `yyc3 queues`, a week for later questions."""
+"""How worker processes see their endpoints, every few seconds: `yyc3 queues` shows the newest; kept for a week."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
-from datetime import datetime
 
 from pipeline.store.database import Database
 
@@ -16,12 +15,12 @@ class EndpointSample:
     """One endpoint as one worker process sees it.
 
     Attributes:
-        state: of the circuit breaker: closed (it is asked), paused or open.
-        in_flight, limit_rows: rows sent and not answered, and how many there may be.
-        waiting_rows: rows that wait in the process for room at any endpoint of the model.
-        rows_per_second, tokens_per_second: answered since the last sample; tokens are those written.
+        state: of the circuit breaker: closed (in use), paused or open.
+        in_flight, limit_rows: rows sent and unanswered, and how many there may be.
+        waiting_rows: rows in the process that wait for capacity at any endpoint of the model.
+        rows_per_second, tokens_per_second: answered since the last sample; completion tokens.
         errors: requests that failed as a whole since the last sample.
-        engine_running, engine_waiting, kv_usage: what the engine itself says; None where it says nothing.
+        engine_running, engine_waiting, kv_usage: the engine's own metrics; None where it has none.
     """
 
     worker: str
@@ -45,7 +44,7 @@ _MARKS = ", ".join(["%s"] * len(fields(EndpointSample)))
 
 
 async def write(database: Database, samples: Sequence[EndpointSample]) -> None:
-    """Store what a process sees now."""
+    """Store the samples of a process."""
     async with database.transaction() as connection, connection.cursor() as cursor:
         await cursor.executemany(
             f"INSERT INTO endpoint_samples ({_COLUMNS}) VALUES ({_MARKS}) ON CONFLICT DO NOTHING",
@@ -54,7 +53,7 @@ async def write(database: Database, samples: Sequence[EndpointSample]) -> None:
 
 
 async def latest(database: Database) -> list[EndpointSample]:
-    """The newest sample of each process and endpoint, of processes that took one lately."""
+    """Return the newest sample of each process and endpoint, of processes that took one in the last 15 s."""
     async with database.connection() as connection:
         cursor = await connection.execute(
             f"""SELECT DISTINCT ON (worker, endpoint, model) {_COLUMNS} FROM endpoint_samples
@@ -64,22 +63,10 @@ async def latest(database: Database) -> list[EndpointSample]:
         return [EndpointSample(**row) for row in await cursor.fetchall()]
 
 
-async def since(database: Database, start: datetime) -> list[tuple[datetime, EndpointSample]]:
-    """Every sample from an instant on, oldest first."""
-    async with database.connection() as connection:
-        cursor = await connection.execute(
-            f"SELECT at, {_COLUMNS} FROM endpoint_samples WHERE at >= %s ORDER BY at", (start,)
-        )
-        return [(row.pop("at"), EndpointSample(**row)) for row in await cursor.fetchall()]
-
-
-async def forget_old(database: Database) -> int:
-    """Delete samples older than a week."""
+async def delete_old(database: Database) -> int:
+    """Delete samples older than a week and return how many."""
     async with database.connection() as connection:
         cursor = await connection.execute(
             "DELETE FROM endpoint_samples WHERE at < now() - make_interval(days => %s)", (_KEEP_DAYS,)
         )
         return cursor.rowcount
-
-
-__all__ = ["SAMPLE_SECONDS", "EndpointSample", "forget_old", "latest", "since", "write"]

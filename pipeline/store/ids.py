@@ -1,4 +1,4 @@
-"""Job ids: handed out in blocks, kept by the process that took them, ascending within it."""
+"""Job ids, allocated in blocks: a process keeps the block that it took, and hands out its ids in ascending order."""
 
 import time
 
@@ -11,40 +11,40 @@ BLOCK_JOBS = 1_024
 """Ids in a block: one round trip for a thousand jobs. A chunk lies within one block."""
 
 PARTITION_JOBS = 1 << 22
-"""Ids in a partition of `jobs` and `outcomes`, made when its first block is handed out."""
+"""Ids in a partition of `jobs` and `outcomes`, which is created when its first block is allocated."""
 
 _KEEP_SECONDS = 600.0
-_PARTITION_LOCK = 0x79796333  # any constant; all our processes use the same
+_PARTITION_LOCK = 0x79796333  # any constant that all our processes share
 
 
 class JobIds:
-    """Ids for new jobs without a round trip for each.
+    """Allocates ids for new jobs without a round trip for each.
 
-    A block that lies unused for ten minutes is given up, so that a sleeping producer never writes far below the others.
-    Gaps in the ids are normal.
+    A block that is unused for ten minutes is given up, so that an idle producer never writes far
+    below the others. Gaps between ids are normal.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._next = 0
         self._end = 0
-        self._taken_at = 0.0
+        self._used_at = 0.0
         self._partitions: set[int] = set()
 
-    async def take(self, counts: list[int]) -> list[int]:
-        """First ids of runs of consecutive ids, one run a count; each count is at most BLOCK_JOBS."""
+    async def allocate(self, counts: list[int]) -> list[int]:
+        """Return the first id of each run of consecutive ids, one run for each count; a count is at most BLOCK_JOBS."""
         firsts: list[int] = []
-        if time.monotonic() - self._taken_at > _KEEP_SECONDS:
+        if time.monotonic() - self._used_at > _KEEP_SECONDS:
             self._next = self._end = 0
         blocks: list[int] = []
         for count in counts:
             if count > self._end - self._next:
                 if not blocks:
                     blocks = await self._fetch(-(-sum(counts[len(firsts) :]) // BLOCK_JOBS))
-                # A run may not cross blocks, so packing can need one more than the sum says.
+                # A run may not cross blocks, so packing can need one block more than the sum says.
                 block = blocks.pop(0)
                 self._next, self._end = block * BLOCK_JOBS, (block + 1) * BLOCK_JOBS
-                self._taken_at = time.monotonic()
+                self._used_at = time.monotonic()
             firsts.append(self._next)
             self._next += count
         return firsts
@@ -52,7 +52,7 @@ class JobIds:
     async def _fetch(self, blocks: int) -> list[int]:
         async with self._database.connection() as connection:
             cursor = await connection.execute(
-                "SELECT nextval('job_blocks') AS block FROM generate_series(1, %s)", (blocks,)
+                "SELECT nextval('job_id_blocks') AS block FROM generate_series(1, %s)", (blocks,)
             )
             found = sorted([row["block"] for row in await cursor.fetchall()])
         for partition in sorted({block * BLOCK_JOBS // PARTITION_JOBS for block in found} - self._partitions):
@@ -63,17 +63,17 @@ class JobIds:
 
 
 async def _ensure_partition(connection: AsyncConnection[DictRow], partition: int) -> None:
-    """Make the partition of both big tables if it is not there yet."""
-    if await _is_there(connection, partition):
+    """Create the partition of both large tables unless it exists."""
+    if await _exists(connection, partition):
         return
     await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_PARTITION_LOCK,))
-    if await _is_there(connection, partition):
+    if await _exists(connection, partition):
         return
     first, end = partition * PARTITION_JOBS, (partition + 1) * PARTITION_JOBS
     for table in ("jobs", "outcomes"):
         name, check = f"{table}_{partition}", f"{table}_{partition}_range"
-        # Made beside, then attached: CREATE ... PARTITION OF would wait for every open COPY, and everybody else for it.
-        # The check spares ATTACH a scan, and is not needed after it.
+        # Created beside the table, then attached: CREATE ... PARTITION OF would wait for every open COPY, and block all
+        # others meanwhile. The check constraint spares ATTACH a scan and is dropped after it.
         await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
         await connection.execute(
             f"ALTER TABLE {name} ADD CONSTRAINT {check} CHECK (job_id >= {first:d} AND job_id < {end:d})"
@@ -84,13 +84,10 @@ async def _ensure_partition(connection: AsyncConnection[DictRow], partition: int
         await connection.execute(f"ALTER TABLE {name} DROP CONSTRAINT {check}")
 
 
-async def _is_there(connection: AsyncConnection[DictRow], partition: int) -> bool:
-    # Not to_regclass: it may answer from a cache that has not heard of a table which was made while we waited.
+async def _exists(connection: AsyncConnection[DictRow], partition: int) -> bool:
+    # Not to_regclass: its cache may not know a table that another process created while this one waited.
     cursor = await connection.execute(
         "SELECT 1 FROM pg_inherits WHERE inhrelid = (SELECT oid FROM pg_class WHERE relname = %s)",
         (f"outcomes_{partition}",),
     )
     return await cursor.fetchone() is not None
-
-
-__all__ = ["BLOCK_JOBS", "PARTITION_JOBS", "JobIds"]

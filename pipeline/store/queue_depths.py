@@ -1,4 +1,4 @@
-"""How long the queues are, by model, lane and tenant."""
+"""Queued jobs by model, lane and tenant."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from pipeline.store.database import Database
 from schemas.doorbells import Lane
 
 OPEN_ROWS = "least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))"
-"""SQL for the rows of a chunk without an outcome, as far as the counters tell: those of a halved chunk say less."""
+"""SQL for the rows of a chunk without an outcome, by its counters; a halved chunk counts too few."""
 
-# The rate is of chunks that were done in one run: one that was replayed counts all its rows again.
+# The rate counts chunks that one run finished: a replayed chunk would count all its rows again.
 _QUEUED = f"""
 SELECT q.model, q.lane, q.tenant, q.jobs, coalesce(r.rate, 0) AS rate FROM (
     SELECT model, lane, tenant, sum({OPEN_ROWS})::bigint AS jobs FROM chunks WHERE state = 'queued' GROUP BY model, lane, tenant
@@ -22,28 +22,25 @@ LEFT JOIN (
 
 
 @dataclass(slots=True)
-class Depth:
-    """What is queued in one queue. `jobs_per_second` is what was finished there in the last minute."""
+class QueueDepth:
+    """Queued jobs of one queue; `jobs_per_second` counts what was finished there in the last minute."""
 
     jobs: int = 0
     jobs_per_second: float = 0.0
     by_tenant: Counter[str] = field(default_factory=Counter)
 
     def add(self, tenant: str, jobs: int) -> None:
-        """So many more."""
+        """Count more queued jobs of a tenant."""
         self.jobs += jobs
         self.by_tenant[tenant] += jobs
 
 
-async def queued(database: Database) -> dict[tuple[str, Lane], Depth]:
-    """Queued jobs of every model and lane that has some."""
+async def queued(database: Database) -> dict[tuple[str, Lane], QueueDepth]:
+    """Return the depth of every model and lane with queued jobs."""
     async with database.connection() as connection:
         rows = await (await connection.execute(_QUEUED)).fetchall()
-    found: dict[tuple[str, Lane], Depth] = {}
+    found: dict[tuple[str, Lane], QueueDepth] = {}
     for row in rows:
-        depth = found.setdefault((row["model"], Lane(row["lane"])), Depth(jobs_per_second=float(row["rate"])))
+        depth = found.setdefault((row["model"], Lane(row["lane"])), QueueDepth(jobs_per_second=float(row["rate"])))
         depth.add(row["tenant"], row["jobs"])
     return found
-
-
-__all__ = ["Depth", "queued"]

@@ -1,27 +1,29 @@
-"""A job's series: 1, and one more for every replay. The outcome of an earlier series stays as history.
+"""Replay numbers: 0, and one more each time a dead letter of the job is replayed.
 
-Which outcome stands follows from `decisions`: the one that nobody replayed. There is at most one of a job.
+The outcome of an earlier replay stays as history. The current outcome is the one that was not
+replayed, which follows from `dead_letter_decisions`; a job has at most one.
 """
 
 LATEST_REPLAY = """
 LEFT JOIN LATERAL (
-    SELECT d.series, d.at FROM decisions d WHERE d.job_id = j.job_id AND d.decision = 'replayed' ORDER BY d.series DESC LIMIT 1
+    SELECT d.replay, d.at FROM dead_letter_decisions d
+    WHERE d.job_id = j.job_id AND d.decision = 'replayed' ORDER BY d.replay DESC LIMIT 1
 ) r ON true
 """
-"""Joined to `jobs j`: the job's current series is `coalesce(r.series + 1, 1)`, its wait began at `r.at`."""
+"""Joined to `jobs j`: the current replay number is `coalesce(r.replay + 1, 0)`; the job was queued again at `r.at`."""
 
 
-def series_of(job_id: str) -> str:
-    """SQL for the current series of a job, whose id is the SQL given."""
-    return f"coalesce((SELECT max(d.series) + 1 FROM decisions d WHERE d.job_id = {job_id} AND d.decision = 'replayed'), 1)"
-
-
-def stands(outcome: str) -> str:
-    """SQL for whether an outcome, known by the alias given, is the one that counts."""
+def current_replay(job_id: str) -> str:
+    """SQL for the current replay number of a job; `job_id` is SQL too."""
     return (
-        f"({outcome}.state <> 'failed' OR NOT EXISTS (SELECT 1 FROM decisions d WHERE d.job_id = {outcome}.job_id "
-        f"AND d.series = {outcome}.series AND d.decision = 'replayed'))"
+        f"coalesce((SELECT max(d.replay) + 1 FROM dead_letter_decisions d WHERE d.job_id = {job_id} "
+        "AND d.decision = 'replayed'), 0)"
     )
 
 
-__all__ = ["LATEST_REPLAY", "series_of", "stands"]
+def is_current(outcome: str) -> str:
+    """SQL for whether an outcome is the current one of its job; `outcome` is its table alias."""
+    return (
+        f"({outcome}.state <> 'failed' OR NOT EXISTS (SELECT 1 FROM dead_letter_decisions d "
+        f"WHERE d.job_id = {outcome}.job_id AND d.replay = {outcome}.replay AND d.decision = 'replayed'))"
+    )

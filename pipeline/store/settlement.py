@@ -1,28 +1,28 @@
-"""Outcomes are stored, each job once. The primary key of `outcomes` decides every race."""
+"""Store outcomes, each job once. The primary key of `outcomes` decides every race."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 import orjson
 
 from pipeline.store.database import Database
-from pipeline.store.replays import series_of
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
 from schemas.results import JobState
 from schemas.timings import Timings, Usage
 
 
-class NextState(StrEnum):
-    """What becomes of a chunk after a write."""
+class ChunkState(StrEnum):
+    """The state of a chunk after a settlement."""
 
-    RUNNING = "running"  # more rows of it are under way
+    RUNNING = "running"  # more of its rows are in flight
     DONE = "done"  # every row has an outcome
-    QUEUED = "queued"  # goes back: handed over, or to be tried again later
+    QUEUED = "queued"  # it goes back to the queue: handed over, or to be retried later
 
 
 @dataclass(slots=True)
@@ -30,99 +30,141 @@ class SettledRow:
     """The outcome of one row.
 
     Attributes:
-        series: that the claim named.
-        answer: the result's JSON.
-        answer_key: under which later jobs that ask the same find it; None where they should not.
-        cached_from: the job whose answer this is a copy of.
+        replay: the replay number that the claim named.
+        answer: the JSON of the result.
+        label, confidence, score: what the result says, where its kind has it; see `kinds.Measures`.
+        template_hash, label_set_hash: name the prompt and the labels that the engine was asked with.
+        cache_key: the question that this answers; None where no later job may reuse the answer.
+        cached_from: the job whose answer was copied.
         batch_rows: rows of the engine request that answered it.
     """
 
     job_id: JobId
-    series: int
+    replay: int
+    kind: str
     state: JobState
     answer: bytes | None = None
     code: ErrorCode | None = None
     message: str | None = None
+    label: str | None = None
+    confidence: float | None = None
+    score: float | None = None
     usage: Usage = Usage()
     timings: Timings = Timings()
-    tries: int = 0
+    attempts: int = 0
     model: str | None = None
     model_revision: str | None = None
     endpoint: str | None = None
     engine_version: str | None = None
     template_hash: str | None = None
+    label_set_hash: str | None = None
     simulated: bool = False
-    answer_key: UUID | None = None
+    cache_key: UUID | None = None
     cached_from: JobId | None = None
     batch_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class FailedTry:
-    """An engine attempt of a row that failed and counted."""
+class FailedAttempt:
+    """An engine attempt that failed and counts against the job."""
 
     job_id: JobId
-    series: int
-    try_number: int
+    replay: int
+    attempt: int
     code: ErrorCode
     endpoint: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
-    """What a run has to say in one write: rows settled, tries failed, and what becomes of the chunk.
+class Settlement:
+    """What one run stores at once: settled rows, failed attempts, and the next state of the chunk.
 
     Attributes:
-        delay: with QUEUED, when it may be taken again.
-        retry: with QUEUED, whether this was a failed round (it lengthens the next delay) or a hand-over.
+        delay: with QUEUED, the time until the chunk may be claimed again.
+        retry: with QUEUED, whether this round failed (it lengthens the next delay) or the chunk is
+            only handed over.
     """
 
     first_job_id: JobId
     fence: int
     rows: Sequence[SettledRow] = ()
-    failures: Sequence[FailedTry] = ()
-    next_state: NextState = NextState.RUNNING
+    failures: Sequence[FailedAttempt] = ()
+    next_state: ChunkState = ChunkState.RUNNING
     delay: timedelta = timedelta()
     retry: bool = False
     code: ErrorCode | None = None
 
 
-_SETTLE = """
-WITH report AS (
-    SELECT * FROM json_to_recordset(%(reports)s::json)
+# Attributes of a SettledRow and their SQL types; the last part of the path is the column of `outcomes`.
+_OUTCOME = {
+    "job_id": "bigint",
+    "replay": "smallint",
+    "kind": "text",
+    "state": "text",
+    "code": "text",
+    "message": "text",
+    "label": "text",
+    "confidence": "real",
+    "score": "real",
+    "usage.prompt_tokens": "int",
+    "usage.completion_tokens": "int",
+    "timings.queue_wait_seconds": "real",
+    "timings.batch_wait_seconds": "real",
+    "timings.first_token_seconds": "real",
+    "timings.engine_seconds": "real",
+    "timings.total_seconds": "real",
+    "attempts": "smallint",
+    "model": "text",
+    "model_revision": "text",
+    "endpoint": "text",
+    "engine_version": "text",
+    "template_hash": "text",
+    "label_set_hash": "text",
+    "simulated": "bool",
+    "cached_from": "bigint",
+    "batch_rows": "smallint",
+}
+_COLUMNS = [path.rpartition(".")[2] for path in _OUTCOME]
+_GIVEN = ["chunk", "fence", "cache_key", *_COLUMNS]
+_GIVEN_TYPES = ["bigint", "int", "uuid", *_OUTCOME.values()]
+_FAILURE = {"job_id": "bigint", "replay": "smallint", "attempt": "smallint", "code": "text", "endpoint": "text"}
+_row_values = attrgetter("cache_key", *_OUTCOME)
+_failure_values = attrgetter(*_FAILURE)
+
+
+def _declared(names: Sequence[str], types: Sequence[str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in zip(names, types, strict=True))
+
+
+_SETTLE = f"""
+WITH settlement AS (
+    SELECT * FROM json_to_recordset(%(settlements)s::json)
         AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
 ), held AS MATERIALIZED (
-    SELECT c.first_job_id, c.rows, c.fence FROM chunks c
-    JOIN report r ON r.chunk = c.first_job_id AND r.fence = c.fence
+    SELECT c.first_job_id, c.rows, c.fence, c.tenant FROM chunks c
+    JOIN settlement r ON r.chunk = c.first_job_id AND r.fence = c.fence
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
 ), given AS MATERIALIZED (
-    SELECT g.* FROM json_to_recordset(%(rows)s::json) AS g(
-        chunk bigint, fence int, job_id bigint, series smallint, state text, tries smallint, simulated bool,
-        prompt_tokens int, completion_tokens int, answer_key uuid, cached_from bigint, batch_rows smallint,
-        queue_wait_seconds real, batch_wait_seconds real, first_token_seconds real, engine_seconds real, total_seconds real,
-        code text, message text, model text, model_revision text, endpoint text, engine_version text, template_hash text,
-        answer json
-    ) JOIN held h ON h.first_job_id = g.chunk AND h.fence = g.fence
+    SELECT g.*, h.tenant FROM ROWS FROM (
+        json_to_recordset(%(rows)s::json) AS ({_declared(_GIVEN, _GIVEN_TYPES)}), unnest(%(answers)b::bytea[])
+    ) AS g({", ".join(_GIVEN)}, answer)
+    JOIN held h ON h.first_job_id = g.chunk AND h.fence = g.fence
 ), stored AS (
-    INSERT INTO outcomes (job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
-        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
-        model_revision, endpoint, engine_version, template_hash, cached_from, batch_rows, answer)
-    SELECT job_id, series, state, tries, simulated, prompt_tokens, completion_tokens, queue_wait_seconds,
-        batch_wait_seconds, first_token_seconds, engine_seconds, total_seconds, code, message, model,
-        model_revision, endpoint, engine_version, template_hash, cached_from, batch_rows, answer
+    INSERT INTO outcomes (tenant, answer, {", ".join(_COLUMNS)}) SELECT tenant, answer, {", ".join(_COLUMNS)}
     FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens, cached_from
-), known AS (
-    -- The newest answer is the one to find: an older one may have gone, or have lost to a cancel and lead nowhere.
-    INSERT INTO answers (key, job_id, series)
-    SELECT DISTINCT ON (answer_key) answer_key, job_id, series FROM given WHERE answer_key IS NOT NULL ORDER BY answer_key
-    ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, series = excluded.series, created_at = excluded.created_at
+), cached AS (
+    -- The newest answer is the one to find: an older one may be deleted, or have lost to a cancel.
+    INSERT INTO answer_cache (key, tenant, job_id, replay)
+    SELECT DISTINCT ON (cache_key) cache_key, tenant, job_id, replay FROM given WHERE cache_key IS NOT NULL
+    ORDER BY cache_key
+    ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, replay = excluded.replay, created_at = excluded.created_at
 ), failed AS (
-    INSERT INTO failures (job_id, series, try_number, code, endpoint)
-    SELECT f.job_id, f.series, f.try_number, f.code, f.endpoint FROM json_to_recordset(%(failures)s::json)
-        AS f(chunk bigint, fence int, job_id bigint, series smallint, try_number smallint, code text, endpoint text)
+    INSERT INTO failed_attempts (tenant, {", ".join(_FAILURE)})
+    SELECT h.tenant, {", ".join(f"f.{name}" for name in _FAILURE)} FROM json_to_recordset(%(failures)s::json)
+        AS f(chunk bigint, fence int, {_declared([*_FAILURE], [*_FAILURE.values()])})
     JOIN held h ON h.first_job_id = f.chunk AND h.fence = f.fence ON CONFLICT DO NOTHING
 ), counted AS (
-    -- By the chunk's range and not by the row given: two lists of thousands would be compared each with each.
+    -- Joined by the range of the chunk, not by the rows given: comparing two lists of thousands is quadratic.
     SELECT h.first_job_id AS chunk, count(*) FILTER (WHERE s.state = 'succeeded') AS succeeded,
         count(*) FILTER (WHERE s.state = 'failed') AS failed,
         count(*) FILTER (WHERE s.state = 'expired') AS expired, count(s.cached_from) AS cached,
@@ -140,142 +182,61 @@ UPDATE chunks c SET
     run_id = CASE WHEN r.next_state = 'running' THEN c.run_id END,
     lease_expires_at = CASE WHEN r.next_state = 'running' THEN c.lease_expires_at END,
     finished_at = CASE WHEN r.next_state = 'done' THEN now() END
-FROM report r JOIN held h ON h.first_job_id = r.chunk AND h.fence = r.fence LEFT JOIN counted n ON n.chunk = r.chunk
+FROM settlement r JOIN held h ON h.first_job_id = r.chunk AND h.fence = r.fence LEFT JOIN counted n ON n.chunk = r.chunk
 WHERE c.first_job_id = r.chunk
 RETURNING c.first_job_id, c.fence
 """
 
 
-def _row(report: RunReport, row: SettledRow) -> dict[str, Any]:
+def _arguments(settlements: Sequence[Settlement]) -> dict[str, Any]:
+    """Three JSON arrays, and the answers beside the rows they belong to, in the same order."""
+    chunks = [
+        {
+            "chunk": settlement.first_job_id,
+            "fence": settlement.fence,
+            "next_state": settlement.next_state,
+            "delay": settlement.delay.total_seconds(),
+            "retry": settlement.retry,
+            "code": settlement.code,
+        }
+        for settlement in settlements
+    ]
+    rows = [
+        dict(zip(_GIVEN, (settlement.first_job_id, settlement.fence, *_row_values(row)), strict=True))
+        for settlement in settlements
+        for row in settlement.rows
+    ]
+    failures = [
+        {
+            "chunk": settlement.first_job_id,
+            "fence": settlement.fence,
+            **dict(zip(_FAILURE, _failure_values(one), strict=True)),
+        }
+        for settlement in settlements
+        for one in settlement.failures
+    ]
     return {
-        "chunk": report.first_job_id,
-        "fence": report.fence,
-        "job_id": row.job_id,
-        "series": row.series,
-        "state": row.state,
-        "tries": row.tries,
-        "simulated": row.simulated,
-        "prompt_tokens": row.usage.prompt_tokens,
-        "completion_tokens": row.usage.completion_tokens,
-        "queue_wait_seconds": row.timings.queue_wait_seconds,
-        "batch_wait_seconds": row.timings.batch_wait_seconds,
-        "first_token_seconds": row.timings.first_token_seconds,
-        "engine_seconds": row.timings.engine_seconds,
-        "total_seconds": row.timings.total_seconds,
-        "code": row.code,
-        "message": row.message,
-        "model": row.model,
-        "model_revision": row.model_revision,
-        "endpoint": row.endpoint,
-        "engine_version": row.engine_version,
-        "template_hash": row.template_hash,
-        "answer_key": row.answer_key,
-        "cached_from": row.cached_from,
-        "batch_rows": row.batch_rows,
-        "answer": None if row.answer is None else orjson.Fragment(row.answer),
+        "settlements": orjson.dumps(chunks).decode(),
+        "rows": orjson.dumps(rows).decode(),
+        "answers": [row.answer for settlement in settlements for row in settlement.rows],
+        "failures": orjson.dumps(failures).decode(),
     }
 
 
-async def settle(database: Database, reports: Sequence[RunReport]) -> set[tuple[JobId, int]]:
-    """Store what runs have to say, all in one statement.
+async def settle(database: Database, settlements: Sequence[Settlement]) -> set[tuple[JobId, int]]:
+    """Store the settlements of several runs in one statement.
 
-    Where a cancel, an expiry or a former run was first, its outcome stays. A run whose fence is no longer the chunk's
-    writes nothing. Safe to call again with the same reports, also after a commit whose reply was lost: rows that are there
-    stay, and a chunk that left `running` is not touched.
+    Where a cancel, an expiry or an earlier run was first, its outcome stays. A run whose fence is
+    no longer the chunk's writes nothing. Safe to call again with the same settlements, also after a
+    commit whose reply was lost: stored rows stay, and a chunk that is not `running` is not changed.
 
     Returns:
-        First job id and fence of the reports whose chunks were still held.
+        First job id and fence of the settlements whose chunks were still held.
 
     Raises:
         StoreUnavailable: no database; nothing is known to be written, call again.
-        ValueRefused: something in it cannot be stored; nothing was written.
+        UnstorableValue: Postgres cannot store one of the values; nothing was written.
     """
-    arguments = {
-        "reports": orjson.dumps(
-            [
-                {
-                    "chunk": report.first_job_id,
-                    "fence": report.fence,
-                    "next_state": report.next_state,
-                    "delay": report.delay.total_seconds(),
-                    "retry": report.retry,
-                    "code": report.code,
-                }
-                for report in reports
-            ]
-        ).decode(),
-        "rows": orjson.dumps([_row(report, row) for report in reports for row in report.rows]).decode(),
-        "failures": orjson.dumps(
-            [
-                {
-                    "chunk": report.first_job_id,
-                    "fence": report.fence,
-                    "job_id": failure.job_id,
-                    "series": failure.series,
-                    "try_number": failure.try_number,
-                    "code": failure.code,
-                    "endpoint": failure.endpoint,
-                }
-                for report in reports
-                for failure in report.failures
-            ]
-        ).decode(),
-    }
     async with database.connection() as connection:
-        cursor = await connection.execute(_SETTLE, arguments)
+        cursor = await connection.execute(_SETTLE, _arguments(settlements))
         return {(JobId(row["first_job_id"]), row["fence"]) for row in await cursor.fetchall()}
-
-
-_CHUNK_OF = """
-SELECT first_job_id, rows, reply_to FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
-"""
-_STREAMED = "SELECT coalesce((request ->> 'stream')::bool, false) AS streamed FROM jobs WHERE job_id = %s"
-_CANCEL = f"""
-INSERT INTO outcomes (job_id, series, state, code, message)
-VALUES (%(job)s, {series_of("%(job)s")}, 'cancelled', 'cancelled', 'cancelled before it was settled')
-ON CONFLICT DO NOTHING RETURNING job_id
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class SettledOutside:
-    """A job that was settled without a run: cancelled, expired in the queue, or given up.
-
-    Attributes:
-        reply_to: the channel of whoever waits for it.
-        streamed: whether somebody may be reading its answer.
-    """
-
-    job_id: JobId
-    reply_to: str | None
-    streamed: bool
-
-
-async def cancel(database: Database, job_id: JobId) -> tuple[bool, SettledOutside] | None:
-    """Settle a job as cancelled unless it has an outcome already.
-
-    The chunk only counts it. It is closed by the next claim, which finds what is left: counters of a chunk that was halved
-    say nothing about its own rows.
-
-    Returns:
-        The job, and whether this cancelled it or it was settled already; None if there is no such job.
-    """
-    async with database.transaction() as connection:
-        there = await (await connection.execute(_STREAMED, (job_id,))).fetchone()
-        if there is None:
-            return None
-        while True:
-            # The chunk first, as settling does. While we waited for it, it may have been halved: look again.
-            chunk = await (await connection.execute(_CHUNK_OF, (job_id,))).fetchone()
-            assert chunk is not None, "every job lies in a chunk"
-            if job_id < chunk["first_job_id"] + chunk["rows"]:
-                break
-        stored = await (await connection.execute(_CANCEL, {"job": job_id})).fetchone()
-        if stored is not None:
-            await connection.execute(
-                "UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s", (chunk["first_job_id"],)
-            )
-        return stored is not None, SettledOutside(job_id, chunk["reply_to"], there["streamed"])
-
-
-__all__ = ["FailedTry", "NextState", "RunReport", "SettledOutside", "SettledRow", "cancel", "settle"]

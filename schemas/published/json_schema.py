@@ -1,45 +1,45 @@
-"""What programs in other languages build on: one JSON Schema of everything a caller meets, TypeScript types, a table of errors.
-
-The committed copies are docs/schemas/ and a part of docs/submitting.md; `make types` renews them, a test compares them.
-"""
+"""One JSON Schema of everything that a caller sends and receives."""
 
 import json
 import re
-from collections.abc import Iterator
 from inspect import cleandoc
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from schemas.doorbells import Doorbell
-from schemas.errors import ErrorCode, PipelineError
+from schemas.errors import ErrorCode
 from schemas.intake import MAX_KEY_CHARACTERS, QUEUE_PATTERN, CancelArguments, IntakeReply
-from schemas.jobs import ChatJob, CodeJob, IntentJob, Job, SentimentJob, VisionJob
-from schemas.published.typescript import typescript
-from schemas.results import JobError, JobState, Outcome, Result
+from schemas.jobs import UtteranceJob, any_job, job_models
+from schemas.results import JobError, JobState, Outcome, any_result
 from schemas.streams import StreamEvent
 from schemas.timings import Timings, Usage
 
 _ABOUT = (
-    "Everything that a caller of the YYC3 AI-Call pipeline sends and gets; see docs/submitting.md. Beside it the pipeline "
-    "looks at what a schema cannot say: the texts of one job hold at most 400,000 characters together, labels differ, a "
-    "sentiment's context goes with text, pictures are pictures, an answer_schema is one, and no text holds a NUL character."
+    "Everything that a caller of the YYC3 AI-Call pipeline sends and receives; see docs/submitting.md. The pipeline also "
+    "checks what a schema cannot express: the texts of one job have at most 400,000 characters together, labels differ, "
+    "the context of a sentiment job goes with text, images are images, an answer_schema is one, and no text has a NUL character."
 )
 _Mode = Literal["validation", "serialization"]
-# Jobs as they may be sent, all else as we say it. A doorbell leaves its chunk out where it names none, as a sender may.
+# Jobs as they may be sent, everything else as the pipeline sends it. An open doorbell has no chunk.
 _PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
-    ("Job", "validation", Annotated[Job, Field(discriminator="kind")], "What may be submitted, told apart by `kind`."),
+    ("Job", "validation", any_job(), "What may be submitted, distinguished by `kind`."),
     ("Outcome", "serialization", Outcome, ""),
-    ("Result", "serialization", Result, "What a job that succeeded came to, told apart by `kind`."),
+    ("Result", "serialization", any_result(), "The result of a job that succeeded, distinguished by `kind`."),
     ("JobError", "serialization", JobError, ""),
     ("JobState", "serialization", JobState, ""),
     ("ErrorCode", "serialization", ErrorCode, ""),
     ("Usage", "serialization", Usage, ""),
     ("Timings", "serialization", Timings, ""),
-    ("StreamEvent", "serialization", StreamEvent, "One event of a streamed answer, told apart by `event`."),
-    ("IntakeReply", "serialization", IntakeReply, "Keyword arguments of the task `yyc3.reply`, told apart by `event`."),
+    ("StreamEvent", "serialization", StreamEvent, "One event of a streamed answer, distinguished by `event`."),
+    (
+        "IntakeReply",
+        "serialization",
+        IntakeReply,
+        "Keyword arguments of the task `yyc3.reply`, distinguished by `event`.",
+    ),
     ("CancelArguments", "validation", CancelArguments, ""),
     ("Doorbell", "validation", Doorbell, ""),
 )
@@ -48,7 +48,7 @@ _REPLY_QUEUE = {
     "pattern": QUEUE_PATTERN,
     "not": {
         "pattern": "^(yyc3\\.|_kombu|celery|unacked)|\\.pidbox$"
-    },  # a lookahead says it shorter, and is unknown to Go
+    },  # a lookahead would be shorter, but Go does not support it
 }
 
 
@@ -59,33 +59,33 @@ class _Generator(GenerateJsonSchema):
         return False
 
     def field_is_required(self, field: Any, total: bool) -> bool:
-        """We say every field; and a sender says the tag, though a Python caller need not."""
+        """Require every field of what the pipeline sends, and the tag of what a caller sends."""
         return self.mode == "serialization" or _is_tag(field["schema"]) or super().field_is_required(field, total)
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        """Defaults are for those who leave a field out."""
+        """Show defaults only where a field may be left out."""
         if self.mode == "serialization" or _is_tag(schema):
             return self.generate_inner(schema["schema"])
         return super().default_schema(schema)
 
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
-        """Without `discriminator`: that is a word of OpenAPI, and the members' constants say the same."""
+        """Leave out `discriminator`: it is a word of OpenAPI, and the constants of the members mean the same."""
         made = super().tagged_union_schema(schema)
         return {keyword: value for keyword, value in made.items() if keyword != "discriminator"}
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        """A model; what its docstring says about a field stands at the field."""
+        """Describe a model; the docstring's description of a field goes to the field."""
         made, cls = super().model_schema(schema), schema["cls"]
         made["description"], _ = _read(cls)
         for base in reversed(cls.__mro__):
             for name, meaning in _read(base)[1].items():
                 made["properties"][name].setdefault("description", meaning)
-        if issubclass(cls, IntentJob | SentimentJob):
+        if issubclass(cls, UtteranceJob):
             made["oneOf"] = [
                 {"type": "object", "properties": {name: made["properties"][name]["anyOf"][0]}, "required": [name]}
                 for name in ("text", "turns")
             ]
-        # The tag first: it says what the rest is.
+        # The tag first: the meaning of the other fields depends on it.
         made["properties"] = dict(sorted(made["properties"].items(), key=lambda field: "const" not in field[1]))
         return made
 
@@ -95,7 +95,7 @@ def _is_tag(schema: Any) -> bool:
 
 
 def _read(cls: type) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the whole, and of each attribute."""
+    """Return what a docstring says of the whole, and of each attribute."""
     doc = cls.__dict__.get("__doc__") if cls is not BaseModel else None
     whole, _, attributes = cleandoc(doc or "").partition("\n\nAttributes:\n")
     found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE)
@@ -103,7 +103,7 @@ def _read(cls: type) -> tuple[str, dict[str, str]]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Draft 2020-12; everything is in `$defs`, first what a caller asks for, behind it what that is made of."""
+    """Return the schema, draft 2020-12; everything is in `$defs`, each definition after those that it uses."""
     asked = [(name, mode, TypeAdapter(published)) for name, mode, published, _ in _PUBLISHED]
     made, document = TypeAdapter.json_schemas(asked, schema_generator=_Generator)
     bare = {name: schema for (name, _), schema in made.items() if "$ref" not in schema}
@@ -125,7 +125,7 @@ def _error_codes() -> dict[str, Any]:
 
 
 def _referring(schema: Any, bare: dict[str, Any]) -> Any:
-    """The same with `$ref` where pydantic repeats a union that has a name."""
+    """Return a schema with `$ref` in place of a repeated union that has a name."""
     for name, union in bare.items():
         if schema == union:
             return {"$ref": f"#/$defs/{name}"}
@@ -135,27 +135,27 @@ def _referring(schema: Any, bare: dict[str, Any]) -> Any:
 
 
 def _submit_arguments(definitions: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `yyc3.submit`, a schema a kind: a job's, with `job_key` in place of its idempotency key."""
+    """Return the keyword arguments of `yyc3.submit`, one schema for each kind: a job with `job_key` as its idempotency key."""
     key = {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS}
     key["description"] = "the caller's name for the job; the same key with the same job is the same job"
     queue: dict[str, Any] = {
-        "description": "the queue that gets the replies; left out, nobody is told",
+        "description": "the queue that gets the replies; without it no reply is sent",
         "default": None,
     }
     queue |= {"anyOf": [_REPLY_QUEUE, {"type": "null"}]}
     made: dict[str, Any] = {}
-    for job in (IntentJob, SentimentJob, ChatJob, CodeJob, VisionJob):
+    for job in job_models():
         name, schema = job.__name__.replace("Job", "Arguments"), definitions[job.__name__]
         fields = {field: value for field, value in schema["properties"].items() if field != "idempotency_key"}
         fields = {"job_key": key, "reply_to": queue} | fields
         made[name] = schema | {"title": name, "properties": fields, "required": ["job_key", *schema["required"]]}
-    about = "Keyword arguments of the task `yyc3.submit` on the queue `yyc3.intake`, told apart by `kind`."
+    about = "Keyword arguments of the task `yyc3.submit` on the queue `yyc3.intake`, distinguished by `kind`."
     members = [{"$ref": f"#/$defs/{name}"} for name in made]
     return made | {"SubmitArguments": {"title": "SubmitArguments", "description": about, "oneOf": members}}
 
 
 def _in_reading_order(definitions: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Each definition before those that it mentions."""
+    """Order definitions: those that a definition uses come before it."""
     ordered: dict[str, Any] = {}
 
     def visit(name: str) -> None:
@@ -167,70 +167,3 @@ def _in_reading_order(definitions: dict[str, Any], names: list[str]) -> dict[str
     for name in names:
         visit(name)
     return ordered
-
-
-_AT_SUBMIT = "at submit: raised, or in a `refused` reply"
-_IN_AN_OUTCOME = "in an outcome"
-_WAITING = "while a job is queued: why its last try failed"
-_IN_BOTH = f"{_IN_AN_OUTCOME}; {_WAITING}"
-_MET = {
-    ErrorCode.UNKNOWN_MODEL: _AT_SUBMIT,
-    ErrorCode.INVALID_SETTING: "when a client or a command starts",
-    ErrorCode.INVALID_JOB: _AT_SUBMIT,
-    ErrorCode.DUPLICATE_JOB: _AT_SUBMIT,
-    ErrorCode.QUEUE_SATURATED: f"{_AT_SUBMIT}; both say `retry_after_seconds`",
-    ErrorCode.INVALID_CALL: "in `yyc3 calls analyze`",
-    ErrorCode.BROKER_UNAVAILABLE: "in `yyc3 queues`; a submit goes through without Redis and broker",
-    ErrorCode.UNDECODABLE_MESSAGE: "in a worker's log",
-    ErrorCode.STORE_UNAVAILABLE: "in any call; the intake queue waits instead",
-    ErrorCode.VALUE_REFUSED: _IN_AN_OUTCOME,
-    ErrorCode.JOB_NOT_FOUND: "when a job is asked for",
-    ErrorCode.ENGINE_UNAVAILABLE: f"{_WAITING}, for as long as it takes",
-    ErrorCode.ENGINE_OVERLOADED: f"{_WAITING}, for as long as it takes",
-    ErrorCode.ENGINE_TIMEOUT: _IN_BOTH,
-    ErrorCode.ENGINE_FAILED: _IN_BOTH,
-    ErrorCode.REQUEST_REJECTED: _IN_AN_OUTCOME,
-    ErrorCode.PROMPT_TOO_LONG: _IN_AN_OUTCOME,
-    ErrorCode.INVALID_OUTPUT: _IN_BOTH,
-    ErrorCode.OWN_FAULT: f"{_IN_BOTH}; or in a `refused` reply",
-    ErrorCode.WORKER_LOST: _WAITING,
-    ErrorCode.CRASHED_WORKER: _IN_AN_OUTCOME,
-    ErrorCode.DEADLINE_PASSED: "in an outcome whose state is `expired`",
-    ErrorCode.CANCELLED: "in an outcome whose state is `cancelled`",
-    ErrorCode.RESULT_TIMEOUT: "when a caller stops waiting",
-    ErrorCode.OTHER: "wherever this version reads what a newer one wrote",
-}
-_TABLE = re.compile(r"(?<=<!-- error codes -->\n).*?(?=<!-- /error codes -->)", re.DOTALL)
-
-
-def _classes(above: type[PipelineError] = PipelineError) -> Iterator[type[PipelineError]]:
-    for cls in above.__subclasses__():
-        yield cls
-        yield from _classes(cls)
-
-
-def error_table() -> str:
-    """Every code in a Markdown table; a code without an exception of its own is one that nothing is done about again."""
-    retryable = {cls.code for cls in _classes() if "code" in cls.__dict__ and cls.retryable}
-    rows = [
-        f"| `{code}` | {code.meaning} | {'yes' if code in retryable else 'no'} | {_MET[code]} |" for code in ErrorCode
-    ]
-    return "\n".join(["| code | what it means | retryable | where it is met |", "|---|---|---|---|", *rows]) + "\n"
-
-
-def with_error_table(text: str) -> str:
-    """A Markdown document with the table between its two markers as it is now."""
-    return _TABLE.sub(lambda _: error_table(), text)
-
-
-def files() -> dict[str, str]:
-    """What is committed in docs/schemas/, by file name."""
-    document = json_schema()
-    head = "// Types of the YYC3 AI-Call pipeline, made from yyc3.schema.json by `make types`.\n\n"
-    return {
-        "yyc3.schema.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n",
-        "yyc3.d.ts": head + typescript(document["$defs"]),
-    }
-
-
-__all__ = ["error_table", "files", "json_schema", "with_error_table"]

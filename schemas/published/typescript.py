@@ -18,10 +18,10 @@ _SIMPLE = {
 
 
 def typescript(definitions: dict[str, Any]) -> str:
-    """A type for each definition, with its description; lengths, ranges and patterns have no counterpart and are left out.
+    """Return a type for each definition, with its description; lengths, ranges and patterns have no counterpart.
 
     Raises:
-        ValueError: a schema without a keyword that is known here.
+        ValueError: a schema has no known keyword.
     """
     return "\n".join(_declaration(name, schema) for name, schema in definitions.items())
 
@@ -33,7 +33,7 @@ def _declaration(name: str, schema: dict[str, Any]) -> str:
 
 
 def _comment(schema: dict[str, Any], indent: str) -> str:
-    """A description as a comment on the lines before, empty where there is none."""
+    """Return a description as a comment for the lines before, empty if there is none."""
     said = schema.get("description", "").replace("*/", "* /").splitlines()
     lines = [line for paragraph in said for line in wrap(paragraph, _WIDTH) or [""]]
     if len(lines) < 2:
@@ -96,6 +96,3 @@ _WRITERS: tuple[tuple[str, Callable[[dict[str, Any], str], str]], ...] = (
     ("items", _array),
     ("type", lambda schema, _: _SIMPLE[schema["type"]]),
 )
-
-
-__all__ = ["typescript"]

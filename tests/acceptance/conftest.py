@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from tests.support.sandbox import ROOT
 
 
 @pytest.fixture(scope="session")

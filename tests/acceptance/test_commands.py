@@ -7,21 +7,21 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import SHARED, Place, wait_for
+from tests.support.sandbox import SHARED, Sandbox, wait_for
 
 CALL = {"call_id": "c1", "turns": [{"speaker": "customer", "text": "我要退款"}, {"speaker": "agent", "text": "好的"}]}
 CROSSWOZ = SHARED / "data" / "crosswoz_val_calls.jsonl"
 
 
 @pytest.fixture
-def running(place: Place) -> Iterator[Place]:
+def running(sandbox: Sandbox) -> Iterator[Sandbox]:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator())
-        stack.enter_context(place.worker("bulk"))
-        yield place
+        stack.enter_context(sandbox.simulator())
+        stack.enter_context(sandbox.worker("bulk"))
+        yield sandbox
 
 
-def test_calls_come_out_in_order_and_bad_lines_are_named(running: Place, tmp_path: Path) -> None:
+def test_calls_come_out_in_order_and_bad_lines_are_named(running: Sandbox, tmp_path: Path) -> None:
     source, target = tmp_path / "calls.jsonl", tmp_path / "reports.jsonl"
     good = [CALL | {"call_id": f"call {i}"} for i in range(40)]
     lines = [json.dumps(call, ensure_ascii=False) for call in good]
@@ -38,7 +38,7 @@ def test_calls_come_out_in_order_and_bad_lines_are_named(running: Place, tmp_pat
     assert not target.with_name("reports.jsonl.part").exists()
 
 
-def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(place: Place, tmp_path: Path) -> None:
+def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(sandbox: Sandbox, tmp_path: Path) -> None:
     script, source, target = (tmp_path / name for name in ("script", "calls.jsonl", "reports.jsonl"))
     script.write_text(json.dumps({"when": "坏话", "status": 400}) + "\n")
     bad = {
@@ -46,8 +46,8 @@ def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(place: Place, tmp_
         "turns": [{"speaker": "customer", "text": "你好"}, {"speaker": "customer", "text": "坏话"}],
     }
     source.write_text("\n".join(json.dumps(call, ensure_ascii=False) for call in (CALL, bad)))
-    with place.simulator("--answers", str(script)), place.worker("bulk"):
-        done = place.yyc3("calls", "analyze", str(source), "--out", str(target), "--json", check=1)
+    with sandbox.simulator("--answers", str(script)), sandbox.worker("bulk"):
+        done = sandbox.yyc3("calls", "analyze", str(source), "--out", str(target), "--json", check=1)
     assert json.loads(done.stdout)["failed"] == 3
     first, second = (json.loads(line) for line in target.read_text().splitlines())
     assert first["errors"] == []
@@ -57,7 +57,7 @@ def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(place: Place, tmp_
 
 
 @pytest.mark.skipif(not CROSSWOZ.exists() and "CI" not in os.environ, reason="the shared dialogues are not here")
-def test_real_dialogues_keep_every_customer_turn(running: Place, tmp_path: Path) -> None:
+def test_real_dialogues_keep_every_customer_turn(running: Sandbox, tmp_path: Path) -> None:
     source, target = tmp_path / "calls.jsonl", tmp_path / "reports.jsonl"
     calls = [json.loads(line) for line in CROSSWOZ.read_text(encoding="utf-8").splitlines()[:60]]
     source.write_text("\n".join(json.dumps(call, ensure_ascii=False) for call in calls), encoding="utf-8")
@@ -70,11 +70,11 @@ def test_real_dialogues_keep_every_customer_turn(running: Place, tmp_path: Path)
         assert report["errors"] == []
 
 
-def test_health_says_what_is_wrong_and_what_to_do(place: Place) -> None:
-    with place.simulator(), place.worker("interactive"):
+def test_health_says_what_is_wrong_and_what_to_do(sandbox: Sandbox) -> None:
+    with sandbox.simulator(), sandbox.worker("interactive"):
         # A loaded worker may answer after the inspection has ended: then health says so, and is asked again.
         served = "ok   workers of chatglm3-6b: interactive."
-        done = wait_for(lambda: seen if served in (seen := place.yyc3("health", check=3)).stdout else None, served)
+        done = wait_for(lambda: seen if served in (seen := sandbox.yyc3("health", check=3)).stdout else None, served)
     assert "ok   postgres: answers" in done.stdout
     assert "ok   redis: answers" in done.stdout
     assert "ok   chatglm3-6b at http://127.0.0.1" in done.stdout
@@ -82,7 +82,7 @@ def test_health_says_what_is_wrong_and_what_to_do(place: Place) -> None:
     assert "FAIL cogagent at http://127.0.0.1:9898: nobody answers at http://127.0.0.1:9898" in done.stdout
     assert "ok   workers of chatglm3-6b: interactive." in done.stdout
     assert "→ run: yyc3 worker --lane bulk --model chatglm3-6b" in done.stdout
-    findings = [json.loads(line) for line in place.yyc3("health", "--json", check=3).stdout.splitlines()]
+    findings = [json.loads(line) for line in sandbox.yyc3("health", "--json", check=3).stdout.splitlines()]
     assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis", "broker"}
 
 
@@ -93,14 +93,14 @@ def test_health_says_what_is_wrong_and_what_to_do(place: Place) -> None:
         ("0.9.2", "8192 tokens of context, no micro-batches, guided, labels by letter, metrics"),
     ],
 )
-def test_health_shows_what_an_engine_can_do(place: Place, version: str, abilities: str) -> None:
-    with place.simulator("--vllm-version", version):
-        assert f"simulator, as vLLM {version}, {abilities}" in place.yyc3("health", check=3).stdout
+def test_health_shows_what_an_engine_can_do(sandbox: Sandbox, version: str, abilities: str) -> None:
+    with sandbox.simulator("--vllm-version", version):
+        assert f"simulator, as vLLM {version}, {abilities}" in sandbox.yyc3("health", check=3).stdout
 
 
-def test_health_without_servers_names_them_in_one_sentence_each(place: Place) -> None:
+def test_health_without_servers_names_them_in_one_sentence_each(sandbox: Sandbox) -> None:
     away = {"DATABASE_URL": "postgresql://x:y@127.0.0.1:9/z", "REDIS_URL": "redis://127.0.0.1:9/0"}
-    done = place.yyc3("health", check=3, **away)
+    done = sandbox.yyc3("health", check=3, **away)
     assert "FAIL postgres: Postgres cannot be reached" in done.stdout
     assert "FAIL redis: Redis cannot be reached" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -120,52 +120,55 @@ def test_health_without_servers_names_them_in_one_sentence_each(place: Place) ->
     ],
 )
 def test_bad_input_is_one_sentence_and_an_exit_code(
-    place: Place, arguments: tuple[str, ...], code: int, complaint: str
+    sandbox: Sandbox, arguments: tuple[str, ...], code: int, complaint: str
 ) -> None:
-    done = place.yyc3(*arguments, check=code)
+    done = sandbox.yyc3(*arguments, check=code)
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_command_without_anything_running_says_what_to_start(place: Place) -> None:
-    done = place.yyc3("queues", check=2, DATABASE_URL="", REDIS_URL="")
+def test_a_command_without_anything_running_says_what_to_start(sandbox: Sandbox) -> None:
+    done = sandbox.yyc3("queues", check=2, DATABASE_URL="", REDIS_URL="")
     assert "no yyc3 up is running" in done.stderr
 
 
-def test_a_url_of_another_kind_is_refused_without_being_shown(place: Place) -> None:
-    done = place.yyc3("queues", check=2, DATABASE_URL="mysql://u:geheim@h/d")
+def test_a_url_of_another_kind_is_refused_without_being_shown(sandbox: Sandbox) -> None:
+    done = sandbox.yyc3("queues", check=2, DATABASE_URL="mysql://u:geheim@h/d")
     assert "must begin with postgresql://" in done.stderr
     assert "geheim" not in done.stderr
 
 
-def test_queues_and_jobs_show_what_waits_and_why(place: Place) -> None:
-    place.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
-    with place.worker("interactive"):
-        place.yyc3("submit", "intent", "--text", "我要退款")
-        wait_for(lambda: place.query("SELECT 1 FROM chunks WHERE last_code IS NOT NULL"), "the first try")
-        lines = [json.loads(line) for line in place.yyc3("queues", "--json").stdout.splitlines()]
+def test_queues_and_jobs_show_what_waits_and_why(sandbox: Sandbox) -> None:
+    sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
+    with sandbox.worker("interactive"):
+        sandbox.yyc3("submit", "intent", "--text", "我要退款")
+        wait_for(lambda: sandbox.query("SELECT 1 FROM chunks WHERE last_code IS NOT NULL"), "the first try")
+        lines = [json.loads(line) for line in sandbox.yyc3("queues", "--json").stdout.splitlines()]
         (found,) = [line for line in lines if line["queue"] == "chatglm3-6b"]
         assert (found["queued_jobs"], found["last_code"]) == (1, "engine_unavailable")
-        (job,) = [json.loads(line) for line in place.yyc3("jobs", "list", "--json").stdout.splitlines()]
+        (job,) = [json.loads(line) for line in sandbox.yyc3("jobs", "list", "--json").stdout.splitlines()]
         assert job["state"] == "queued"
         assert job["error"]["code"] == "engine_unavailable"
 
 
-def test_recover_once_says_what_it_did(place: Place) -> None:
-    place.yyc3("submit", "intent", "--text", "我要退款", REDIS_URL="redis://127.0.0.1:9/0")
-    done = json.loads(place.yyc3("recover", "--once", "--json").stdout)
+def test_recover_once_says_what_it_did(sandbox: Sandbox) -> None:
+    sandbox.yyc3("submit", "intent", "--text", "我要退款", REDIS_URL="redis://127.0.0.1:9/0")
+    done = json.loads(sandbox.yyc3("recover", "--once", "--json").stdout)
     assert done == {"returned_chunks": 0, "poison_jobs": 0, "expired_jobs": 0, "permits": 1}
-    assert json.loads(place.yyc3("recover", "--once", "--json").stdout)["permits"] == 0
+    assert json.loads(sandbox.yyc3("recover", "--once", "--json").stdout)["permits"] == 0
 
 
-def test_somebody_who_waits_is_told_what_for(place: Place, tmp_path: Path) -> None:
+def test_somebody_who_waits_is_told_what_for(sandbox: Sandbox, tmp_path: Path) -> None:
     source = tmp_path / "calls.jsonl"
     source.write_text(json.dumps(CALL, ensure_ascii=False))
-    done = place.yyc3("submit", "intent", "--text", "我要退款", "--wait", "--timeout", "4", check=1)
+    done = sandbox.yyc3("submit", "intent", "--text", "我要退款", "--wait", "--timeout", "4", check=1)
     assert "waits: no worker has taken it yet; see: yyc3 health" in done.stderr
     assert "is not finished yet; it goes on" in done.stderr
-    place.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
-    with place.worker("bulk"), place.process("pipeline.cli", "calls", "analyze", str(source), "--out", "-") as analysis:
+    sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
+    with (
+        sandbox.worker("bulk"),
+        sandbox.process("pipeline.cli", "calls", "analyze", str(source), "--out", "-") as analysis,
+    ):
         wait_for(
             lambda: analysis.says("some jobs wait for another try: engine_unavailable; see: yyc3 health"), "the reason"
         )

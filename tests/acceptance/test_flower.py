@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from support import Place, wait_for
+from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import Client
-from pipeline.local.client import Home
+from pipeline.local.client import SupervisorClient
 from pipeline.local.servers import free_port
 
 CANARY = "金丝雀7391canary"
@@ -37,10 +37,10 @@ class Flower:
 
 
 @pytest.fixture
-def flower(place: Place) -> Iterator[Flower]:
+def flower(sandbox: Sandbox) -> Iterator[Flower]:
     port = free_port(15_555)
-    place.environment["YYC3_FLOWER_BASIC_AUTH"] = ":".join(LOGIN)
-    with place.process("pipeline.cli", "flower", "--port", str(port)) as started:
+    sandbox.environment["YYC3_FLOWER_BASIC_AUTH"] = ":".join(LOGIN)
+    with sandbox.process("pipeline.cli", "flower", "--port", str(port)) as started:
         shown = Flower(f"http://127.0.0.1:{port}")
         wait_for(lambda: shown.answers() or started.ended, "Flower")
         assert not started.ended, started.text
@@ -48,9 +48,9 @@ def flower(place: Place) -> Iterator[Flower]:
         shown.http.close()
 
 
-def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(place: Place, flower: Flower) -> None:
-    with place.simulator("--max-num-seqs", "8", speed=1), place.worker("bulk"):
-        with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(sandbox: Sandbox, flower: Flower) -> None:
+    with sandbox.simulator("--max-num-seqs", "8", speed=1), sandbox.worker("bulk"):
+        with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
             batch = client.submit_many([{"kind": "sentiment", "text": f"第{i}句：太差了 {i * 31}"} for i in range(400)])
 
             def halfway() -> dict[str, Any] | None:
@@ -65,7 +65,7 @@ def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(place: Place, 
             assert seen["lane"] == "bulk"
             assert seen["batch"] == batch.batch_id
             assert seen["progress"] == f"{seen['rows_done']} / {seen['rows']}"
-            *_, last = client.watch(batch.batch_id)
+            *_, last = client.watch_batch(batch.batch_id)
             assert last.succeeded == 400
 
         def done() -> list[Any]:
@@ -84,9 +84,9 @@ def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(place: Place, 
         assert [queue["name"] for queue in worker["active_queues"]] == ["chatglm3-6b.bulk"]
 
 
-def test_without_a_password_flower_only_shows(place: Place) -> None:
+def test_without_a_password_flower_only_shows(sandbox: Sandbox) -> None:
     port = free_port(15_655)
-    with place.process("pipeline.cli", "flower", "--port", str(port)) as started:
+    with sandbox.process("pipeline.cli", "flower", "--port", str(port)) as started:
         url = f"http://127.0.0.1:{port}"
         shown = Flower(url)
         wait_for(lambda: shown.answers() or started.ended, "Flower")
@@ -99,13 +99,13 @@ def canaries(text: str) -> bool:
     return CANARY in text or json.dumps(CANARY)[1:-1] in text
 
 
-def test_a_callers_words_are_in_postgres_only(servers: Home, place: Place, flower: Flower) -> None:
+def test_a_callers_words_are_in_postgres_only(servers: SupervisorClient, sandbox: Sandbox, flower: Flower) -> None:
     with ExitStack() as stack:
-        monitor = stack.enter_context(place.process("celery", "--broker", place.redis_url, "events", "--dump"))
-        simulator = stack.enter_context(place.simulator("--fail", "500:0.3", "--fail", "nonsense:0.3"))
-        workers = [stack.enter_context(place.worker(lane)) for lane in ("interactive", "bulk")]
-        recover = stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        monitor = stack.enter_context(sandbox.process("celery", "--broker", sandbox.redis_url, "events", "--dump"))
+        simulator = stack.enter_context(sandbox.simulator("--fail", "500:0.3", "--fail", "nonsense:0.3"))
+        workers = [stack.enter_context(sandbox.worker(lane)) for lane in ("interactive", "bulk")]
+        recover = stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         jobs: list[dict[str, Any]] = [
             {"kind": "intent", "text": f"{CANARY} 我要退款", "tags": {"note": CANARY}, "idempotency_key": CANARY},
             {"kind": "sentiment", "text": f"{CANARY} 太差了"},
@@ -116,9 +116,9 @@ def test_a_callers_words_are_in_postgres_only(servers: Home, place: Place, flowe
         batch = client.submit_many([{"kind": "sentiment", "text": f"{CANARY} {i}"} for i in range(40)])
         for job_id in ids:
             client.result(job_id, 60)
-        list(client.watch(batch.batch_id))
+        list(client.watch_batch(batch.batch_id))
         wait_for(lambda: len(flower.tasks()) >= 3, "tasks in Flower")
-        with redis.Redis.from_url(place.redis_url) as broker:
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
             everything = b"".join(broker.dump(key) or b"" for key in broker.scan_iter())
         assert not canaries(everything.decode("utf-8", "replace"))
         assert not canaries(json.dumps(flower.tasks(), ensure_ascii=False))
@@ -127,5 +127,5 @@ def test_a_callers_words_are_in_postgres_only(servers: Home, place: Place, flowe
         for started in (monitor, simulator.started, *workers, recover):
             assert not canaries(started.text), started.log
         assert "task" in monitor.text and "yyc3.chunk" in monitor.text, "the events were seen"
-    ((stored,),) = place.query("SELECT count(*) FROM jobs WHERE request::text LIKE %s", f"%{CANARY}%")
+    ((stored,),) = sandbox.query("SELECT count(*) FROM jobs WHERE request::text LIKE %s", f"%{CANARY}%")
     assert stored == 44

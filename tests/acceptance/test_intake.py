@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 import redis
 from celery import Celery
-from support import Place, Started, wait_for
+from tests.support.sandbox import Sandbox, Started, wait_for
 
 from pipeline import Client
 from schemas.errors import ErrorCode
@@ -28,9 +28,9 @@ CANARY = "金丝雀在唱歌canary42"
 class Caller:
     """A system that speaks Celery, and reads its replies from its own queue."""
 
-    def __init__(self, place: Place) -> None:
-        self._app = Celery("crm", broker=place.redis_url, set_as_current=False)
-        self._redis = redis.Redis.from_url(place.redis_url)
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._app = Celery("crm", broker=sandbox.redis_url, set_as_current=False)
+        self._redis = redis.Redis.from_url(sandbox.redis_url)
         self.seen: list[dict[str, Any]] = []
 
     def send(self, /, **arguments: Any) -> None:
@@ -61,30 +61,30 @@ class Caller:
 
 
 @pytest.fixture
-def caller(place: Place) -> Iterator[Caller]:
-    made = Caller(place)
+def caller(sandbox: Sandbox) -> Iterator[Caller]:
+    made = Caller(sandbox)
     yield made
     made.close()
 
 
-def intake(place: Place, stack: ExitStack) -> Started:
-    started = stack.enter_context(place.process("workers.intake"))
+def intake(sandbox: Sandbox, stack: ExitStack) -> Started:
+    started = stack.enter_context(sandbox.process("workers.intake"))
     wait_for(lambda: started.says(r"\"event\": ?\"ready\"") or started.ended, "the intake")
     assert not started.ended, started.text
     return started
 
 
 @pytest.fixture
-def running(place: Place) -> Iterator[Place]:
+def running(sandbox: Sandbox) -> Iterator[Sandbox]:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator())
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        intake(place, stack)
-        yield place
+        stack.enter_context(sandbox.simulator())
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        intake(sandbox, stack)
+        yield sandbox
 
 
-def test_a_message_is_accepted_and_its_outcome_follows(running: Place, caller: Caller) -> None:
+def test_a_message_is_accepted_and_its_outcome_follows(running: Sandbox, caller: Caller) -> None:
     caller.send(kind="intent", text="东西我不要了，我要退款", job_key="order-7")
     accepted, outcome = caller.replies(2)
     assert (accepted["event"], accepted["job_key"]) == ("accepted", "order-7")
@@ -92,11 +92,11 @@ def test_a_message_is_accepted_and_its_outcome_follows(running: Place, caller: C
     found = Outcome.model_validate(outcome["outcome"])
     assert found.state is JobState.SUCCEEDED
     assert found.result is not None
-    assert running.query("SELECT count(*) FROM replies") == [(0,)]
-    assert running.query("SELECT idempotency_key FROM job_keys") == [("order-7",)]
+    assert running.query("SELECT count(*) FROM reply_outbox") == [(0,)]
+    assert running.query("SELECT idempotency_key FROM idempotency_keys") == [("order-7",)]
 
 
-def test_the_same_key_is_the_same_job_and_is_answered_again(running: Place, caller: Caller) -> None:
+def test_the_same_key_is_the_same_job_and_is_answered_again(running: Sandbox, caller: Caller) -> None:
     for _ in range(3):
         caller.send(kind="sentiment", text="谢谢", job_key="order-8")
         accepted, outcome = caller.replies(2)
@@ -128,7 +128,7 @@ def test_the_same_key_is_the_same_job_and_is_answered_again(running: Place, call
     ],
 )
 def test_what_is_refused_is_said_in_a_sentence_that_names_the_field(
-    running: Place, caller: Caller, arguments: dict[str, Any], key: str | None, code: ErrorCode, says: str
+    running: Sandbox, caller: Caller, arguments: dict[str, Any], key: str | None, code: ErrorCode, says: str
 ) -> None:
     caller.send(**arguments)
     (refused,) = caller.replies(1)
@@ -138,7 +138,7 @@ def test_what_is_refused_is_said_in_a_sentence_that_names_the_field(
     assert running.query("SELECT count(*) FROM jobs") == [(0,)]
 
 
-def test_a_key_of_another_job_is_refused(running: Place, caller: Caller) -> None:
+def test_a_key_of_another_job_is_refused(running: Sandbox, caller: Caller) -> None:
     caller.send(kind="sentiment", text="谢谢", job_key="k")
     caller.replies(2)
     caller.send(kind="sentiment", text="太差", job_key="k")
@@ -146,9 +146,9 @@ def test_a_key_of_another_job_is_refused(running: Place, caller: Caller) -> None
     assert refused["error"]["code"] == ErrorCode.DUPLICATE_JOB
 
 
-def test_a_job_is_cancelled_by_its_key_and_its_outcome_says_so(place: Place, caller: Caller) -> None:
+def test_a_job_is_cancelled_by_its_key_and_its_outcome_says_so(sandbox: Sandbox, caller: Caller) -> None:
     with ExitStack() as stack:
-        intake(place, stack)
+        intake(sandbox, stack)
         caller.send(kind="sentiment", text="谢谢", job_key="k", tenant="shop")
         (accepted,) = caller.replies(1)
         caller.cancel(job_key="k", reply_to=QUEUE)
@@ -163,7 +163,7 @@ def test_a_job_is_cancelled_by_its_key_and_its_outcome_says_so(place: Place, cal
         assert "colour" in refused["error"]["message"]
 
 
-def test_nobody_can_have_replies_sent_into_our_own_queues(running: Place, caller: Caller) -> None:
+def test_nobody_can_have_replies_sent_into_our_own_queues(running: Sandbox, caller: Caller) -> None:
     for queue in ("chatglm3-6b", "cogagent.bulk", "yyc3.intake", "_kombu.x", "unacked_mutex", "a b", "x" * 300):
         caller.send(kind="sentiment", text="好", job_key="q", reply_to=queue)
     caller.send(kind="sentiment", text="好", job_key="fine")
@@ -171,27 +171,27 @@ def test_nobody_can_have_replies_sent_into_our_own_queues(running: Place, caller
     assert running.query("SELECT count(*) FROM jobs") == [(1,)]
 
 
-def test_words_are_hidden_from_events_inspection_and_logs(place: Place, caller: Caller) -> None:
+def test_words_are_hidden_from_events_inspection_and_logs(sandbox: Sandbox, caller: Caller) -> None:
     with ExitStack() as stack:
         # The database is away, so that the message stays in the worker while it is looked at.
-        there = place.environment["DATABASE_URL"]
-        place.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:9/none"
-        started = intake(place, stack)
-        place.environment["DATABASE_URL"] = there
-        dump = stack.enter_context(place.process("celery", "-b", place.redis_url, "events", "--dump"))
+        there = sandbox.environment["DATABASE_URL"]
+        sandbox.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:9/none"
+        started = intake(sandbox, stack)
+        sandbox.environment["DATABASE_URL"] = there
+        dump = stack.enter_context(sandbox.process("celery", "-b", sandbox.redis_url, "events", "--dump"))
         wait_for(lambda: dump.says("heartbeat"), "events")
         caller.send(kind="sentiment", text=CANARY, job_key="secret")
         wait_for(lambda: dump.says("task received"), "the event of the message")
-        app = Celery("watch", broker=place.redis_url, set_as_current=False)
+        app = Celery("watch", broker=sandbox.redis_url, set_as_current=False)
 
         def active() -> dict[str, Any]:
             found: dict[str, Any] = app.control.inspect(timeout=1).active() or {}
             return found if any(found.values()) else {}
 
-        assert "(hidden)" in json.dumps(wait_for(active, "the message in hand"))
+        assert "(redacted)" in json.dumps(wait_for(active, "the message in hand"))
         assert CANARY not in json.dumps(active(), ensure_ascii=False)
         app.close()
-        client = redis.Redis.from_url(place.redis_url)
+        client = redis.Redis.from_url(sandbox.redis_url)
         client.lpush("yyc3.intake", json.dumps({"body": CANARY, "headers": {}, "properties": {}}))
         client.lpush("yyc3.intake", foreign({"task": "yyc3.other"}, [[CANARY], {}, {}]))
         wait_for(lambda: started.text.count("its content is not logged") >= 1, "the broken message to be put aside")
@@ -199,16 +199,16 @@ def test_words_are_hidden_from_events_inspection_and_logs(place: Place, caller: 
         assert started.terminate() == 0
         assert CANARY not in started.text
         assert CANARY not in dump.text
-        assert "(hidden)" in dump.text
+        assert "(redacted)" in dump.text
         client.close()
-        place.environment["DATABASE_URL"] = there
-        stack.enter_context(place.simulator())
-        stack.enter_context(place.worker("interactive"))
-        intake(place, stack)
+        sandbox.environment["DATABASE_URL"] = there
+        stack.enter_context(sandbox.simulator())
+        stack.enter_context(sandbox.worker("interactive"))
+        intake(sandbox, stack)
         assert [reply["event"] for reply in caller.replies(2)] == ["accepted", "outcome"]
 
 
-def test_messages_that_are_no_messages_are_put_aside_and_the_door_stays_open(place: Place, caller: Caller) -> None:
+def test_messages_that_are_no_messages_are_put_aside_and_the_door_stays_open(sandbox: Sandbox, caller: Caller) -> None:
     job = {"kind": "sentiment", "text": CANARY, "job_key": "j", "reply_to": QUEUE}
     junk = [
         foreign({"task": "yyc3.submit"}, body) for body in ([], {}, "text", [[], [], {}], [5, job, {}], [[], "x", {}])
@@ -217,8 +217,8 @@ def test_messages_that_are_no_messages_are_put_aside_and_the_door_stays_open(pla
     junk += [foreign({"task": "yyc3.submit", "id": {}}, [[], job, {}])]
     followers = {"callbacks": ["X"], "errbacks": ["X"], "chain": ["X"], "chord": "X"}
     with ExitStack() as stack:
-        started = intake(place, stack)
-        with redis.Redis.from_url(place.redis_url) as broker:
+        started = intake(sandbox, stack)
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
             for message in junk:
                 broker.lpush("yyc3.intake", message)
             for number in range(70):  # more than there are threads
@@ -238,38 +238,40 @@ def test_messages_that_are_no_messages_are_put_aside_and_the_door_stays_open(pla
         assert CANARY not in started.text
 
 
-def test_a_reply_that_cannot_be_sent_holds_up_no_other(place: Place, caller: Caller) -> None:
+def test_a_reply_that_cannot_be_sent_holds_up_no_other(sandbox: Sandbox, caller: Caller) -> None:
     with ExitStack() as stack:
-        started = intake(place, stack)
-        with redis.Redis.from_url(place.redis_url) as broker:
+        started = intake(sandbox, stack)
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
             broker.hset("crm.hash", "a", "b")
         for number, queue in enumerate([QUEUE, "crm.hash", QUEUE]):
             caller.send(kind="sentiment", text="谢谢", job_key=f"{number}", reply_to=queue)
         caller.replies(2)
-        stack.enter_context(place.simulator())
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
+        stack.enter_context(sandbox.simulator())
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
         assert {reply["job_key"] for reply in caller.replies(2)} == {"0", "2"}
-        wait_for(lambda: place.query("SELECT count(*) FROM replies") == [(0,)], "every debt to be paid or dropped")
+        wait_for(
+            lambda: sandbox.query("SELECT count(*) FROM reply_outbox") == [(0,)], "every debt to be paid or dropped"
+        )
         assert started.says("a reply was dropped")
 
 
-def test_a_killed_intake_loses_nothing_that_was_accepted(place: Place, caller: Caller) -> None:
+def test_a_killed_intake_loses_nothing_that_was_accepted(sandbox: Sandbox, caller: Caller) -> None:
     with ExitStack() as stack:
-        first = intake(place, stack)
+        first = intake(sandbox, stack)
         for number in range(50):
             caller.send(kind="sentiment", text=f"第{number}位：谢谢", job_key=f"order-{number}")
         accepted = caller.replies(50)
         first.kill()
         assert {reply["event"] for reply in accepted} == {"accepted"}
-        stack.enter_context(place.simulator())
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        intake(place, stack)
+        stack.enter_context(sandbox.simulator())
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        intake(sandbox, stack)
         replies = caller.replies(50, 30)
         assert {reply["event"] for reply in replies} == {"outcome"}
         assert {reply["job_key"] for reply in replies} == {f"order-{number}" for number in range(50)}
-        wait_for(lambda: place.query("SELECT count(*) FROM replies") == [(0,)], "every reply to be sent")
+        wait_for(lambda: sandbox.query("SELECT count(*) FROM reply_outbox") == [(0,)], "every reply to be sent")
 
 
 def foreign(headers: dict[str, Any], body: Any) -> str:
@@ -320,7 +322,7 @@ socket.write(login + command("SELECT", url.pathname.slice(1) || "0") + command("
 
 @pytest.mark.skipif(shutil.which("node") is None and "CI" not in os.environ, reason="Node is not here")
 def test_a_bare_node_program_submits_and_the_outcome_can_be_asked_for_from_python(
-    running: Place, caller: Caller, tmp_path: Path
+    running: Sandbox, caller: Caller, tmp_path: Path
 ) -> None:
     program = tmp_path / "submit.mjs"
     program.write_text(NODE, encoding="utf-8")
@@ -329,4 +331,4 @@ def test_a_bare_node_program_submits_and_the_outcome_can_be_asked_for_from_pytho
     assert (accepted["event"], accepted["job_key"]) == ("accepted", "from-node")
     assert outcome["outcome"]["result"]["text"]
     with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
-        assert client.look(accepted["job_id"]).state is JobState.SUCCEEDED
+        assert client.get(accepted["job_id"]).state is JobState.SUCCEEDED

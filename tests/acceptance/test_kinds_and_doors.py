@@ -64,9 +64,9 @@ def async_door(yyc3: PipelineUnderTest, job: dict[str, Any]) -> Outcome:
 def bulk_door(yyc3: PipelineUnderTest, job: dict[str, Any]) -> Outcome:
     with yyc3.client() as client:
         batch = client.submit_many([job] * 3)
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 3
-        return list(client.outcomes(batch.batch_id))[1]
+        return list(client.batch_outcomes(batch.batch_id))[1]
 
 
 def command_door(yyc3: PipelineUnderTest, job: dict[str, Any]) -> Outcome:
@@ -172,8 +172,8 @@ def test_every_kind_that_writes_is_streamed_from_python_and_from_the_command_lin
 
 @pytest.fixture
 def badly_answered(yyc3: PipelineUnderTest) -> Iterator[PipelineUnderTest]:
-    yyc3.answer("prose", "I would rather not.", times=1)
-    yyc3.answer("cut", "```python\nprint('half", cut_off=True, times=1)
+    yyc3.stub_answer("prose", "I would rather not.", times=1)
+    yyc3.stub_answer("cut", "```python\nprint('half", cut_off=True, times=1)
     yield yyc3
 
 
@@ -182,18 +182,18 @@ def test_an_answer_without_code_or_cut_off_is_a_failed_try(badly_answered: Pipel
     with badly_answered.client() as client:
         job_id = client.submit({"kind": "code", "instruction": f"{word}: add numbers", "language": "python"})
         outcome = client.result(job_id, timeout=20)
-    assert (outcome.state, outcome.tries) == (JobState.SUCCEEDED, 1)
+    assert (outcome.state, outcome.attempts) == (JobState.SUCCEEDED, 1)
 
 
 def test_a_schema_makes_the_answer_json_that_is_checked(yyc3: PipelineUnderTest) -> None:
     schema = {"type": "object", "properties": {"broken": {"type": "boolean"}}, "required": ["broken"]}
-    yyc3.answer("outside", '{"broken": "perhaps"}', times=1)
+    yyc3.stub_answer("outside", '{"broken": "perhaps"}', times=1)
     with yyc3.client() as client:
-        for question, tries in (("plain", 0), ("outside", 1)):
+        for question, attempts in (("plain", 0), ("outside", 1)):
             job = {**JOBS["vision"], "question": question, "answer_schema": schema}
             outcome = client.result(client.submit(job), timeout=20)
             assert isinstance(outcome.result, VisionResult), outcome
-            assert outcome.tries == tries
+            assert outcome.attempts == attempts
             assert isinstance(outcome.result.answer["broken"], bool)
             assert json.loads(outcome.result.text) == outcome.result.answer
 

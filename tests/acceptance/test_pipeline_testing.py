@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, wait_for
+from tests.support.sandbox import ROOT, wait_for
 
 from pipeline import Client
-from pipeline.broker import TASK_NAME, Whispers, make_app
+from pipeline.broker import TASK_NAME, Notifier, make_app
 from pipeline.calls.readers.jsonl import read_calls
 from pipeline.testing import PipelineUnderTest
 from schemas.doorbells import Lane
@@ -53,7 +53,7 @@ def waiting(yyc3: PipelineUnderTest, job: dict[str, Any], code: ErrorCode) -> Ou
         job_id = client.submit(job)
 
         def look() -> Outcome | None:
-            seen = client.look(job_id)
+            seen = client.get(job_id)
             return seen if seen.error is not None and seen.error.code is code else None
 
         seen = wait_for(look, f"a try that ends with {code}", 20)
@@ -81,25 +81,25 @@ FAULTS = {
 def provoke_in_answers(yyc3: PipelineUnderTest, code: ErrorCode) -> Outcome:
     """Codes that stand in outcomes."""
     if code in FAULTS:
-        yyc3.fail("provoked", FAULTS[code])
+        yyc3.inject_fault("provoked", FAULTS[code])
         return waiting(yyc3, chat("provoked"), code)
     match code:
         case ErrorCode.REQUEST_REJECTED:
-            yyc3.fail("provoked", "400")
+            yyc3.inject_fault("provoked", "400")
             return settled(yyc3, chat("provoked"))
         case ErrorCode.PROMPT_TOO_LONG:
             return settled(yyc3, chat("太长了。" * 20_000))
         case ErrorCode.DEADLINE_PASSED:
             return settled(yyc3, {**FEELING, "deadline": datetime.now(UTC) - timedelta(seconds=1)})
         case ErrorCode.CANCELLED:
-            yyc3.fail("provoked", "hang")
+            yyc3.inject_fault("provoked", "hang")
             with yyc3.client() as client:
                 job_id = client.submit(chat("provoked"))
                 client.cancel(job_id)
                 return client.result(job_id, timeout=10)
         case _:  # these take long, or a mistake of ours, to come up by themselves
             with yyc3.client() as client:
-                return client.look(yyc3.dead_letter(FEELING, code))
+                return client.get(yyc3.dead_letter(FEELING, code))
 
 
 def used_key(client: Client) -> None:
@@ -109,7 +109,7 @@ def used_key(client: Client) -> None:
 
 
 def impatient(yyc3: PipelineUnderTest, client: Client) -> None:
-    yyc3.fail("provoked", "hang", times=1)
+    yyc3.inject_fault("provoked", "hang", times=1)
     job_id = client.submit(chat("provoked"))
     try:
         client.result(job_id, timeout=0.1)
@@ -128,13 +128,13 @@ IN_CALLS: dict[ErrorCode, tuple[type[PipelineError], Callable[[PipelineUnderTest
     ErrorCode.INVALID_SETTING: (InvalidSetting, lambda *_: Client(redis_url="http://nowhere")),
     ErrorCode.INVALID_JOB: (InvalidJob, lambda _, client, __: client.submit({"kind": "sentiment"})),
     ErrorCode.DUPLICATE_JOB: (DuplicateJob, lambda _, client, __: used_key(client)),
-    ErrorCode.JOB_NOT_FOUND: (JobNotFound, lambda _, client, __: client.look(JobId(5))),
+    ErrorCode.JOB_NOT_FOUND: (JobNotFound, lambda _, client, __: client.get(JobId(5))),
     ErrorCode.RESULT_TIMEOUT: (ResultTimeout, lambda yyc3, client, _: impatient(yyc3, client)),
     ErrorCode.INVALID_CALL: (InvalidCall, lambda _, __, folder: list(read_calls([folder / "missing.jsonl"]))),
     ErrorCode.STORE_UNAVAILABLE: (StoreUnavailable, lambda yyc3, *_: without_database(yyc3)),
     ErrorCode.BROKER_UNAVAILABLE: (
         BrokerUnavailable,
-        lambda *_: asyncio.run(Whispers("redis://127.0.0.1:9").ping()),
+        lambda *_: asyncio.run(Notifier("redis://127.0.0.1:9").ping()),
     ),
 }
 
@@ -169,21 +169,21 @@ def test_what_one_test_taught_the_engines_the_next_does_not_see(yyc3: PipelineUn
 
 
 def test_the_last_lesson_comes_first_and_only_as_often_as_it_says(yyc3: PipelineUnderTest) -> None:
-    yyc3.answer("箱子", "always")
-    yyc3.answer("箱子压扁了", "once", times=1)
+    yyc3.stub_answer("箱子", "always")
+    yyc3.stub_answer("箱子压扁了", "once", times=1)
     texts = [getattr(settled(yyc3, chat("我的箱子压扁了")).result, "text", None) for _ in range(2)]
     assert texts == ["once", "always"]
     with pytest.raises(InvalidSetting, match="'gpt' is not simulated here"):
-        yyc3.answer("x", "y", model="gpt")
+        yyc3.stub_answer("x", "y", model="gpt")
     with pytest.raises(InvalidSetting, match="no fault 'rain'"):
-        yyc3.fail("x", "rain")
+        yyc3.inject_fault("x", "rain")
 
 
 def test_a_killed_worker_loses_no_job(yyc3: PipelineUnderTest) -> None:
-    yyc3.fail("slowly", "slow", seconds=1.5)
+    yyc3.inject_fault("slowly", "slow", seconds=1.5)
     with yyc3.client() as client:
         job_id = client.submit(chat("slowly"))
-        wait_for(lambda: client.look(job_id).state is JobState.RUNNING, "a worker to take it")
+        wait_for(lambda: client.get(job_id).state is JobState.RUNNING, "a worker to take it")
         yyc3.kill_worker(Lane.INTERACTIVE)
         assert client.result(job_id, timeout=30).state is JobState.SUCCEEDED
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT, Place, wait_for
+from tests.support.sandbox import ROOT, Sandbox, wait_for
 
 READMES = ["README.md", "README.zh-CN.md"]
 # `make test` is this very run; the export is done by the environment below.
@@ -34,9 +34,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def up(environment: dict[str, str]) -> Iterator[None]:
-    place = Place("", "", Path(environment["HOME"]))
-    place.environment = environment
-    with place.process("pipeline.cli", "up", "--simulate") as started:
+    sandbox = Sandbox("", "", Path(environment["HOME"]))
+    sandbox.environment = environment
+    with sandbox.process("pipeline.cli", "up", "--simulate") as started:
         wait_for(lambda: started.says("ready") or started.ended, "up", 60)
         assert not started.ended, started.text
         yield

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import redis
 from jsonschema import Draft202012Validator
-from submitting_page import examples, fences, json_examples, text
-from support import ROOT, Place, wait_for
+from tests.support.submitting_page import examples, fences, json_examples, text
+from tests.support.sandbox import ROOT, Sandbox, wait_for
 
 from pipeline import Client
 from pipeline.models import DEFAULT_FILE
@@ -33,13 +33,13 @@ TYPES = ROOT / "docs" / "schemas" / "yyc3.d.ts"
 class Up:
     """A running `yyc3 up`, and how its callers' programs are started."""
 
-    place: Place
+    sandbox: Sandbox
     folder: Path
 
     def run(self, *command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command,
-            env=self.place.environment,
+            env=self.sandbox.environment,
             cwd=folder or self.folder,
             capture_output=True,
             text=True,
@@ -48,7 +48,7 @@ class Up:
         )
 
     def client(self) -> Client:
-        return Client(database_url=self.place.database_url, redis_url=self.place.redis_url)
+        return Client(database_url=self.sandbox.database_url, redis_url=self.sandbox.redis_url)
 
 
 def free_ports(count: int) -> list[int]:
@@ -62,29 +62,29 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     folder = tmp_path_factory.mktemp("caller")
-    place = Place("", "", folder / "home")
-    place.home.mkdir()
+    sandbox = Sandbox("", "", folder / "home")
+    sandbox.home.mkdir()
     models = folder / "models.toml"
     ports = iter(free_ports(4))
     models.write_text(re.sub(r"(?m)^port = \d+", lambda _: f"port = {next(ports)}", DEFAULT_FILE.read_text("utf-8")))
-    place.environment = {
-        **{name: value for name, value in place.environment.items() if not name.endswith("_URL")},
+    sandbox.environment = {
+        **{name: value for name, value in sandbox.environment.items() if not name.endswith("_URL")},
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "YYC3_MODELS_FILE": str(models),
         "YYC3_FLOWER_PORT": str(next(ports)),
     }
-    with place.process("pipeline.cli", "up", "--simulate") as started:
+    with sandbox.process("pipeline.cli", "up", "--simulate") as started:
         wait_for(lambda: started.says("ready") or started.ended, "up", 60)
         assert not started.ended, started.text
-        running = json.loads((place.home / "running.json").read_text("utf-8"))
-        place.database_url, place.redis_url = running["database_url"], running["redis_url"]
-        place.environment["REDIS_URL"] = place.redis_url
-        place.environment["DATABASE_URL"] = place.database_url
-        yield Up(place, folder)
+        running = json.loads((sandbox.home / "running.json").read_text("utf-8"))
+        sandbox.database_url, sandbox.redis_url = running["database_url"], running["redis_url"]
+        sandbox.environment["REDIS_URL"] = sandbox.redis_url
+        sandbox.environment["DATABASE_URL"] = sandbox.database_url
+        yield Up(sandbox, folder)
         assert started.terminate(60) == 0
 
 
-def test_every_example_is_of_a_sort_that_runs_here() -> None:
+def test_every_example_is_of_a_sort_that_runs_sandbox() -> None:
     json_blocks = {"json job", "json result", "json reply"}
     assert fences() == {"bash", "python", "python crm.py", "js submit.mjs", "js follow.mjs", "ts", *json_blocks}
 
@@ -157,7 +157,7 @@ def test_a_python_program_with_celery_alone_submits_and_hears_of_it(up: Up, tmp_
     with log.open("wb") as output:
         worker = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
-            env={**up.place.environment, "PYTHONUNBUFFERED": "1"},
+            env={**up.sandbox.environment, "PYTHONUNBUFFERED": "1"},
             cwd=tmp_path,
             stdout=output,
             stderr=output,
@@ -182,7 +182,7 @@ def test_a_node_program_submits_and_hears_of_it(up: Up, node_modules: Path) -> N
     found = re.fullmatch(r"job (\d+) is stored\norder-8: succeeded refund\n", done.stdout)
     assert found, done.stdout
     with up.client() as client:
-        assert client.look(JobId(int(found[1]))).state is JobState.SUCCEEDED
+        assert client.get(JobId(int(found[1]))).state is JobState.SUCCEEDED
     # Once more: the same job, and its outcome again.
     assert node(up, node_modules, "submit.mjs", program).stdout == done.stdout
     other = node(up, node_modules, "submit.mjs", program.replace("东西我不要了，把钱退给我", ""))
@@ -209,7 +209,7 @@ def test_the_node_reader_begins_again_and_sees_a_gap(up: Up, node_modules: Path)
         3: [("100-1", "text", 1, "b"), ("200-0", "restart", 2, "all of it")],
     }
     said = {}
-    with redis.Redis.from_url(up.place.redis_url) as broker:
+    with redis.Redis.from_url(up.sandbox.redis_url) as broker:
         for number, entries in streams.items():
             for entry_id, event, attempt, piece in [*entries, ("9007199254740991-0", "end", 1, "")]:
                 fields: dict[Any, Any] = {"event": event, "try": attempt, "text": piece}

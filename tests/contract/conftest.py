@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from model_server import CONTEXT_TOKENS, VLLM_URL, VLLM_VISION_URL, ModelServer, simulator_process
+from tests.contract.model_server import CONTEXT_TOKENS, VLLM_URL, VLLM_VISION_URL, ModelServer, simulator_process
 
 
 @pytest.fixture(scope="session", params=["simulator", "vllm"])

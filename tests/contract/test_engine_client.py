@@ -6,15 +6,15 @@ from datetime import timedelta
 from io import BytesIO
 
 import pytest
-from model_server import CONTEXT_TOKENS, ModelServer, simulator_process
+from tests.contract.model_server import CONTEXT_TOKENS, ModelServer, simulator_process
 from PIL import Image
 
 from pipeline import kinds
 from pipeline.engine import EngineClient
-from pipeline.engine.capabilities import ask_facts, first_tokens, letters_are_tokens
-from pipeline.engine.metrics import ask_metrics
+from pipeline.engine.capabilities import probe, first_tokens, letters_are_tokens
+from pipeline.engine.metrics import poll_metrics
 from pipeline.images.decoding import data_url
-from pipeline.kinds import Answer, Ask, Constraint, Target
+from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile
 from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
 from schemas.jobs import parse_job
@@ -28,18 +28,18 @@ async def client() -> AsyncIterator[EngineClient]:
     await opened.close()
 
 
-def sentiment(text: str, form: LabelForm) -> tuple[object, Ask]:
+def sentiment(text: str, form: LabelForm) -> tuple[object, CompletionRequest]:
     job = parse_job({"kind": "sentiment", "text": text})
-    return job, kinds.build(job, Target(form, Constraint.STRUCTURED_OUTPUTS, CONTEXT_TOKENS))
+    return job, kinds.build(job, EndpointProfile(form, Constraint.STRUCTURED_OUTPUTS, CONTEXT_TOKENS))
 
 
 async def test_facts_of_an_endpoint(server: ModelServer, client: EngineClient) -> None:
-    facts = await ask_facts(client, server.url, server.model)
+    facts = await probe(client, server.url, server.model)
     assert facts.version
     assert facts.version[0].isdigit()
     assert facts.simulated is server.simulated
     assert facts.constraint is Constraint.STRUCTURED_OUTPUTS
-    assert facts.context_tokens == CONTEXT_TOKENS
+    assert facts.max_model_len == CONTEXT_TOKENS
     assert facts.revision
     assert facts.batch_route
     assert await letters_are_tokens(client, server.url, server.model) is not None
@@ -47,20 +47,20 @@ async def test_facts_of_an_endpoint(server: ModelServer, client: EngineClient) -
 
 async def test_an_engine_tells_how_much_runs_and_waits(server: ModelServer, client: EngineClient) -> None:
     _, ask = sentiment("好", LabelForm.CODE)
-    before = await ask_metrics(client, server.url, server.model)
-    await client.ask_many(server.url, server.model, [ask] * 4)
-    after = await ask_metrics(client, server.url, server.model)
+    before = await poll_metrics(client, server.url, server.model)
+    await client.complete_batch(server.url, server.model, [ask] * 4)
+    after = await poll_metrics(client, server.url, server.model)
     assert before is not None
     assert after is not None
     assert after.gauges.finished >= before.gauges.finished + 4
     assert (after.gauges.running, after.gauges.waiting) == (0, 0)
     assert after.kv_usage is not None
-    assert await ask_metrics(client, server.url, "gpt-9") is None
+    assert await poll_metrics(client, server.url, "gpt-9") is None
 
 
 async def test_an_endpoint_that_serves_another_model_is_not_used(server: ModelServer, client: EngineClient) -> None:
     with pytest.raises(EngineUnavailable, match=rf"serves {server.model}, not gpt-9"):
-        await ask_facts(client, server.url, "gpt-9")
+        await probe(client, server.url, "gpt-9")
 
 
 async def test_first_tokens_are_beginnings_of_their_words(server: ModelServer, client: EngineClient) -> None:
@@ -77,17 +77,17 @@ async def test_a_micro_batch_answers_every_row_inside_the_labels_with_a_distribu
     server: ModelServer, client: EngineClient
 ) -> None:
     rows = [sentiment(f"第{i}位客户说太差了", LabelForm.CODE) for i in range(32)]
-    answers = await client.ask_many(server.url, server.model, [ask for _, ask in rows], 100)
+    answers = await client.complete_batch(server.url, server.model, [ask for _, ask in rows], 100)
     assert len(answers) == 32
     for (job, ask), answer in zip(rows, answers, strict=True):
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Completion)
         result = kinds.read(job, ask, answer)  # type: ignore[arg-type]
         assert isinstance(result, SentimentResult)
         assert result.probabilities is not None
         assert sum(result.probabilities.values()) == pytest.approx(1)
         assert -1 <= result.score <= 1
         assert (answer.completion_tokens, answer.finish_reason) == (1, "length")
-    usage = [answer.prompt_tokens for answer in answers if isinstance(answer, Answer)]
+    usage = [answer.prompt_tokens for answer in answers if isinstance(answer, Completion)]
     assert all(tokens and tokens > 0 for tokens in usage)
 
 
@@ -99,7 +99,7 @@ async def test_words_are_answered_inside_the_labels_or_fail_the_try(
     for i in range(12):
         job, ask = sentiment(f"thank you very much {i}", form)
         try:
-            result = kinds.read(job, ask, await client.ask(server.url, server.model, ask))  # type: ignore[arg-type]
+            result = kinds.read(job, ask, await client.complete(server.url, server.model, ask))  # type: ignore[arg-type]
         except InvalidOutput:
             continue  # a real engine may begin with a piece of a character
         assert isinstance(result, SentimentResult)
@@ -109,11 +109,11 @@ async def test_words_are_answered_inside_the_labels_or_fail_the_try(
 
 async def test_chat_is_streamed_and_counted(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 12}})
-    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    whole = await client.ask(server.url, server.model, ask)
+    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    whole = await client.complete(server.url, server.model, ask)
     assert whole.text
     assert whole.first_token_seconds is None
-    answer = await client.ask(server.url, server.model, ask, streamed=True)
+    answer = await client.complete(server.url, server.model, ask, streamed=True)
     assert answer.text
     assert answer.first_token_seconds is not None
     assert answer.first_token_seconds <= answer.engine_seconds
@@ -127,22 +127,22 @@ async def test_a_prompt_that_is_too_long_is_called_so_alone_and_in_a_batch(
     _, long = sentiment("天气很好。" * 400, LabelForm.CODE)
     _, short = sentiment("好", LabelForm.CODE)
     with pytest.raises(PromptTooLong):
-        await client.ask(server.url, server.model, long)
+        await client.complete(server.url, server.model, long)
     with pytest.raises(PromptTooLong):
-        await client.ask_many(server.url, server.model, [short, long])
+        await client.complete_batch(server.url, server.model, [short, long])
 
 
 async def test_a_refused_parameter_is_final_and_named(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "hi"}]})
-    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
     ask.shape.parameters["top_p"] = 7
     with pytest.raises(RequestRejected, match="HTTP 400"):
-        await client.ask(server.url, server.model, ask)
+        await client.complete(server.url, server.model, ask)
 
 
 async def test_256_requests_are_in_flight_at_once(server: ModelServer, client: EngineClient) -> None:
     rows = [sentiment(f"好 {i}", LabelForm.CODE)[1] for i in range(256)]
-    answers = await asyncio.gather(*[client.ask(server.url, server.model, ask) for ask in rows])
+    answers = await asyncio.gather(*[client.complete(server.url, server.model, ask) for ask in rows])
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
@@ -151,8 +151,8 @@ async def test_an_answer_is_heard_piece_by_piece(server: ModelServer, client: En
         {"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 200}}
     )
     heard: list[str] = []
-    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    answer = await client.ask(server.url, server.model, ask, streamed=True, on_text=heard.append)
+    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    answer = await client.complete(server.url, server.model, ask, streamed=True, on_text=heard.append)
     assert len(heard) > 1
     assert "".join(heard) == answer.text
 
@@ -161,11 +161,11 @@ async def test_an_answer_ends_where_the_model_entry_says(server: ModelServer, cl
     job = parse_job(
         {"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 200}}
     )
-    plain = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
-    long = await client.ask(server.url, server.model, kinds.build(job, plain))
+    plain = EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512)
+    long = await client.complete(server.url, server.model, kinds.build(job, plain))
     # Every token of the vocabulary is an end: the first one is the last.
-    ending = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, stop_token_ids=tuple(range(3, 2_000)))
-    ended = await client.ask(server.url, server.model, kinds.build(job, ending))
+    ending = EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, stop_token_ids=tuple(range(3, 2_000)))
+    ended = await client.complete(server.url, server.model, kinds.build(job, ending))
     assert (long.completion_tokens or 0) > 1
     if not server.simulated:  # the simulator's vocabulary is made up; it takes the field and does nothing with it
         assert (ended.completion_tokens, ended.finish_reason) == (1, "stop")
@@ -175,9 +175,9 @@ async def test_code_is_asked_for_with_the_models_own_prompt(server: ModelServer,
     job = parse_job(
         {"kind": "code", "instruction": "add", "language": "python", "context": "x = 1", "sampling": {"max_tokens": 60}}
     )
-    target = Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, system_prompt="你是编程助手。")
+    target = EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, system_prompt="你是编程助手。")
     ask = kinds.build(job, target)
-    answer = await client.ask(server.url, server.model, ask)
+    answer = await client.complete(server.url, server.model, ask)
     try:
         result = kinds.read(job, ask, answer)
     except InvalidOutput as error:
@@ -203,8 +203,8 @@ SCHEMA = {
 
 async def test_pictures_are_looked_at_and_answered_in_text(seeing: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "vision", "question": "what?", "images": [picture("red")], "sampling": {"max_tokens": 12}})
-    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    result = kinds.read(job, ask, await client.ask(seeing.url, seeing.model, ask))
+    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    result = kinds.read(job, ask, await client.complete(seeing.url, seeing.model, ask))
     assert isinstance(result, VisionResult)
     assert result.text
     assert result.answer is None
@@ -224,9 +224,9 @@ async def test_pictures_are_answered_in_the_callers_schema_or_the_try_fails(
                 "sampling": {"max_tokens": 120},
             }
         )
-        ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+        ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
         try:
-            result = kinds.read(job, ask, await client.ask(seeing.url, seeing.model, ask))
+            result = kinds.read(job, ask, await client.complete(seeing.url, seeing.model, ask))
         except InvalidOutput as error:
             assert not seeing.simulated, error  # a model of random weights may fill its answer with white space
             continue
@@ -238,10 +238,10 @@ async def test_pictures_are_answered_in_the_callers_schema_or_the_try_fails(
 
 async def test_a_text_model_refuses_pictures_for_good(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "vision", "question": "what?", "images": [picture("red")]})
-    ask = kinds.build(job, Target(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
     if server.simulated:
         with simulator_process("--no-images") as url, pytest.raises(RequestRejected):
-            await client.ask(url, "chatglm3-6b", ask)
+            await client.complete(url, "chatglm3-6b", ask)
     else:
         with pytest.raises(RequestRejected):
-            await client.ask(server.url, server.model, ask)
+            await client.complete(server.url, server.model, ask)

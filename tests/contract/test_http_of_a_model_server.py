@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
-from model_server import CONTEXT_TOKENS, ModelServer
+from tests.contract.model_server import CONTEXT_TOKENS, ModelServer
 
 LABELS = ["positive", "neutral", "negative"]
 SCHEMA = {

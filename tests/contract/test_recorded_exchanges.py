@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from model_server import simulator_process
+from tests.contract.model_server import simulator_process
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "shared" / "vllm" / "fixtures"
 
@@ -57,7 +57,7 @@ def replay(client: httpx.Client, request: dict[str, Any]) -> httpx.Response:
 
 
 def shape_of(value: Any, path: str = "") -> dict[str, set[str]]:
-    """Paths of a JSON document with the types found there; numbers are one type, list items one place."""
+    """Paths of a JSON document with the types found there; numbers are one type, list items one sandbox."""
     kind = "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
     found = {path: {kind}}
     items: list[tuple[str, Any]] = []
@@ -65,8 +65,8 @@ def shape_of(value: Any, path: str = "") -> dict[str, set[str]]:
         items = [(f"{path}.{key}", one) for key, one in value.items() if key not in ADDED_KEYS]
     elif isinstance(value, list):
         items = [(f"{path}[]", one) for one in value]
-    for place, one in items:
-        for key, kinds in shape_of(one, place).items():
+    for sandbox, one in items:
+        for key, kinds in shape_of(one, sandbox).items():
             found.setdefault(key, set()).update(kinds)
     return found
 

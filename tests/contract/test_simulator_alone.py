@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
-from model_server import simulator_process
+from tests.contract.model_server import simulator_process
 
-SYSTEM = """Answer with one letter.
+SYSTEM = """Completion with one letter.
 - A: refund — the customer wants money back
 - B: delivery — where the parcel is
 - C: human agent

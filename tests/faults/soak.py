@@ -24,8 +24,8 @@ from typing import Any
 
 import httpx
 import psycopg
-from audit import Audit, audit
-from servers import Postgres, Valkey
+from tests.support.audit import Audit, audit
+from tests.support.servers import Postgres, Valkey
 
 from pipeline import AsyncClient
 from pipeline.local.servers import free_port

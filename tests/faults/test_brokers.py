@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from audit import audit
+from tests.support.audit import audit
 from celery import Celery
 from kombu import Connection, Producer
 from pydantic import BaseModel
-from servers import RabbitMQ, Valkey
-from support import Place, wait_for
+from tests.support.servers import RabbitMQ, Valkey
+from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import Client
-from pipeline.broker import ASIDE, Bells
+from pipeline.broker import QUARANTINE, Publisher
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 from schemas.results import JobState
@@ -25,17 +25,17 @@ Broker = Valkey | RabbitMQ
 
 
 @pytest.fixture
-def here(place: Place, broker_of_its_own: Broker) -> Iterator[Place]:
-    """A place whose messages go through a broker of its own; whispers and streams go through Redis all the same."""
-    place.environment |= {"BROKER_URL": broker_of_its_own.url, "YYC3_LEASE_SECONDS": "2"}
-    yield place
+def here(sandbox: Sandbox, broker_of_its_own: Broker) -> Iterator[Sandbox]:
+    """A place whose messages go through a broker of its own; notifier and streams go through Redis all the same."""
+    sandbox.environment |= {"BROKER_URL": broker_of_its_own.url, "YYC3_LEASE_SECONDS": "2"}
+    yield sandbox
     with Connection(broker_of_its_own.url) as connection:
-        for queue in (MODEL, BULK, ASIDE, REPLIES, "yyc3.intake"):
+        for queue in (MODEL, BULK, QUARANTINE, REPLIES, "yyc3.intake"):
             connection.default_channel.queue_delete(queue)
 
 
 @pytest.fixture
-def client(here: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client(here: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setenv("BROKER_URL", here.environment["BROKER_URL"])
     with Client(database_url=here.database_url, redis_url=here.redis_url) as opened:
         yield opened
@@ -45,25 +45,25 @@ def texts(count: int) -> list[dict[str, object]]:
     return [{"kind": "sentiment", "text": f"第{i}位客户说：太差了", "cache": False} for i in range(count)]
 
 
-def settled(here: Place) -> int:
+def settled(here: Sandbox) -> int:
     return here.query("SELECT count(*) FROM outcomes")[0][0]
 
 
-def clean(here: Place, jobs: int) -> None:
+def clean(here: Sandbox, jobs: int) -> None:
     """Each job has one outcome, and it is a success."""
     found = audit(here.database_url)
     assert (found.jobs, found.clean) == (jobs, True), found
     assert here.query("SELECT DISTINCT state FROM outcomes") == [("succeeded",)]
 
 
-def finish(client: Client, here: Place, jobs: int) -> None:
+def finish(client: Client, here: Sandbox, jobs: int) -> None:
     wait_for(lambda: settled(here) == jobs, f"{jobs} outcomes", 60)
     wait_for(lambda: here.query("SELECT count(*) FROM chunks WHERE state <> 'done'") == [(0,)], "chunks to be done")
     clean(here, jobs)
 
 
 def test_jobs_of_both_lanes_are_done_and_no_message_is_left(
-    here: Place, client: Client, broker_of_its_own: Broker
+    here: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     with ExitStack() as stack:
         stack.enter_context(here.simulator())
@@ -74,16 +74,16 @@ def test_jobs_of_both_lanes_are_done_and_no_message_is_left(
         singles = [client.submit(job) for job in texts(20)]
         for job_id in singles:
             assert client.result(job_id, 30).state is JobState.SUCCEEDED
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 300
         finish(client, here, 320)
         found = [json.loads(line) for line in here.yyc3("queues", "--json").stdout.splitlines()]
         assert {line["queue"] for line in found if "queue" in line} >= {MODEL, BULK}
         wait_for(lambda: broker_of_its_own.depth(MODEL) == 0, "the interactive queue to be empty")
-    assert broker_of_its_own.depth(ASIDE) == 0
+    assert broker_of_its_own.depth(QUARANTINE) == 0
 
 
-def test_what_a_killed_worker_had_is_done_by_others(here: Place, client: Client) -> None:
+def test_what_a_killed_worker_had_is_done_by_others(here: Sandbox, client: Client) -> None:
     with ExitStack() as stack:
         stack.enter_context(here.simulator("--max-num-seqs", "32", speed=1))
         stack.enter_context(here.process("pipeline.cli", "recover"))
@@ -96,7 +96,7 @@ def test_what_a_killed_worker_had_is_done_by_others(here: Place, client: Client)
 
 
 def test_a_broker_that_is_away_and_then_knows_nothing_loses_no_job(
-    here: Place, client: Client, broker_of_its_own: Broker
+    here: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     with ExitStack() as stack:
         stack.enter_context(here.simulator("--max-num-seqs", "32", speed=1))
@@ -113,11 +113,11 @@ def test_a_broker_that_is_away_and_then_knows_nothing_loses_no_job(
         )
         broker_of_its_own.start()
         finish(client, here, 303)
-        assert {client.look(job_id).state for job_id in accepted} == {JobState.SUCCEEDED}
+        assert {client.get(job_id).state for job_id in accepted} == {JobState.SUCCEEDED}
 
 
 def test_connections_that_are_cut_time_and_again_lose_nothing(
-    here: Place, client: Client, broker_of_its_own: Broker
+    here: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     with ExitStack() as stack:
         stack.enter_context(here.simulator("--max-num-seqs", "32", speed=2))
@@ -133,7 +133,7 @@ def test_connections_that_are_cut_time_and_again_lose_nothing(
 
 
 def test_messages_that_nobody_can_take_are_put_aside_once_and_counted(
-    here: Place, client: Client, broker_of_its_own: Broker
+    here: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     canary = "CANARY 13800000000"
     with ExitStack() as stack:
@@ -151,7 +151,7 @@ def test_messages_that_nobody_can_take_are_put_aside_once_and_counted(
                     message.body, routing_key=MODEL, headers=message.headers, serializer="json", **message.properties
                 )
         app.close()
-        wait_for(lambda: broker_of_its_own.depth(ASIDE) == 5, "five messages to be put aside")
+        wait_for(lambda: broker_of_its_own.depth(QUARANTINE) == 5, "five messages to be put aside")
         assert client.result(client.submit(texts(1)[0]), 30).state is JobState.SUCCEEDED
         assert not worker.ended
         assert canary not in worker.text
@@ -161,7 +161,7 @@ def test_messages_that_nobody_can_take_are_put_aside_once_and_counted(
 
 
 def test_the_intake_takes_jobs_and_replies_and_a_killed_one_loses_none(
-    here: Place, client: Client, broker_of_its_own: Broker
+    here: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     app = Celery("crm", broker=broker_of_its_own.url, set_as_current=False)
     got: dict[str, set[str]] = {}
@@ -213,7 +213,7 @@ class _Said(BaseModel):
 async def test_replies_reach_queues_of_others_however_they_were_declared(broker_of_its_own: Broker) -> None:
     if not isinstance(broker_of_its_own, RabbitMQ):
         pytest.skip("a queue of Redis has no declaration")
-    bells = Bells(broker_of_its_own.url)
+    publisher = Publisher(broker_of_its_own.url)
     with Connection(broker_of_its_own.url) as connection, connection.channel() as channel:
         channel.queue_declare("crm.mine", exclusive=True, auto_delete=True)
         channel.queue_declare("crm.gone", durable=True)
@@ -221,11 +221,11 @@ async def test_replies_reach_queues_of_others_however_they_were_declared(broker_
             "crm.full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, auto_delete=False
         )
         for queue in ("crm.mine", "crm.gone", "crm.full", "crm.new"):
-            await bells.reply(queue, _Said(n=1))
+            await publisher.reply(queue, _Said(n=1))
         channel.queue_delete("crm.gone")
         with pytest.raises(BrokerUnavailable):
-            await bells.reply("crm.full", _Said(n=2))
-        await bells.reply("crm.gone", _Said(n=2))
+            await publisher.reply("crm.full", _Said(n=2))
+        await publisher.reply("crm.gone", _Said(n=2))
         depths = {
             queue: channel.queue_declare(queue, passive=True).message_count
             for queue in ("crm.mine", "crm.gone", "crm.full", "crm.new")
@@ -233,4 +233,4 @@ async def test_replies_reach_queues_of_others_however_they_were_declared(broker_
         assert depths == dict.fromkeys(depths, 1)
         for queue in depths:
             channel.queue_delete(queue)
-    await bells.close()
+    await publisher.close()

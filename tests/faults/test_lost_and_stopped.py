@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from support import Place, wait_for
+from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import Client
 from schemas.results import JobState
@@ -22,145 +22,145 @@ def texts(count: int) -> list[dict[str, object]]:
     return [{"kind": "sentiment", "text": f"第{i}位客户说：太差了，我等了很久 {i * 7919}"} for i in range(count)]
 
 
-def settled(place: Place) -> int:
-    return place.query("SELECT count(*) FROM outcomes")[0][0]
+def settled(sandbox: Sandbox) -> int:
+    return sandbox.query("SELECT count(*) FROM outcomes")[0][0]
 
 
-def finished_exactly_once(place: Place, count: int) -> None:
-    assert place.query("SELECT count(*), count(DISTINCT job_id) FROM outcomes WHERE state = 'succeeded'") == [
+def finished_exactly_once(sandbox: Sandbox, count: int) -> None:
+    assert sandbox.query("SELECT count(*), count(DISTINCT job_id) FROM outcomes WHERE state = 'succeeded'") == [
         (count, count)
     ]
-    assert place.query("SELECT sum(succeeded), sum(rows), min(state), max(state) FROM chunks") == [
+    assert sandbox.query("SELECT sum(succeeded), sum(rows), min(state), max(state) FROM chunks") == [
         (count, count, "done", "done")
     ]
 
 
-def test_sigterm_in_the_middle_loses_nothing_and_burns_no_try(place: Place) -> None:
+def test_sigterm_in_the_middle_loses_nothing_and_burns_no_try(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*SLOW, speed=1))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
-        with place.worker("bulk") as first:
+        stack.enter_context(sandbox.simulator(*SLOW, speed=1))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        with sandbox.worker("bulk") as first:
             batch = client.submit_many(texts(600))
-            wait_for(lambda: settled(place) > 50, "some outcomes")
+            wait_for(lambda: settled(sandbox) > 50, "some outcomes")
             assert first.terminate() == 0
-            done = settled(place)
+            done = settled(sandbox)
             assert done < 600
-            assert place.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(0,)]
-            assert place.query("SELECT max(crashes), max(rounds) FROM chunks") == [(0, 0)]
-        with place.worker("bulk"):
-            *_, last = client.watch(batch.batch_id)
+            assert sandbox.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(0,)]
+            assert sandbox.query("SELECT max(crashes), max(rounds) FROM chunks") == [(0, 0)]
+        with sandbox.worker("bulk"):
+            *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 600
-        finished_exactly_once(place, 600)
-        assert place.query("SELECT count(*) FROM failures") == [(0,)]
+        finished_exactly_once(sandbox, 600)
+        assert sandbox.query("SELECT count(*) FROM failed_attempts") == [(0,)]
 
 
-def test_rows_of_a_worker_that_is_killed_finish_elsewhere(place: Place) -> None:
-    place.environment["YYC3_LEASE_SECONDS"] = "2"
+def test_rows_of_a_worker_that_is_killed_finish_elsewhere(sandbox: Sandbox) -> None:
+    sandbox.environment["YYC3_LEASE_SECONDS"] = "2"
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*SLOW, speed=1))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
-        with place.worker("bulk") as first:
+        stack.enter_context(sandbox.simulator(*SLOW, speed=1))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        with sandbox.worker("bulk") as first:
             batch = client.submit_many(texts(400))
-            wait_for(lambda: settled(place) > 20, "some outcomes")
+            wait_for(lambda: settled(sandbox) > 20, "some outcomes")
             first.kill()
-        assert settled(place) < 400
-        with place.worker("bulk"):
-            *_, last = client.watch(batch.batch_id)
+        assert settled(sandbox) < 400
+        with sandbox.worker("bulk"):
+            *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 400
-        finished_exactly_once(place, 400)
-        assert place.query("SELECT count(*) > 0 FROM chunks WHERE last_code = 'worker_lost'") == [(True,)]
+        finished_exactly_once(sandbox, 400)
+        assert sandbox.query("SELECT count(*) > 0 FROM chunks WHERE last_code = 'worker_lost'") == [(True,)]
 
 
-def test_a_worker_that_slept_through_its_lease_writes_nothing_over_the_others(place: Place) -> None:
-    place.environment["YYC3_LEASE_SECONDS"] = "1"
+def test_a_worker_that_slept_through_its_lease_writes_nothing_over_the_others(sandbox: Sandbox) -> None:
+    sandbox.environment["YYC3_LEASE_SECONDS"] = "1"
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*SLOW, speed=1))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
-        sleeper = stack.enter_context(place.worker("bulk"))
+        stack.enter_context(sandbox.simulator(*SLOW, speed=1))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        sleeper = stack.enter_context(sandbox.worker("bulk"))
         batch = client.submit_many(texts(200))
-        wait_for(lambda: settled(place) > 5, "some outcomes")
+        wait_for(lambda: settled(sandbox) > 5, "some outcomes")
         sleeper.process.send_signal(signal.SIGSTOP)
-        with place.worker("bulk"):
-            *_, last = client.watch(batch.batch_id)
+        with sandbox.worker("bulk"):
+            *_, last = client.watch_batch(batch.batch_id)
             assert last.succeeded == 200
-            before = place.query("SELECT job_id, xid::text FROM outcomes ORDER BY job_id")
+            before = sandbox.query("SELECT job_id, xid::text FROM outcomes ORDER BY job_id")
             sleeper.process.send_signal(signal.SIGCONT)
             wait_for(lambda: sleeper.says("no longer ours|taken by others"), "the sleeper to notice")
-            assert place.query("SELECT job_id, xid::text FROM outcomes ORDER BY job_id") == before
-        finished_exactly_once(place, 200)
+            assert sandbox.query("SELECT job_id, xid::text FROM outcomes ORDER BY job_id") == before
+        finished_exactly_once(sandbox, 200)
 
 
-def test_a_broker_that_forgot_everything_loses_no_job(place: Place) -> None:
+def test_a_broker_that_forgot_everything_loses_no_job(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator())
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator())
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         batch = client.submit_many(texts(100))
         single = client.submit({"kind": "intent", "text": "我要退款"})
-        with redis.Redis.from_url(place.redis_url) as broker:
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
             assert broker.llen("chatglm3-6b.bulk") > 0
             broker.flushdb()
-        stack.enter_context(place.worker("bulk"))
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
+        stack.enter_context(sandbox.worker("bulk"))
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
         assert client.result(single, 30).state is JobState.SUCCEEDED
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 100
 
 
-def test_jobs_are_stored_and_run_later_when_the_broker_is_away_at_submit(place: Place) -> None:
+def test_jobs_are_stored_and_run_later_when_the_broker_is_away_at_submit(sandbox: Sandbox) -> None:
     nowhere = "redis://127.0.0.1:9/0"
-    with Client(database_url=place.database_url, redis_url=nowhere) as client:
+    with Client(database_url=sandbox.database_url, redis_url=nowhere) as client:
         job_id = client.submit({"kind": "intent", "text": "我要退款"})
     with (
-        place.simulator(),
-        place.worker("interactive"),
-        place.process("pipeline.cli", "recover"),
-        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+        sandbox.simulator(),
+        sandbox.worker("interactive"),
+        sandbox.process("pipeline.cli", "recover"),
+        Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client,
     ):
         assert client.result(job_id, 30).state is JobState.SUCCEEDED
 
 
-def test_results_wait_for_a_database_that_was_cut_off_and_are_stored_once(place: Place) -> None:
+def test_results_wait_for_a_database_that_was_cut_off_and_are_stored_once(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*SLOW, speed=1))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        worker = stack.enter_context(place.worker("bulk"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator(*SLOW, speed=1))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        worker = stack.enter_context(sandbox.worker("bulk"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         batch = client.submit_many(texts(300))
-        wait_for(lambda: settled(place) > 5, "some outcomes")
-        name = place.database_url.rsplit("/", 1)[1]
-        admin = Place(place.database_url.rsplit("/", 1)[0] + "/postgres", place.redis_url, place.home)
+        wait_for(lambda: settled(sandbox) > 5, "some outcomes")
+        name = sandbox.database_url.rsplit("/", 1)[1]
+        admin = Sandbox(sandbox.database_url.rsplit("/", 1)[0] + "/postgres", sandbox.redis_url, sandbox.home)
         admin.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         admin.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name)
         wait_for(lambda: worker.says("results wait for the database"), "the worker to notice")
         admin.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 300
-        finished_exactly_once(place, 300)
+        finished_exactly_once(sandbox, 300)
 
 
-def test_a_worker_stops_although_its_database_is_away_and_its_rows_are_run_again(place: Place) -> None:
-    place.environment |= {"YYC3_LEASE_SECONDS": "2", "YYC3_DRAIN_SECONDS": "1"}
+def test_a_worker_stops_although_its_database_is_away_and_its_rows_are_run_again(sandbox: Sandbox) -> None:
+    sandbox.environment |= {"YYC3_LEASE_SECONDS": "2", "YYC3_DRAIN_SECONDS": "1"}
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*SLOW, speed=1))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
-        name = place.database_url.rsplit("/", 1)[1]
-        admin = Place(place.database_url.rsplit("/", 1)[0] + "/postgres", place.redis_url, place.home)
-        with place.worker("bulk") as worker:
+        stack.enter_context(sandbox.simulator(*SLOW, speed=1))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        name = sandbox.database_url.rsplit("/", 1)[1]
+        admin = Sandbox(sandbox.database_url.rsplit("/", 1)[0] + "/postgres", sandbox.redis_url, sandbox.home)
+        with sandbox.worker("bulk") as worker:
             batch = client.submit_many(texts(200))
-            wait_for(lambda: settled(place) > 5, "some outcomes")
+            wait_for(lambda: settled(sandbox) > 5, "some outcomes")
             admin.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
             admin.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name)
             wait_for(lambda: worker.says("results wait for the database"), "the worker to notice")
             assert worker.terminate(30) == 0
             admin.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        with place.worker("bulk"), place.process("pipeline.cli", "recover"):
-            *_, last = client.watch(batch.batch_id)
+        with sandbox.worker("bulk"), sandbox.process("pipeline.cli", "recover"):
+            *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 200
-        finished_exactly_once(place, 200)
+        finished_exactly_once(sandbox, 200)
 
 
 def children_of(folder: Path) -> list[psutil.Process]:
@@ -178,28 +178,28 @@ def children_of(folder: Path) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("victim", ["up", "guard"])
 def test_kill_9_leaves_no_process_behind_and_the_next_start_finds_the_data(tmp_path: Path, victim: str) -> None:
-    place = Place("", "", tmp_path)
-    del place.environment["DATABASE_URL"], place.environment["REDIS_URL"]
+    sandbox = Sandbox("", "", tmp_path)
+    del sandbox.environment["DATABASE_URL"], sandbox.environment["REDIS_URL"]
     folder = tmp_path / "home"
-    place.environment["YYC3_HOME"] = str(folder)
-    with place.process("pipeline.cli", "up", "--simulate", "--json") as up:
+    sandbox.environment["YYC3_HOME"] = str(folder)
+    with sandbox.process("pipeline.cli", "up", "--simulate", "--json") as up:
         wait_for(lambda: up.says('"flower_url"') or up.ended, "up", 60)
         assert not up.ended, up.text
-        submitted = place.yyc3("submit", "intent", "--text", "我要退款", "--wait", "--json")
+        submitted = sandbox.yyc3("submit", "intent", "--text", "我要退款", "--wait", "--json")
         job = json.loads(submitted.stdout)
         assert job["state"] == "succeeded"
-        second = place.yyc3("up", check=2)
+        second = sandbox.yyc3("up", check=2)
         assert "in use by another yyc3 up" in second.stderr
         guards = [p for p in children_of(folder) if "pipeline.local.supervisor" in p.cmdline()]
         assert len(guards) == 1
         (guards[0] if victim == "guard" else up.process).kill()
         wait_for(lambda: not [p for p in children_of(folder) if p.pid != up.process.pid], "every child to end", 60)
         wait_for(lambda: up.ended, "up itself")
-    assert "no yyc3 up is running" in place.yyc3("jobs", "show", str(job["job_id"]), check=2).stderr
-    with place.process("pipeline.cli", "up", "--simulate", "--json") as up:
+    assert "no yyc3 up is running" in sandbox.yyc3("jobs", "show", str(job["job_id"]), check=2).stderr
+    with sandbox.process("pipeline.cli", "up", "--simulate", "--json") as up:
         wait_for(lambda: up.says('"flower_url"') or up.ended, "up", 60)
         assert not up.ended, up.text
-        again = json.loads(place.yyc3("jobs", "show", str(job["job_id"]), "--json").stdout)
+        again = json.loads(sandbox.yyc3("jobs", "show", str(job["job_id"]), "--json").stdout)
         assert again["result"] == job["result"]
         assert up.terminate(60) == 0
     assert children_of(folder) == []

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from soak import FAULTS, soak
+from tests.faults.soak import FAULTS, soak
 
 
 @pytest.mark.timeout(400)

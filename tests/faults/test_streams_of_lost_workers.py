@@ -4,7 +4,7 @@ import json
 from contextlib import ExitStack
 
 import redis
-from support import Place
+from tests.support.sandbox import Sandbox
 
 from pipeline import Client
 from schemas.results import ChatResult
@@ -14,8 +14,8 @@ STORY = "从前有一座山，山里有一座庙。" * 12
 JOB = {"kind": "chat", "messages": [{"role": "user", "content": "讲个故事"}], "sampling": {"max_tokens": 400}}
 
 
-def story(place: Place) -> tuple[str, str]:
-    answers = place.home / "answers.jsonl"
+def story(sandbox: Sandbox) -> tuple[str, str]:
+    answers = sandbox.home / "answers.jsonl"
     answers.write_text(json.dumps({"when": "故事", "answer": STORY}))
     return "--answers", str(answers)
 
@@ -28,19 +28,21 @@ def on_screen(events: list[StreamEvent]) -> str:
     return shown
 
 
-def test_a_reader_ends_with_the_stored_text_although_the_worker_is_killed_at_the_thirtieth_token(place: Place) -> None:
-    place.environment["YYC3_LEASE_SECONDS"] = "1"
+def test_a_reader_ends_with_the_stored_text_although_the_worker_is_killed_at_the_thirtieth_token(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.environment["YYC3_LEASE_SECONDS"] = "1"
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*story(place), speed=1))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
-        with place.worker("interactive") as first:
+        stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        with sandbox.worker("interactive") as first:
             stream = client.stream(JOB)
             events: list[StreamEvent] = []
             while len(on_screen(events)) < 30:  # the simulator's tokens are single characters
                 events.append(next(stream))
             first.kill()
-        stack.enter_context(place.worker("interactive"))
+        stack.enter_context(sandbox.worker("interactive"))
         events += stream
         end = events[-1]
         assert isinstance(end, EndEvent)
@@ -48,24 +50,24 @@ def test_a_reader_ends_with_the_stored_text_although_the_worker_is_killed_at_the
         assert end.outcome.result.text == STORY
         assert on_screen(events) == STORY
         (restart,) = [event for event in events if isinstance(event, RestartEvent)]
-        assert restart.try_number == 2
+        assert restart.attempt == 2
         before = events[: events.index(restart)]
         assert 30 <= len(on_screen(before)) < len(STORY)
-        assert place.query("SELECT count(*) FROM outcomes") == [(1,)]
+        assert sandbox.query("SELECT count(*) FROM outcomes") == [(1,)]
         late = list(client.follow(end.job_id))
         assert on_screen(late) == STORY
 
 
-def test_a_reader_ends_with_the_stored_text_although_redis_forgets_the_stream(place: Place) -> None:
+def test_a_reader_ends_with_the_stored_text_although_redis_forgets_the_stream(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*story(place), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         stream = client.stream(JOB)
         events: list[StreamEvent] = []
         while len(on_screen(events)) < 20:
             events.append(next(stream))
-        with redis.Redis.from_url(place.redis_url) as broker:
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
             broker.flushdb()
         late = client.follow(events[0].job_id)
         events += stream
@@ -73,12 +75,12 @@ def test_a_reader_ends_with_the_stored_text_although_redis_forgets_the_stream(pl
         assert on_screen(list(late)) == STORY
 
 
-def test_an_answer_is_stored_although_its_stream_cannot_be_written(place: Place) -> None:
+def test_an_answer_is_stored_although_its_stream_cannot_be_written(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(*story(place), speed=4))
-        stack.enter_context(place.worker("interactive"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
-        with redis.Redis.from_url(place.redis_url) as broker:
+        stack.enter_context(sandbox.simulator(*story(sandbox), speed=4))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
             stream = client.stream(JOB)
             first = next(stream)
             broker.delete(f"yyc3.stream.{first.job_id}")

@@ -17,21 +17,21 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from stored import LEASE, all_admitted, failed, new, report, take
-from support import Place
+from tests.support.store_helpers import LEASE, all_admitted, failed, new, report, take
+from tests.support.sandbox import Sandbox
 
 from pipeline.store import Database, claims, dead_letters, recovery, settlement, submission
 from pipeline.store.claims import Claim
-from pipeline.store.dead_letters import Decision, Letters
+from pipeline.store.dead_letters import Decision, DeadLetterFilter
 from pipeline.store.ids import JobIds
-from pipeline.store.settlement import NextState, RunReport, SettledRow
+from pipeline.store.settlement import ChunkState, Settlement, SettledRow
 from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
 
 T = TypeVar("T")
 LANES = st.sampled_from(list(Lane))
-_here: list[Place] = []
+_sandbox: list[Sandbox] = []
 
 
 class AnyInterleaving(RuleBasedStateMachine):
@@ -42,13 +42,13 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = _here[0]
+        self.sandbox = _sandbox[0]
         self.loop = asyncio.new_event_loop()
-        self.database = self.do(Database(self.place.database_url).open())
+        self.database = self.do(Database(self.sandbox.database_url).open())
         self.ids = JobIds(self.database)
-        self.looked: frozenset[recovery.Beat] = frozenset()
+        self.looked: frozenset[recovery.LeaseSighting] = frozenset()
         self.outcomes: dict[tuple[int, int], tuple[str, str]] = {}
-        self.watcher = psycopg.connect(self.place.database_url, autocommit=True)
+        self.watcher = psycopg.connect(self.sandbox.database_url, autocommit=True)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it to its end."""
@@ -143,7 +143,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     def report_some(self, run: Claim, rows: int, twice: bool) -> None:
         """Some rows succeeded; perhaps the reply was lost and it is said again."""
         for _ in range(1 + twice):
-            self.do(settlement.settle(self.database, [report(run, rows, NextState.RUNNING)]))
+            self.do(settlement.settle(self.database, [report(run, rows, ChunkState.RUNNING)]))
 
     @rule(run=consumes(runs), how=st.sampled_from(["succeeded", "failed", "mixed"]), twice=st.booleans())
     def report_all(self, run: Claim, how: str, twice: bool) -> None:
@@ -158,7 +158,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         for _ in range(1 + twice):
             self.do(
                 settlement.settle(
-                    self.database, [RunReport(run.first_job_id, run.fence, rows, next_state=NextState.DONE)]
+                    self.database, [Settlement(run.first_job_id, run.fence, rows, next_state=ChunkState.DONE)]
                 )
             )
 
@@ -166,11 +166,11 @@ class AnyInterleaving(RuleBasedStateMachine):
     def hand_back(self, run: Claim, rows: int, retry: bool) -> None:
         """Drained, or to be tried again: some rows are done, the rest goes back."""
         done = report(run, rows).rows
-        back = RunReport(
+        back = Settlement(
             run.first_job_id,
             run.fence,
             done,
-            next_state=NextState.QUEUED,
+            next_state=ChunkState.QUEUED,
             retry=retry,
             code=ErrorCode.ENGINE_FAILED if retry else None,
         )
@@ -189,19 +189,19 @@ class AnyInterleaving(RuleBasedStateMachine):
         """Silent for long enough; it may speak again later."""
         self.fall_silent(run)
         self.look()
-        self.return_lost()
+        self.requeue_lost()
 
     # --- recovery and people
 
     @rule()
     def look(self) -> None:
         """What recovery remembers."""
-        self.looked = self.do(recovery.overdue(self.database, LEASE))
+        self.looked = self.do(recovery.expired_leases(self.database, LEASE))
 
     @rule()
-    def return_lost(self) -> None:
+    def requeue_lost(self) -> None:
         """Only what did not move since the last look is taken."""
-        self.do(recovery.return_lost(self.database, self.looked))
+        self.do(recovery.requeue_lost(self.database, self.looked))
 
     @rule()
     def expire(self) -> None:
@@ -211,12 +211,12 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule()
     def replay_everything(self) -> None:
         """A person has mended what was wrong."""
-        self.do(dead_letters.decide(self.database, Letters(), Decision.REPLAYED, after=None, limit=1_000))
+        self.do(dead_letters.decide(self.database, DeadLetterFilter(), Decision.REPLAYED, after=None, limit=1_000))
 
     @rule(decision=st.sampled_from(list(Decision)), limit=st.integers(1, 5))
     def decide(self, decision: Decision, limit: int) -> None:
         """A person looks through some dead letters."""
-        self.do(dead_letters.decide(self.database, Letters(), decision, after=None, limit=limit))
+        self.do(dead_letters.decide(self.database, DeadLetterFilter(), decision, after=None, limit=limit))
 
     # --- promises
 
@@ -224,9 +224,9 @@ class AnyInterleaving(RuleBasedStateMachine):
     def an_outcome_never_changes(self) -> None:
         """Nor does it vanish."""
         now = {
-            (job_id, series): (state, xid)
-            for job_id, series, state, xid in self.watcher.execute(
-                "SELECT job_id, series, state, xid::text FROM outcomes"
+            (job_id, replay): (state, xid)
+            for job_id, replay, state, xid in self.watcher.execute(
+                "SELECT job_id, replay, state, xid::text FROM outcomes"
             )
         }
         assert self.outcomes.items() <= now.items()
@@ -277,7 +277,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         """Everything ends when somebody goes on working."""
         self.watcher.execute("UPDATE chunks SET due_at = now()")
         self.watcher.execute("UPDATE chunks SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'")
-        self.do(recovery.return_lost(self.database, self.do(recovery.overdue(self.database, LEASE))))
+        self.do(recovery.requeue_lost(self.database, self.do(recovery.expired_leases(self.database, LEASE))))
         for lane in Lane:
             while claim := self.do(take(self.database, lane)):
                 self.do(settlement.settle(self.database, [report(claim)]))
@@ -294,14 +294,14 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 
 STANDING = """SELECT o.* FROM outcomes o WHERE NOT EXISTS (
-    SELECT 1 FROM decisions d WHERE d.job_id = o.job_id AND d.series = o.series AND d.decision = 'replayed')"""
+    SELECT 1 FROM dead_letter_decisions d WHERE d.job_id = o.job_id AND d.replay = o.replay AND d.decision = 'replayed')"""
 
 
 @pytest.fixture
-def _one_place(place: Place) -> Iterator[None]:
-    _here.append(place)
+def _one_place(sandbox: Sandbox) -> Iterator[None]:
+    _sandbox.append(sandbox)
     yield
-    _here.clear()
+    _sandbox.clear()
 
 
 @pytest.mark.usefixtures("_one_place")

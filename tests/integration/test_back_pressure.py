@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from stored import batch, report, take
-from support import Place
+from tests.support.store_helpers import batch, report, take
+from tests.support.sandbox import Sandbox
 
 from pipeline import AsyncClient
 from pipeline.jobs.admission import QueueLimits
@@ -23,7 +23,7 @@ def limits(database: Database, **fields: Any) -> QueueLimits:
 
 def came(gate: QueueLimits, jobs: list[NewJob], tenant: str) -> None:
     """A batch that was stored."""
-    with gate.batch(jobs, tenant) as admit:
+    with gate.reserve_batch(jobs, tenant) as admit:
         admit()
 
 
@@ -36,8 +36,8 @@ async def test_a_batch_that_does_not_fit_is_refused_with_depth_and_when_to_come_
     claim = await take(database)
     assert claim is not None
     await settlement.settle(database, [report(claim)])
-    gate = limits(database, queued_bulk=100)
-    await gate.look()
+    gate = limits(database, max_queued_bulk=100)
+    await gate.refresh()
     came(gate, [job()] * 40, "default")
     with pytest.raises(QueueSaturated, match=r"m\.bulk holds 90 jobs and takes 100; submit again in \d+ s") as raised:
         came(gate, [job()] * 20, "default")
@@ -48,8 +48,8 @@ async def test_a_batch_that_does_not_fit_is_refused_with_depth_and_when_to_come_
 
 
 async def test_a_batch_that_never_fits_is_told_so(database: Database) -> None:
-    gate = limits(database, queued_bulk=100)
-    await gate.look()
+    gate = limits(database, max_queued_bulk=100)
+    await gate.refresh()
     with pytest.raises(QueueSaturated, match="takes 100 jobs and 101 came at once") as raised:
         came(gate, [job()] * 101, "default")
     assert "retry_after_seconds" not in raised.value.facts
@@ -57,8 +57,8 @@ async def test_a_batch_that_never_fits_is_told_so(database: Database) -> None:
 
 async def test_a_tenant_has_its_share_and_leaves_the_rest_to_others(database: Database) -> None:
     await batch(database, 45, tenant="loud")
-    gate = limits(database, queued_bulk=100, tenant_share=0.5)
-    await gate.look()
+    gate = limits(database, max_queued_bulk=100, max_tenant_share=0.5)
+    await gate.refresh()
     with pytest.raises(QueueSaturated, match="holds 45 jobs of tenant loud and takes 50"):
         came(gate, [job()] * 10, "loud")
     came(gate, [job()] * 50, "quiet")
@@ -66,28 +66,28 @@ async def test_a_tenant_has_its_share_and_leaves_the_rest_to_others(database: Da
 
 async def test_the_lanes_have_limits_of_their_own_and_what_runs_does_not_count(database: Database) -> None:
     await batch(database, 10)
-    gate = limits(database, queued_bulk=10, queued_interactive=2)
-    await gate.look()
+    gate = limits(database, max_queued_bulk=10, max_queued_interactive=2)
+    await gate.refresh()
     assert [gate.admit_one(job()) is None for _ in range(3)] == [True, True, False]
     with pytest.raises(QueueSaturated):
         came(gate, [job()], "default")
     assert await take(database) is not None
-    gate = limits(database, queued_bulk=10)
-    await gate.look()
+    gate = limits(database, max_queued_bulk=10)
+    await gate.refresh()
     came(gate, [job()] * 10, "default")
 
 
 @pytest.fixture
-async def narrow(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncClient]:
+async def narrow(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncClient]:
     """A client of a model that takes three interactive jobs and five in bulk."""
-    file = place.home / "models.toml"
+    file = sandbox.home / "models.toml"
     file.write_text('[models.chatglm3-6b]\nkinds = ["intent"]\nport = 1\nqueued_interactive = 3\nqueued_bulk = 5\n')
     monkeypatch.setenv("YYC3_MODELS_FILE", str(file))
-    async with AsyncClient(database_url=place.database_url, redis_url=place.redis_url) as client:
+    async with AsyncClient(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         yield client
 
 
-async def test_a_submit_is_refused_and_one_with_a_known_key_is_not(narrow: AsyncClient, place: Place) -> None:
+async def test_a_submit_is_refused_and_one_with_a_known_key_is_not(narrow: AsyncClient, sandbox: Sandbox) -> None:
     text = {"kind": "intent", "text": "我要退款"}
     first = await narrow.submit({**text, "idempotency_key": "a"})
     for _ in range(2):
@@ -99,15 +99,15 @@ async def test_a_submit_is_refused_and_one_with_a_known_key_is_not(narrow: Async
     with pytest.raises(QueueSaturated):
         await narrow.submit_many([text])
     assert (await narrow.submit_many([text] * 5, idempotency_key="b")).batch_id == batch_id
-    assert place.query("SELECT count(*) FROM jobs") == [(8,)]
-    refused = place.yyc3(
-        "submit", "intent", "--text", "我要退款", check=3, YYC3_MODELS_FILE=str(place.home / "models.toml")
+    assert sandbox.query("SELECT count(*) FROM jobs") == [(8,)]
+    refused = sandbox.yyc3(
+        "submit", "intent", "--text", "我要退款", check=3, YYC3_MODELS_FILE=str(sandbox.home / "models.toml")
     )
     assert "submit again in" in refused.stderr
 
 
 def test_limits_are_numbers_above_zero() -> None:
-    for fields in ({"queued_bulk": 0}, {"tenant_share": 0}, {"tenant_share": 1.5}):
+    for fields in ({"max_queued_bulk": 0}, {"max_tenant_share": 0}, {"max_tenant_share": 1.5}):
         with pytest.raises(ValueError, match=next(iter(fields))):
             ModelEntry.model_validate({**ENTRY, **fields})
 
@@ -115,15 +115,15 @@ def test_limits_are_numbers_above_zero() -> None:
 async def test_a_batch_that_is_still_being_stored_counts_and_one_that_was_not_stored_does_not(
     database: Database,
 ) -> None:
-    gate = limits(database, queued_bulk=100)
-    await gate.look()
-    with gate.batch([job()] * 80, "default") as admit:
+    gate = limits(database, max_queued_bulk=100)
+    await gate.refresh()
+    with gate.reserve_batch([job()] * 80, "default") as admit:
         admit()
         gate._looked_at = None
-        await gate.look()  # it is in no table yet
+        await gate.refresh()  # it is in no table yet
         with pytest.raises(QueueSaturated, match="holds 80 jobs"):
             came(gate, [job()] * 30, "default")
-    with pytest.raises(ZeroDivisionError), gate.batch([job()] * 20, "default") as admit:
+    with pytest.raises(ZeroDivisionError), gate.reserve_batch([job()] * 20, "default") as admit:
         admit()
         _ = 1 / 0
     came(gate, [job()] * 20, "default")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
-from support import Place, Simulator, wait_for
+from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 from pipeline import Client
 from pipeline.store import Database, recovery
@@ -16,15 +16,15 @@ from schemas.results import JobState
 LONG = {"kind": "chat", "messages": [{"role": "user", "content": "讲个故事"}], "sampling": {"max_tokens": 1_000}}
 
 
-def story(place: Place) -> tuple[str, str]:
+def story(sandbox: Sandbox) -> tuple[str, str]:
     """Arguments of a simulator that tells a story of a thousand tokens, 15 s long."""
-    answers = place.home / "answers.jsonl"
+    answers = sandbox.home / "answers.jsonl"
     answers.write_text(json.dumps({"when": "故事", "answer": "从前有一座山。" * 200}))
     return "--answers", str(answers)
 
 
-def opened(place: Place, stack: ExitStack) -> Client:
-    return stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+def opened(sandbox: Sandbox, stack: ExitStack) -> Client:
+    return stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
 
 
 def stopped(simulator: Simulator) -> bool:
@@ -32,11 +32,11 @@ def stopped(simulator: Simulator) -> bool:
     return state["aborted"] > 0 and state["running"] == 0
 
 
-def test_a_running_job_is_cancelled_at_the_engine(place: Place) -> None:
+def test_a_running_job_is_cancelled_at_the_engine(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        simulator = stack.enter_context(place.simulator(*story(place), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        client = opened(place, stack)
+        simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = opened(sandbox, stack)
         job_id, other = client.submit(LONG), client.submit({"kind": "sentiment", "text": "谢谢"})
         assert client.result(other, timeout=20).state is JobState.SUCCEEDED
         wait_for(lambda: simulator.state()["running"] == 1, "the engine to begin")
@@ -45,22 +45,24 @@ def test_a_running_job_is_cancelled_at_the_engine(place: Place) -> None:
         assert client.result(job_id, timeout=5).state is JobState.CANCELLED
         wait_for(lambda: stopped(simulator), "the engine to stop", 5)
         wait_for(
-            lambda: place.query("SELECT state, cancelled FROM chunks WHERE first_job_id = %s", job_id) == [("done", 1)],
+            lambda: (
+                sandbox.query("SELECT state, cancelled FROM chunks WHERE first_job_id = %s", job_id) == [("done", 1)]
+            ),
             "its chunk to close",
         )
 
 
-def test_word_of_a_cancel_that_is_lost_comes_with_the_next_renewal(place: Place) -> None:
-    place.environment["YYC3_LEASE_SECONDS"] = "3"
+def test_word_of_a_cancel_that_is_lost_comes_with_the_next_renewal(sandbox: Sandbox) -> None:
+    sandbox.environment["YYC3_LEASE_SECONDS"] = "3"
     with ExitStack() as stack:
-        simulator = stack.enter_context(place.simulator(*story(place), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        client = opened(place, stack)
+        simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = opened(sandbox, stack)
         job_id = client.submit(LONG)
         wait_for(lambda: simulator.state()["running"] == 1, "the engine to begin")
         # What `cancel` stores, without the word it sends.
-        place.query(
-            """WITH o AS (INSERT INTO outcomes (job_id, series, state, code, message)
+        sandbox.query(
+            """WITH o AS (INSERT INTO outcomes (job_id, replay, state, code, message)
                           VALUES (%s, 1, 'cancelled', 'cancelled', 'by hand'))
                UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s""",
             job_id,
@@ -69,49 +71,49 @@ def test_word_of_a_cancel_that_is_lost_comes_with_the_next_renewal(place: Place)
         wait_for(lambda: stopped(simulator), "the engine to stop", 10)
 
 
-def test_a_row_of_a_shared_micro_batch_is_cancelled_without_its_neighbours(place: Place) -> None:
+def test_a_row_of_a_shared_micro_batch_is_cancelled_without_its_neighbours(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        simulator = stack.enter_context(place.simulator("--fail", "slow:1:3", speed=100))
-        stack.enter_context(place.worker("bulk"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = opened(place, stack)
+        simulator = stack.enter_context(sandbox.simulator("--fail", "slow:1:3", speed=100))
+        stack.enter_context(sandbox.worker("bulk"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = opened(sandbox, stack)
         batch = client.submit_many([{"kind": "sentiment", "text": f"太差了 {i}"} for i in range(20)])
         wait_for(lambda: simulator.state()["requests"] > 0, "the rows to be sent")
         assert client.cancel(batch.job_ids[7])
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert (last.succeeded, last.cancelled, last.failed) == (19, 1, 0)
-        assert client.look(batch.job_ids[7]).state is JobState.CANCELLED
+        assert client.get(batch.job_ids[7]).state is JobState.CANCELLED
 
 
-def test_rows_that_are_cancelled_before_they_are_sent_are_never_sent(place: Place) -> None:
-    models = place.home / "models.toml"
+def test_rows_that_are_cancelled_before_they_are_sent_are_never_sent(sandbox: Sandbox) -> None:
+    models = sandbox.home / "models.toml"
     models.write_text('[models.chatglm3-6b]\nkinds = ["chat", "sentiment"]\nport = 10086\nseats = 1\n')
-    place.environment["YYC3_MODELS_FILE"] = str(models)
+    sandbox.environment["YYC3_MODELS_FILE"] = str(models)
     with ExitStack() as stack:
-        simulator = stack.enter_context(place.simulator(*story(place), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        client = opened(place, stack)
+        simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = opened(sandbox, stack)
         first = client.submit(LONG)
         wait_for(lambda: simulator.state()["running"] == 1, "the only seat to be taken")
         waiting = [client.submit({"kind": "sentiment", "text": f"第{i}位：谢谢"}) for i in range(3)]
         wait_for(
-            lambda: place.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(4,)], "all to be taken"
+            lambda: sandbox.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(4,)], "all to be taken"
         )
         for job_id in waiting:
             assert client.cancel(job_id)
         client.cancel(first)
-        wait_for(lambda: place.query("SELECT min(state) FROM chunks") == [("done",)], "every chunk to close")
+        wait_for(lambda: sandbox.query("SELECT min(state) FROM chunks") == [("done",)], "every chunk to close")
         assert simulator.state()["rows"] == 1
 
 
-def test_a_deadline_that_comes_while_a_job_waits_for_a_seat_expires_it_unsent(place: Place) -> None:
-    models = place.home / "models.toml"
+def test_a_deadline_that_comes_while_a_job_waits_for_a_seat_expires_it_unsent(sandbox: Sandbox) -> None:
+    models = sandbox.home / "models.toml"
     models.write_text('[models.chatglm3-6b]\nkinds = ["chat", "sentiment"]\nport = 10086\nseats = 1\n')
-    place.environment["YYC3_MODELS_FILE"] = str(models)
+    sandbox.environment["YYC3_MODELS_FILE"] = str(models)
     with ExitStack() as stack:
-        simulator = stack.enter_context(place.simulator(*story(place), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        client = opened(place, stack)
+        simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = opened(sandbox, stack)
         first = client.submit(LONG)
         wait_for(lambda: simulator.state()["running"] == 1, "the only seat to be taken")
         soon = datetime.now(UTC) + timedelta(seconds=2)
@@ -125,34 +127,34 @@ def test_a_deadline_that_comes_while_a_job_waits_for_a_seat_expires_it_unsent(pl
         assert simulator.state()["rows"] == 1
 
 
-def test_a_queued_job_expires_although_nobody_serves_its_model(place: Place) -> None:
+def test_a_queued_job_expires_although_nobody_serves_its_model(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = opened(place, stack)
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = opened(sandbox, stack)
         soon = datetime.now(UTC) + timedelta(seconds=1)
         events = client.stream({**LONG, "deadline": soon})
         *_, end = events
         assert end.event == "end"
         assert end.outcome.state is JobState.EXPIRED
-        with redis.Redis.from_url(place.redis_url, decode_responses=True) as broker:
+        with redis.Redis.from_url(sandbox.redis_url, decode_responses=True) as broker:
             found: Any = broker.xrange(f"yyc3.stream.{end.job_id}")
         assert [fields["event"] for _, fields in found] == ["end"]
 
 
-async def test_of_a_queued_chunk_only_the_rows_past_their_deadline_expire(place: Place, database: Database) -> None:
+async def test_of_a_queued_chunk_only_the_rows_past_their_deadline_expire(sandbox: Sandbox, database: Database) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         jobs: list[dict[str, Any]] = [{"kind": "sentiment", "text": f"好 {i}"} for i in range(4)]
         jobs[1]["deadline"] = past
         jobs[2]["deadline"] = datetime.now(UTC) + timedelta(hours=1)
         batch = client.submit_many(jobs)
         assert [job.job_id for job in await recovery.expire(database)] == [batch.job_ids[1]]
         assert await recovery.expire(database) == []
-        ((state, expired, deadline),) = place.query("SELECT state, expired, deadline FROM chunks")
+        ((state, expired, deadline),) = sandbox.query("SELECT state, expired, deadline FROM chunks")
         assert (state, expired) == ("queued", 1)
         assert deadline > datetime.now(UTC)
-        states = [outcome.state for outcome in client.outcomes(batch.batch_id)]
+        states = [outcome.state for outcome in client.batch_outcomes(batch.batch_id)]
         assert states == [JobState.QUEUED, JobState.EXPIRED, JobState.QUEUED, JobState.QUEUED]
         only = client.submit_many([{"kind": "sentiment", "text": "好", "deadline": past}])
         await recovery.expire(database)
-        assert client.progress(only.batch_id).finished
+        assert client.batch_progress(only.batch_id).finished

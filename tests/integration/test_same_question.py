@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import Place, Simulator, wait_for
+from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 from pipeline import AsyncClient, Client
 from schemas.ids import JobId
@@ -18,20 +18,20 @@ REFUND: dict[str, Any] = {"kind": "intent", "text": "东西我不要了，我要
 
 
 @pytest.fixture
-def simulator(place: Place) -> Iterator[Simulator]:
-    with place.simulator() as one:
+def simulator(sandbox: Sandbox) -> Iterator[Simulator]:
+    with sandbox.simulator() as one:
         yield one
 
 
 @pytest.fixture
-def client(place: Place, simulator: Simulator) -> Iterator[Client]:
+def client(sandbox: Sandbox, simulator: Simulator) -> Iterator[Client]:
     """One worker a lane, recovery, a client."""
     del simulator
     with ExitStack() as stack:
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.worker("bulk"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        yield stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.worker("bulk"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        yield stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
 
 
 def ask(client: Client, job: dict[str, Any]) -> Outcome:
@@ -40,13 +40,13 @@ def ask(client: Client, job: dict[str, Any]) -> Outcome:
 
 def batch_of(client: Client, jobs: list[dict[str, Any]]) -> list[Outcome]:
     batch = client.submit_many(jobs)
-    for _ in client.watch(batch.batch_id):
+    for _ in client.watch_batch(batch.batch_id):
         pass
-    return list(client.outcomes(batch.batch_id))
+    return list(client.batch_outcomes(batch.batch_id))
 
 
 def test_what_was_asked_before_is_copied_in_both_lanes_and_says_of_whom(
-    client: Client, simulator: Simulator, place: Place
+    client: Client, simulator: Simulator, sandbox: Sandbox
 ) -> None:
     first = ask(client, REFUND)
     rows = simulator.state()["rows"]
@@ -60,10 +60,10 @@ def test_what_was_asked_before_is_copied_in_both_lanes_and_says_of_whom(
         assert copied.usage == Usage(prompt_tokens=0, completion_tokens=0)
         assert (copied.model_revision, copied.simulated) == (first.model_revision, True)
         assert copied.batch_rows is None
-    assert place.query("SELECT sum(cached), sum(succeeded) FROM chunks") == [(4, 5)]
+    assert sandbox.query("SELECT sum(cached), sum(succeeded) FROM chunks") == [(4, 5)]
     # Copied, not pointed at: the first one's going takes nothing from the others.
-    place.query("DELETE FROM outcomes WHERE job_id = %s", first.job_id)
-    assert client.look(again.job_id).result == first.result
+    sandbox.query("DELETE FROM outcomes WHERE job_id = %s", first.job_id)
+    assert client.get(again.job_id).result == first.result
     assert ask(client, REFUND).cached_from is None
 
 
@@ -140,7 +140,7 @@ def test_identical_rows_of_a_batch_are_sent_once_and_a_failure_of_the_first_fail
 
 
 def test_one_who_asks_the_same_waits_for_the_answer_under_way_and_no_longer_when_that_is_cancelled(
-    client: Client, simulator: Simulator, place: Place
+    client: Client, simulator: Simulator, sandbox: Sandbox
 ) -> None:
     del client
     job = {
@@ -152,11 +152,11 @@ def test_one_who_asks_the_same_waits_for_the_answer_under_way_and_no_longer_when
     httpx.put(f"{simulator.url}/simulator/answers", json=script).raise_for_status()
 
     async def go() -> tuple[Outcome, Outcome]:
-        async with AsyncClient(database_url=place.database_url, redis_url=place.redis_url) as both:
+        async with AsyncClient(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as both:
             first = await both.submit(job)
             await asyncio.to_thread(wait_for, lambda: simulator.state()["running"] == 1, "the first")
             second = await both.submit(job)
-            await asyncio.to_thread(wait_for, lambda: _running(place, second), "the second")
+            await asyncio.to_thread(wait_for, lambda: _running(sandbox, second), "the second")
             assert simulator.state()["running"] == 1
             assert await both.cancel(first)
             return await both.result(first, 20), await both.result(second, 20)
@@ -167,8 +167,8 @@ def test_one_who_asks_the_same_waits_for_the_answer_under_way_and_no_longer_when
     assert answered.cached_from is None
 
 
-def _running(place: Place, job_id: JobId) -> bool:
-    return bool(place.query("SELECT 1 FROM chunks WHERE first_job_id = %s AND state = 'running'", job_id))
+def _running(sandbox: Sandbox, job_id: JobId) -> bool:
+    return bool(sandbox.query("SELECT 1 FROM chunks WHERE first_job_id = %s AND state = 'running'", job_id))
 
 
 def test_chat_never_waits_for_bulk_that_asks_the_same(client: Client, simulator: Simulator) -> None:
@@ -180,5 +180,5 @@ def test_chat_never_waits_for_bulk_that_asks_the_same(client: Client, simulator:
     assert outcome.cached_from is None
     assert outcome.timings.total_seconds is not None
     assert outcome.timings.total_seconds < 2
-    for _ in client.watch(batch.batch_id):
+    for _ in client.watch_batch(batch.batch_id):
         pass

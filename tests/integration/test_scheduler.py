@@ -16,7 +16,7 @@ import pytest
 from pipeline import kinds
 from pipeline.engine import EngineClient, EnginePool
 from pipeline.engine import pool as pool_module
-from pipeline.kinds.cache_key import answer_key
+from pipeline.kinds.cache_key import cache_key
 from pipeline.models import LabelForm, ModelEntry
 from pipeline.store.claims import Claim, ClaimedJob
 from pipeline.streams.writer import StreamWriter
@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def run_of(*jobs: dict[str, Any], priority: int = 0) -> Run:
     claimed = tuple(
-        ClaimedJob(JobId(next(_numbers)), 1, orjson.dumps(job).decode(), 0.0, None, failed_tries=0) for job in jobs
+        ClaimedJob(JobId(next(_numbers)), 1, orjson.dumps(job).decode(), 0.0, None, failed_attempts=0) for job in jobs
     )
     lane = Lane.BULK
     return Run(Claim(uuid4(), claimed[0].job_id, 1, len(jobs), "m", lane, None, priority, 0, None, claimed))
@@ -70,15 +70,15 @@ class Bench:
         return rows
 
     async def send(self, run: Run) -> None:
-        facts = await self.pool.facts()
+        facts = await self.pool.capabilities()
         rows = []
         for claimed in run.claim.jobs:
             job = parse_job(claimed.request)
-            target = kinds.Target(LabelForm.CODE, facts.constraint, 8_192)
+            target = kinds.EndpointProfile(LabelForm.CODE, facts.constraint, 8_192)
             ask = kinds.build(job, target)
             key = None
             if job.cache and ask.deterministic:
-                key = answer_key(job.tenant, "m", facts.revision, facts.simulated, ask)
+                key = cache_key(job.tenant, "m", facts.revision, facts.simulated, ask)
             rows.append(Row(run, claimed, job, ask, target, key, facts))
         await self.scheduler.send(run, rows)
 
@@ -94,16 +94,21 @@ Make = Callable[..., Awaitable[Bench]]
 async def bench() -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
-        async def make(engines: int = 1, *, seats: int = 8, speed: float = 200.0) -> Bench:
+        async def make(engines: int = 1, *, max_num_seqs: int = 8, speed: float = 200.0) -> Bench:
             urls = [await stack.enter_async_context(_engine(speed)) for _ in range(engines)]
             entry = ModelEntry(
-                name="m", kinds=("chat",), port=1, endpoints=tuple(urls), seats=seats, label_form=LabelForm.CODE
+                name="m",
+                kinds=("chat",),
+                port=1,
+                endpoints=tuple(urls),
+                max_num_seqs=max_num_seqs,
+                label_form=LabelForm.CODE,
             )
             client = EngineClient(timedelta(seconds=20))
             made = Bench(EnginePool(entry, client, 0.125), urls)
             stack.push_async_callback(client.close)
             stack.push_async_callback(made.http.aclose)
-            await made.pool.facts()
+            await made.pool.capabilities()
             return made
 
         yield make
@@ -133,7 +138,7 @@ async def test_a_cancel_in_the_turn_of_the_request_ends_the_round_and_frees_the_
 
 
 async def test_random_cancels_and_lost_runs_leak_nothing_and_hold_nobody(bench: Make) -> None:
-    b = await bench(2, seats=16)
+    b = await bench(2, max_num_seqs=16)
     choose = random.Random(3)
     runs = [run_of(*[chat(f"{n}-{i}", temperature=0.0 if i % 3 else None) for i in range(20)]) for n in range(30)]
     runs += [run_of(*[chat(f"same {i % 4}", temperature=0.0) for i in range(20)]) for n in range(5)]
@@ -149,13 +154,13 @@ async def test_random_cancels_and_lost_runs_leak_nothing_and_hold_nobody(bench: 
     async with asyncio.timeout(20):
         await asyncio.gather(*sending, return_exceptions=True)
     for run in runs:
-        assert run.lost or not run.left, run.left
+        assert run.lost or not run.unsettled, run.unsettled
     # Rows of lost runs, which nobody waits for, leave when their turn comes.
     await until(lambda: not b.scheduler.waiting and b.in_flight == (0, 0))
 
 
 async def test_a_row_that_must_wait_for_the_other_endpoint_keeps_nobody_from_this_one(bench: Make) -> None:
-    b = await bench(2, seats=4)
+    b = await bench(2, max_num_seqs=4)
     one, other = b.pool.endpoints
     await b.teach(0, when="bad", fault="500", times=1)
     other.in_flight = 4  # full of rows that take their time
@@ -164,7 +169,7 @@ async def test_a_row_that_must_wait_for_the_other_endpoint_keeps_nobody_from_thi
     await until(lambda: run.succeeded == 30)
     assert not sending.done()
     other.in_flight = 0
-    b.pool.changed()
+    b.pool.notify_changed()
     async with asyncio.timeout(5):
         await sending
     assert run.succeeded == 31
@@ -172,7 +177,7 @@ async def test_a_row_that_must_wait_for_the_other_endpoint_keeps_nobody_from_thi
 
 
 async def test_equal_questions_whose_first_fails_are_asked_at_once_and_not_one_by_one(bench: Make) -> None:
-    b = await bench(seats=64)
+    b = await bench(max_num_seqs=64)
     await b.teach(0, when="same", fault="slow", seconds=0.3)
     await b.teach(0, when="same", fault="400", times=1)
     run = run_of(*[chat("same", temperature=0.0) for _ in range(30)])
@@ -183,7 +188,7 @@ async def test_equal_questions_whose_first_fails_are_asked_at_once_and_not_one_b
 
 
 async def test_an_urgent_row_does_not_wait_behind_an_equal_one_that_does(bench: Make) -> None:
-    b = await bench(seats=1)
+    b = await bench(max_num_seqs=1)
     await b.teach(0, when="", fault="slow", seconds=0.2)
     order: list[str] = []
 
@@ -211,13 +216,13 @@ async def test_a_cancelled_question_is_answered_for_who_asked_the_same(bench: Ma
     await asyncio.gather(*sending)
     (settled,) = second.ready
     assert settled.cached_from is None
-    assert settled.answer_key is not None
+    assert settled.cache_key is not None
     assert first.ready == []
     assert await b.rows_seen() == before + 1
 
 
 async def test_a_cancelled_row_in_line_ends_its_run_at_once(bench: Make) -> None:
-    b = await bench(seats=1)
+    b = await bench(max_num_seqs=1)
     await b.teach(0, when="", fault="slow", seconds=1)
     busy = asyncio.create_task(b.send(run_of(chat("x"))))
     await asyncio.sleep(0.05)
@@ -233,12 +238,12 @@ async def test_a_cancelled_row_in_line_ends_its_run_at_once(bench: Make) -> None
 async def test_after_a_pause_an_engine_is_asked_again_who_it_is(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     b = await bench()
     (endpoint,) = b.pool.endpoints
-    asked = endpoint.facts_at
-    assert (await b.pool.facts()) is endpoint.facts
-    assert endpoint.facts_at == asked
-    monkeypatch.setattr(pool_module, "_FACTS_SECONDS", 0.0)
-    await b.pool.facts()
-    assert endpoint.facts_at > asked
+    asked = endpoint.probed_at
+    assert (await b.pool.capabilities()) is endpoint.capabilities
+    assert endpoint.probed_at == asked
+    monkeypatch.setattr(pool_module, "_PROBE_VALID_SECONDS", 0.0)
+    await b.pool.capabilities()
+    assert endpoint.probed_at > asked
 
 
 async def test_while_one_endpoint_hangs_the_others_gauges_are_read_once_a_second(bench: Make) -> None:
@@ -247,21 +252,21 @@ async def test_while_one_endpoint_hangs_the_others_gauges_are_read_once_a_second
     hang = {"faults": [{"kind": "hang"}]}
     (await b.http.put(f"{b.urls[1]}/simulator/faults", json=hang)).raise_for_status()
     looks = 0
-    ask_metrics = pool_module.ask_metrics
+    poll_metrics = pool_module.poll_metrics
 
     async def counted(*arguments: Any) -> Any:
         nonlocal looks
         looks += 1
-        return await ask_metrics(*arguments)
+        return await poll_metrics(*arguments)
 
-    pool_module.ask_metrics = counted
+    pool_module.poll_metrics = counted
     watching = asyncio.create_task(b.pool.watch())
     try:
-        other.breaker.failed(time.monotonic(), away=True)
+        other.breaker.failed(time.monotonic(), unreachable=True)
         one.used_at = time.monotonic()
         await asyncio.sleep(2.5)
         assert 2 <= looks <= 4
     finally:
-        pool_module.ask_metrics = ask_metrics
+        pool_module.poll_metrics = poll_metrics
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

@@ -10,54 +10,54 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.dialects.postgresql.base import ischema_names
-from stored import GONE, LEASE, all_admitted, batch, lost, new, report, take
-from support import Place, wait_for
+from tests.support.store_helpers import GONE, LEASE, all_admitted, batch, lost, new, report, take
+from tests.support.sandbox import Sandbox, wait_for
 
-from pipeline.local.client import Home
+from pipeline.local.client import SupervisorClient
 from pipeline.store import Database, claims, queries, recovery, reply_outbox, settlement, submission
 from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
 from pipeline.store.schema import migrate
 from pipeline.store.schema.tables import metadata
-from pipeline.store.settlement import FailedTry, NextState, RunReport, SettledRow
+from pipeline.store.settlement import FailedAttempt, ChunkState, Settlement, SettledRow
 from pipeline.store.submission import Stored, StoredBatch
 from schemas.doorbells import Lane
-from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable, ValueRefused
+from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable, UnstorableValue
 from schemas.ids import JobId
 from schemas.results import JobState
 
 
-def test_the_tables_and_the_migrations_agree(place: Place) -> None:
+def test_the_tables_and_the_migrations_agree(sandbox: Sandbox) -> None:
     ischema_names["xid8"] = type(metadata.tables["outcomes"].c.xid.type)
-    engine = sa.create_engine(migrate.sqlalchemy_url(place.database_url), poolclass=sa.NullPool)
+    engine = sa.create_engine(migrate.sqlalchemy_url(sandbox.database_url), poolclass=sa.NullPool)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         differences = compare_metadata(context, metadata)
     assert differences == []
 
 
-def test_upgrading_twice_changes_nothing(place: Place) -> None:
-    assert migrate.upgrade(place.database_url) == migrate.upgrade(place.database_url) == "0004"
+def test_upgrading_twice_changes_nothing(sandbox: Sandbox) -> None:
+    assert migrate.upgrade(sandbox.database_url) == migrate.upgrade(sandbox.database_url) == "0004"
 
 
-async def test_a_database_without_tables_says_what_to_run(place: Place) -> None:
-    place.query("DROP TABLE chunks")
-    database = await Database(place.database_url).open()
+async def test_a_database_without_tables_says_what_to_run(sandbox: Sandbox) -> None:
+    sandbox.query("DROP TABLE chunks")
+    database = await Database(sandbox.database_url).open()
     with pytest.raises(StoreUnavailable, match="yyc3 db upgrade"):
         await queries.queue_states(database)
     await database.close()
 
 
-async def test_jobs_of_a_batch_keep_their_order_and_their_bytes(database: Database, place: Place) -> None:
+async def test_jobs_of_a_batch_keep_their_order_and_their_bytes(database: Database, sandbox: Sandbox) -> None:
     stored = await batch(database, 25)
     assert list(stored.job_ids) == sorted(stored.job_ids)
-    rows = place.query("SELECT line, request::text FROM jobs ORDER BY job_id")
+    rows = sandbox.query("SELECT line, request::text FROM jobs ORDER BY job_id")
     assert rows == [(i, f'{{"kind":"intent",  "text":"row {i}"}}') for i in range(25)]
     assert [chunk.rows for chunk in stored.chunks] == [10, 10, 5]
 
 
 async def test_ids_are_taken_in_blocks_and_never_twice(database: Database) -> None:
     ids, others = JobIds(database), JobIds(database)
-    firsts = await ids.take([700, 700, 700]) + await others.take([5]) + await ids.take([300])
+    firsts = await ids.allocate([700, 700, 700]) + await others.allocate([5]) + await ids.allocate([300])
     taken = [first + k for first, count in zip(firsts, [700, 700, 700, 5, 300], strict=True) for k in range(count)]
     assert len(set(taken)) == len(taken)
     assert all(
@@ -66,14 +66,14 @@ async def test_ids_are_taken_in_blocks_and_never_twice(database: Database) -> No
     )
 
 
-async def test_a_job_beyond_the_first_partition_finds_its_own(database: Database, place: Place) -> None:
-    place.query("SELECT setval('job_blocks', %s)", PARTITION_JOBS // BLOCK_JOBS + 3)
+async def test_a_job_beyond_the_first_partition_finds_its_own(database: Database, sandbox: Sandbox) -> None:
+    sandbox.query("SELECT setval('job_id_blocks', %s)", PARTITION_JOBS // BLOCK_JOBS + 3)
     stored = await batch(database, 3)
     assert stored.job_ids[0] >= PARTITION_JOBS
     claim = await take(database)
     assert claim is not None
     await settlement.settle(database, [report(claim)])
-    assert place.query("SELECT count(*) FROM outcomes_1") == [(3,)]
+    assert sandbox.query("SELECT count(*) FROM outcomes_1") == [(3,)]
 
 
 async def test_the_same_key_with_the_same_job_is_that_job_and_with_another_is_refused(database: Database) -> None:
@@ -101,7 +101,7 @@ async def test_the_same_key_with_the_same_job_is_that_job_and_with_another_is_re
     assert free.job_ids != first.job_ids
 
 
-async def test_two_processes_with_the_same_key_at_once_make_one_job(database: Database, place: Place) -> None:
+async def test_two_processes_with_the_same_key_at_once_make_one_job(database: Database, sandbox: Sandbox) -> None:
     async def submit() -> list[JobId]:
         entry = (
             await submission.insert_interactive(
@@ -113,7 +113,7 @@ async def test_two_processes_with_the_same_key_at_once_make_one_job(database: Da
 
     found = await asyncio.gather(*[submit() for _ in range(8)])
     assert len({tuple(ids) for ids in found}) == 1
-    assert place.query("SELECT count(*), sum(rows) FROM chunks") == [(1, 1)]
+    assert sandbox.query("SELECT count(*), sum(rows) FROM chunks") == [(1, 1)]
 
 
 async def test_a_batch_key_returns_the_same_jobs_and_refuses_others(database: Database) -> None:
@@ -188,21 +188,21 @@ async def test_lower_priority_numbers_go_first_then_the_batch_with_less_running(
     assert {order[1], order[2]} == {big.batch_id, small.batch_id}
 
 
-async def test_a_second_delivery_of_a_settled_chunk_changes_nothing(database: Database, place: Place) -> None:
+async def test_a_second_delivery_of_a_settled_chunk_changes_nothing(database: Database, sandbox: Sandbox) -> None:
     stored = await batch(database, 10)
     claim = await take(database)
     assert claim is not None
     assert await settlement.settle(database, [report(claim)]) == {(claim.first_job_id, claim.fence)}
-    before = place.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id")
+    before = sandbox.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id")
     assert await settlement.settle(database, [report(claim)]) == set()
     assert await claims.claim_named(database, [(stored.chunks[0].first_job_id, uuid4())], worker="w", lease=LEASE) == {}
-    assert place.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id") == before
-    assert place.query("SELECT succeeded, prompt_tokens, completion_tokens, state FROM chunks") == [
+    assert sandbox.query("SELECT job_id, xid::text, settled_at FROM outcomes ORDER BY job_id") == before
+    assert sandbox.query("SELECT succeeded, prompt_tokens, completion_tokens, state FROM chunks") == [
         (10, 30, 10, "done")
     ]
 
 
-async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, place: Place) -> None:
+async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, sandbox: Sandbox) -> None:
     await batch(database, 1)
     slow = await take(database, lease=GONE)
     assert slow is not None
@@ -210,7 +210,7 @@ async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, plac
     other = await take(database)
     assert other is not None
     assert await settlement.settle(database, [report(slow)]) == set()
-    assert place.query("SELECT count(*) FROM outcomes") == [(0,)]
+    assert sandbox.query("SELECT count(*) FROM outcomes") == [(0,)]
     assert await settlement.settle(database, [report(other)]) == {(other.first_job_id, other.fence)}
     assert await claims.renew(database, [slow.run_id, other.run_id], LEASE) == {}
 
@@ -219,38 +219,40 @@ async def test_rows_that_are_settled_are_not_claimed_again(database: Database) -
     await batch(database, 10)
     claim = await take(database)
     assert claim is not None
-    await settlement.settle(database, [report(claim, rows=4, next_state=NextState.QUEUED)])
+    await settlement.settle(database, [report(claim, rows=4, next_state=ChunkState.QUEUED)])
     again = await take(database)
     assert again is not None
     assert [job.job_id for job in again.jobs] == [job.job_id for job in claim.jobs[4:]]
 
 
-async def test_a_chunk_that_goes_back_with_a_delay_waits_and_remembers_why(database: Database, place: Place) -> None:
+async def test_a_chunk_that_goes_back_with_a_delay_waits_and_remembers_why(
+    database: Database, sandbox: Sandbox
+) -> None:
     await batch(database, 2)
     claim = await take(database)
     assert claim is not None
-    failure = FailedTry(claim.jobs[0].job_id, 1, 1, ErrorCode.ENGINE_FAILED, "http://e")
-    later = RunReport(
+    failure = FailedAttempt(claim.jobs[0].job_id, 1, 1, ErrorCode.ENGINE_FAILED, "http://e")
+    later = Settlement(
         claim.first_job_id,
         claim.fence,
         (),
         (failure,),
-        NextState.QUEUED,
+        ChunkState.QUEUED,
         timedelta(minutes=1),
         True,
         ErrorCode.ENGINE_FAILED,
     )
     await settlement.settle(database, [later])
     assert await take(database) is None
-    assert await recovery.waiting(database) == []
-    place.query("UPDATE chunks SET due_at = now()")
+    assert await recovery.runnable_chunks(database) == []
+    sandbox.query("UPDATE chunks SET due_at = now()")
     again = await take(database)
     assert again is not None
-    assert [job.failed_tries for job in again.jobs] == [1, 0]
+    assert [job.failed_attempts for job in again.jobs] == [1, 0]
     assert again.rounds == 1
 
 
-async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: Database, place: Place) -> None:
+async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: Database, sandbox: Sandbox) -> None:
     stored = await batch(database, 2)
     claim = await take(database)
     assert claim is not None
@@ -260,7 +262,7 @@ async def test_a_cancelled_job_keeps_its_outcome_whatever_comes_later(database: 
     await settlement.settle(database, [report(claim)])
     found = await queries.outcomes_of(database, list(stored.job_ids))
     assert [found[job_id].state for job_id in stored.job_ids] == [JobState.CANCELLED, JobState.SUCCEEDED]
-    assert place.query("SELECT succeeded, cancelled, state FROM chunks") == [(1, 1, "done")]
+    assert sandbox.query("SELECT succeeded, cancelled, state FROM chunks") == [(1, 1, "done")]
 
 
 async def test_a_chunk_whose_rows_were_all_cancelled_is_finished_and_claimed_empty(database: Database) -> None:
@@ -277,7 +279,7 @@ async def test_cancelling_after_a_halving_leaves_the_neighbours_claimable(databa
     stored = await batch(database, 10)
     claim = await take(database, lease=GONE)
     assert claim is not None
-    settled = RunReport(claim.first_job_id, claim.fence, report(claim).rows[5:8] + report(claim).rows[:1])  # type: ignore[operator]
+    settled = Settlement(claim.first_job_id, claim.fence, report(claim).rows[5:8] + report(claim).rows[:1])  # type: ignore[operator]
     await settlement.settle(database, [settled])
     await lost(database)
     assert (found := await settlement.cancel(database, stored.job_ids[1])) and found[0]
@@ -303,16 +305,18 @@ async def test_cancels_and_settles_at_once_never_deadlock(database: Database) ->
     assert (progress.settled, progress.finished) == (200, True)
 
 
-async def test_a_stale_report_beside_the_right_one_in_a_write_changes_nothing(database: Database, place: Place) -> None:
+async def test_a_stale_report_beside_the_right_one_in_a_write_changes_nothing(
+    database: Database, sandbox: Sandbox
+) -> None:
     await batch(database, 4)
     stale = await take(database, lease=GONE)
     assert stale is not None
-    place.query("UPDATE chunks SET state = 'queued'")
+    sandbox.query("UPDATE chunks SET state = 'queued'")
     fresh = await take(database)
     assert fresh is not None
-    held = await settlement.settle(database, [report(stale, next_state=NextState.QUEUED), report(fresh)])
+    held = await settlement.settle(database, [report(stale, next_state=ChunkState.QUEUED), report(fresh)])
     assert held == {(fresh.first_job_id, fresh.fence)}
-    assert place.query("SELECT succeeded, state FROM chunks") == [(4, "done")]
+    assert sandbox.query("SELECT succeeded, state FROM chunks") == [(4, "done")]
 
 
 async def test_many_batches_at_once_share_the_pool(database: Database) -> None:
@@ -330,26 +334,26 @@ async def test_many_batches_at_once_share_the_pool(database: Database) -> None:
     assert len(set(taken)) == len(taken) == 30_000
 
 
-async def test_a_new_partition_is_made_while_a_copy_is_open(database: Database, place: Place) -> None:
+async def test_a_new_partition_is_made_while_a_copy_is_open(database: Database, sandbox: Sandbox) -> None:
     await batch(database, 1)
     async with database.transaction() as connection:
         await connection.execute("LOCK TABLE jobs IN ROW EXCLUSIVE MODE")
-        place.query("SELECT setval('job_blocks', %s)", 3 * PARTITION_JOBS // BLOCK_JOBS)
+        sandbox.query("SELECT setval('job_id_blocks', %s)", 3 * PARTITION_JOBS // BLOCK_JOBS)
         async with asyncio.timeout(5):
             stored = await batch(database, 1)
             assert await queries.outcomes_of(database, list(stored.job_ids))
-    assert place.query("SELECT count(*) FROM jobs_3") == [(1,)]
+    assert sandbox.query("SELECT count(*) FROM jobs_3") == [(1,)]
 
 
 async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(
-    servers: Home, database: Database
+    servers: SupervisorClient, database: Database
 ) -> None:
     await batch(database, 1)
     claim = await take(database)
     assert claim is not None
     row = SettledRow(claim.jobs[0].job_id, 1, JobState.SUCCEEDED, b'{"text":"CANARY \\u0000"}')
-    with pytest.raises(ValueRefused) as raised:
-        await settlement.settle(database, [RunReport(claim.first_job_id, claim.fence, [row])])
+    with pytest.raises(UnstorableValue) as raised:
+        await settlement.settle(database, [Settlement(claim.first_job_id, claim.fence, [row])])
     assert "CANARY" not in str(raised.value)
     assert raised.value.__cause__ is None
     assert "CANARY" not in (servers.folder / "postgres.log").read_text(), (
@@ -357,7 +361,7 @@ async def test_a_value_that_cannot_be_stored_is_refused_without_being_repeated(
     )
 
 
-async def test_lists_by_state_find_what_is_there(database: Database, place: Place) -> None:
+async def test_lists_by_state_find_what_is_there(database: Database, sandbox: Sandbox) -> None:
     stored = await batch(database, 30)
     first = await take(database)
     assert first is not None
@@ -380,13 +384,15 @@ async def test_lists_by_state_find_what_is_there(database: Database, place: Plac
     assert len(await queries.recent_jobs(database, state=None, kind=None, limit=3)) == 3
 
 
-async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(database: Database, place: Place) -> None:
+async def test_a_chunk_that_lost_its_worker_is_halved_and_counts_stay_right(
+    database: Database, sandbox: Sandbox
+) -> None:
     stored = await batch(database, 10)
     claim = await take(database, lease=GONE)
     assert claim is not None
-    await settlement.settle(database, [report(claim, rows=2, next_state=NextState.RUNNING)])
+    await settlement.settle(database, [report(claim, rows=2, next_state=ChunkState.RUNNING)])
     assert await lost(database) == (1, [])
-    halves = place.query("SELECT rows, crashes, last_code, state FROM chunks ORDER BY first_job_id")
+    halves = sandbox.query("SELECT rows, crashes, last_code, state FROM chunks ORDER BY first_job_id")
     assert halves == [(5, 0, "worker_lost", "queued"), (5, 0, "worker_lost", "queued")]
     claimed = [await take(database), await take(database)]
     jobs = [job.job_id for found in claimed if found for job in found.jobs]
@@ -447,17 +453,17 @@ async def test_outcomes_of_a_batch_come_in_the_order_of_its_jobs(database: Datab
     assert found == list(stored.job_ids)
 
 
-async def test_no_database_is_one_sentence(place: Place) -> None:
-    nowhere = await Database(place.database_url.rsplit("/", 1)[0] + "/absent").open()
+async def test_no_database_is_one_sentence(sandbox: Sandbox) -> None:
+    nowhere = await Database(sandbox.database_url.rsplit("/", 1)[0] + "/absent").open()
     with pytest.raises(StoreUnavailable, match="Postgres cannot be reached"):
         await queries.queue_states(nowhere)
     await nowhere.close()
 
 
 @pytest.fixture
-async def narrow(place: Place) -> AsyncIterator[Database]:
+async def narrow(sandbox: Sandbox) -> AsyncIterator[Database]:
     """A pool of two connections."""
-    database = await Database(place.database_url, max_connections=2).open()
+    database = await Database(sandbox.database_url, max_connections=2).open()
     yield database
     await database.close()
 
@@ -475,23 +481,23 @@ async def test_callers_who_outnumber_the_connections_wait_and_are_not_told_that_
 
 
 async def test_connections_that_the_server_closed_are_replaced_before_anybody_gets_one(
-    database: Database, place: Place
+    database: Database, sandbox: Sandbox
 ) -> None:
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     await asyncio.gather(*[sleeps(database, 0.2) for _ in range(8)])
-    assert place.query(f"SELECT count(pg_terminate_backend(pid)) {others}")[0][0] > 2
-    wait_for(lambda: place.query(f"SELECT count(*) {others}") == [(0,)], "the connections to be closed")
+    assert sandbox.query(f"SELECT count(pg_terminate_backend(pid)) {others}")[0][0] > 2
+    wait_for(lambda: sandbox.query(f"SELECT count(*) {others}") == [(0,)], "the connections to be closed")
     await asyncio.gather(*[sleeps(database, 0.2) for _ in range(8)])
 
 
 async def test_a_caller_who_gives_up_while_a_connection_is_looked_at_costs_none(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(_: object) -> bool:
         await asyncio.sleep(60)
         return True
 
-    database = await Database(place.database_url, max_connections=2).open()
+    database = await Database(sandbox.database_url, max_connections=2).open()
     await asyncio.gather(*[sleeps(database, 0.1) for _ in range(2)])
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.store.database._is_alive", never)
@@ -503,25 +509,27 @@ async def test_a_caller_who_gives_up_while_a_connection_is_looked_at_costs_none(
     await database.close()
 
 
-def test_several_hosts_lead_to_the_one_that_answers(place: Place) -> None:
-    user, rest = place.database_url.rsplit("@", 1)
+def test_several_hosts_lead_to_the_one_that_answers(sandbox: Sandbox) -> None:
+    user, rest = sandbox.database_url.rsplit("@", 1)
     address, name = rest.split("/")
     assert migrate.upgrade(f"{user}@127.0.0.1:9,{address}/{name}?target_session_attrs=read-write") == "0004"
 
 
-async def test_a_reply_that_is_asked_for_while_it_is_sent_is_owed_once_more(database: Database, place: Place) -> None:
+async def test_a_reply_that_is_asked_for_while_it_is_sent_is_owed_once_more(
+    database: Database, sandbox: Sandbox
+) -> None:
     stored = await batch(database, 1)
     claim = await take(database)
     assert claim is not None
     await settlement.settle(database, [report(claim)])
-    owed = reply_outbox.Owed(stored.job_ids[0], "crm", "k")
-    await reply_outbox.owe(database, [owed])
-    async with reply_outbox.due(database, [owed.job_id]) as (found, sent):
+    owed = reply_outbox.PendingReply(stored.job_ids[0], "crm", "k")
+    await reply_outbox.enqueue(database, [owed])
+    async with reply_outbox.claim_due(database, [owed.job_id]) as (found, sent):
         assert found == [owed]
-        again = asyncio.create_task(reply_outbox.owe(database, [owed]))
+        again = asyncio.create_task(reply_outbox.enqueue(database, [owed]))
         async with asyncio.timeout(10):
-            while not place.query("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 - another connection's lock
+            while not sandbox.query("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 - another connection's lock
                 await asyncio.sleep(0.01)
         sent.append(owed)
     await again
-    assert place.query("SELECT count(*) FROM replies") == [(1,)]
+    assert sandbox.query("SELECT count(*) FROM reply_outbox") == [(1,)]

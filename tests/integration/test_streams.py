@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from support import Place, wait_for
+from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import AsyncClient, Client
 from pipeline.jobs.follow import follow
@@ -25,15 +25,15 @@ JOB = JobId(77)
 
 
 @pytest.fixture
-async def writer(place: Place) -> AsyncIterator[StreamWriter]:
-    opened = StreamWriter(place.redis_url)
+async def writer(sandbox: Sandbox) -> AsyncIterator[StreamWriter]:
+    opened = StreamWriter(sandbox.redis_url)
     yield opened
     await opened.close()
 
 
 @pytest.fixture
-async def reader(place: Place) -> AsyncIterator[StreamReader]:
-    opened = StreamReader(place.redis_url)
+async def reader(sandbox: Sandbox) -> AsyncIterator[StreamReader]:
+    opened = StreamReader(sandbox.redis_url)
     yield opened
     await opened.close()
 
@@ -49,11 +49,11 @@ async def frames_of(reader: StreamReader, job_id: JobId = JOB) -> list[Frame]:
     return found
 
 
-async def entries(place: Place, count: int) -> list[tuple[str, dict[str, str]]]:
+async def entries(sandbox: Sandbox, count: int) -> list[tuple[str, dict[str, str]]]:
     """The raw entries of the job's stream, when there are so many."""
 
     def look() -> list[tuple[str, dict[str, str]]]:
-        with redis.Redis.from_url(place.redis_url, decode_responses=True) as client:
+        with redis.Redis.from_url(sandbox.redis_url, decode_responses=True) as client:
             found: Any = client.xrange(stream_name(JOB))
             return list(found) if len(found) >= count else []
 
@@ -61,7 +61,7 @@ async def entries(place: Place, count: int) -> list[tuple[str, dict[str, str]]]:
 
 
 async def test_frames_come_in_order_and_a_late_reader_gets_them_from_the_start(
-    writer: StreamWriter, reader: StreamReader, place: Place
+    writer: StreamWriter, reader: StreamReader, sandbox: Sandbox
 ) -> None:
     write = writer.begin(JOB, 100)
     early = asyncio.create_task(frames_of(reader))
@@ -76,30 +76,30 @@ async def test_frames_come_in_order_and_a_late_reader_gets_them_from_the_start(
         assert all(frame.whole for frame in frames)
         assert {frame.event for frame in frames} == {"text", "end"}
         assert len(frames) < 20, "pieces share frames"
-    with redis.Redis.from_url(place.redis_url) as client:
+    with redis.Redis.from_url(sandbox.redis_url) as client:
         assert 500 < client.ttl(stream_name(JOB)) <= 600
 
 
 async def test_a_new_try_restarts_and_what_an_overtaken_one_says_is_refused(
-    writer: StreamWriter, reader: StreamReader, place: Place
+    writer: StreamWriter, reader: StreamReader, sandbox: Sandbox
 ) -> None:
     first = writer.begin(JOB, 100)
     first("half an")
-    await entries(place, 1)
-    other = StreamWriter(place.redis_url)
+    await entries(sandbox, 1)
+    other = StreamWriter(sandbox.redis_url)
     other.begin(JOB, 300)("whole")
-    await entries(place, 2)
+    await entries(sandbox, 2)
     first(" answer")  # from a worker that was believed dead
     await asyncio.sleep(0.1)
     other.end([JOB])
     await other.close()
     frames = await frames_of(reader)
-    assert [(frame.event, frame.try_number, frame.text) for frame in frames] == [
+    assert [(frame.event, frame.attempt, frame.text) for frame in frames] == [
         ("text", 1, "half an"),
         ("restart", 2, "whole"),
         ("end", 2, ""),
     ]
-    assert await entries(place, 3) == [
+    assert await entries(sandbox, 3) == [
         ("100-0", {"event": "text", "try": "1", "text": "half an"}),
         ("300-0", {"event": "restart", "try": "2", "text": "whole"}),
         ("9007199254740991-0", {"event": "end", "try": "2", "text": ""}),
@@ -107,7 +107,7 @@ async def test_a_new_try_restarts_and_what_an_overtaken_one_says_is_refused(
 
 
 async def test_a_frame_whose_reply_was_lost_is_written_once(
-    writer: StreamWriter, reader: StreamReader, place: Place, monkeypatch: pytest.MonkeyPatch
+    writer: StreamWriter, reader: StreamReader, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, send, lost = writer.begin(JOB, 100), writer._script, itertools.count()
 
@@ -119,35 +119,37 @@ async def test_a_frame_whose_reply_was_lost_is_written_once(
 
     monkeypatch.setattr(writer, "_script", losing)
     write("a")
-    await entries(place, 1)
+    await entries(sandbox, 1)
     write("b")
-    await entries(place, 2)
+    await entries(sandbox, 2)
     write("c")
-    await entries(place, 3)
+    await entries(sandbox, 3)
     writer.end([JOB])
     assert "".join(frame.text for frame in await frames_of(reader)) == "abc"
 
 
-async def test_a_reader_sees_that_a_piece_is_missing(writer: StreamWriter, reader: StreamReader, place: Place) -> None:
+async def test_a_reader_sees_that_a_piece_is_missing(
+    writer: StreamWriter, reader: StreamReader, sandbox: Sandbox
+) -> None:
     write = writer.begin(JOB, 100)
     write("a")
-    await entries(place, 1)
-    with redis.Redis.from_url(place.redis_url) as client:
+    await entries(sandbox, 1)
+    with redis.Redis.from_url(sandbox.redis_url) as client:
         client.delete(stream_name(JOB))
     write("b")
-    await entries(place, 1)
+    await entries(sandbox, 1)
     writer.end([JOB])
     frames = await frames_of(reader)
     assert [(frame.text, frame.whole) for frame in frames if frame.event == "text"] == [("b", False)]
 
 
 @pytest.fixture
-def running(place: Place) -> Iterator[Place]:
+def running(sandbox: Sandbox) -> Iterator[Sandbox]:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(speed=20))
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        yield place
+        stack.enter_context(sandbox.simulator(speed=20))
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        yield sandbox
 
 
 def chat(text: str, **more: Any) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def stored_text(events: list[StreamEvent]) -> str:
     return events[-1].outcome.result.text
 
 
-def test_a_chat_is_streamed_read_again_later_and_stored_whole(running: Place) -> None:
+def test_a_chat_is_streamed_read_again_later_and_stored_whole(running: Sandbox) -> None:
     with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
         events = list(client.stream(chat("我的包裹到哪里了？")))
         assert len(events) > 2
@@ -192,7 +194,7 @@ def test_a_chat_is_streamed_read_again_later_and_stored_whole(running: Place) ->
         assert joined(whole) == joined(events)
 
 
-def test_streams_of_jobs_that_have_none_end_with_the_stored_result(running: Place) -> None:
+def test_streams_of_jobs_that_have_none_end_with_the_stored_result(running: Sandbox) -> None:
     with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
         job_id = client.submit(chat("你好"))
         events = list(client.follow(job_id))
@@ -203,29 +205,29 @@ def test_streams_of_jobs_that_have_none_end_with_the_stored_result(running: Plac
             list(client.follow(JobId(5)))
 
 
-def test_a_try_that_fails_in_the_middle_is_begun_again_without_showing_text_twice(place: Place) -> None:
-    answers = place.home / "answers.jsonl"
+def test_a_try_that_fails_in_the_middle_is_begun_again_without_showing_text_twice(sandbox: Sandbox) -> None:
+    answers = sandbox.home / "answers.jsonl"
     answers.write_text(
         '{"when": "包裹", "answer": "您的包裹正在配送途中，请留意电话。", "finish_reason": "abort", "times": 1}\n'
     )
     with ExitStack() as stack:
-        stack.enter_context(place.simulator("--answers", str(answers), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator("--answers", str(answers), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         events = list(client.stream(chat("我的包裹到哪里了？")))
         (restart,) = [event for event in events if isinstance(event, RestartEvent)]
-        assert restart.try_number == 2
+        assert restart.attempt == 2
         assert joined(events) == stored_text(events)
         assert isinstance(events[-1], EndEvent)
-        assert events[-1].outcome.tries == 1
+        assert events[-1].outcome.attempts == 1
 
 
-def test_code_is_streamed_as_the_model_writes_it(place: Place) -> None:
+def test_code_is_streamed_as_the_model_writes_it(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        stack.enter_context(place.simulator(model="codegeex4-all-9b", speed=20))
-        stack.enter_context(place.worker("interactive", "codegeex4-all-9b"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator(model="codegeex4-all-9b", speed=20))
+        stack.enter_context(sandbox.worker("interactive", "codegeex4-all-9b"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         events = list(client.stream({"kind": "code", "instruction": "add two numbers", "language": "python"}))
         end = events[-1]
         assert isinstance(end, EndEvent)
@@ -260,14 +262,14 @@ async def test_an_outcome_that_overtakes_the_last_frames_waits_for_them(
     assert not any(isinstance(event, RestartEvent) for event in events)
 
 
-async def test_a_thousand_streams_of_one_worker_lose_no_frame(place: Place) -> None:
-    models = place.home / "models.toml"
-    models.write_text(DEFAULT_FILE.read_text(encoding="utf-8").replace("seats = 256", "seats = 1024"))
-    place.environment["YYC3_MODELS_FILE"] = str(models)
+async def test_a_thousand_streams_of_one_worker_lose_no_frame(sandbox: Sandbox) -> None:
+    models = sandbox.home / "models.toml"
+    models.write_text(DEFAULT_FILE.read_text(encoding="utf-8").replace("max_num_seqs = 256", "max_num_seqs = 1024"))
+    sandbox.environment["YYC3_MODELS_FILE"] = str(models)
     with ExitStack() as stack:
-        stack.enter_context(place.simulator("--max-num-seqs", "1024", speed=2))
-        stack.enter_context(place.worker("interactive"))
-        async with AsyncClient(database_url=place.database_url, redis_url=place.redis_url) as client:
+        stack.enter_context(sandbox.simulator("--max-num-seqs", "1024", speed=2))
+        stack.enter_context(sandbox.worker("interactive"))
+        async with AsyncClient(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
 
             async def read(number: int) -> tuple[JobId, str]:
                 events = [event async for event in client.stream(chat(f"第{number}位：我的包裹到哪里了？"))]
@@ -276,7 +278,7 @@ async def test_a_thousand_streams_of_one_worker_lose_no_frame(place: Place) -> N
                 return events[-1].job_id, stored_text(events)
 
             stored = await asyncio.gather(*[read(number) for number in range(1_000)])
-    with redis.Redis.from_url(place.redis_url, decode_responses=True) as broker:
+    with redis.Redis.from_url(sandbox.redis_url, decode_responses=True) as broker:
         for job_id, text in stored:
             found: Any = broker.xrange(stream_name(job_id))
             *said, (_, end) = found
@@ -285,13 +287,13 @@ async def test_a_thousand_streams_of_one_worker_lose_no_frame(place: Place) -> N
             assert [entry_id for entry_id, _ in said] == [f"100-{number}" for number in range(len(said))]
 
 
-def test_a_cancelled_stream_ends_and_the_engine_stops(place: Place) -> None:
-    answers = place.home / "answers.jsonl"
+def test_a_cancelled_stream_ends_and_the_engine_stops(sandbox: Sandbox) -> None:
+    answers = sandbox.home / "answers.jsonl"
     answers.write_text('{"when": "故事", "answer": "' + "从前有一座山。" * 200 + '"}\n')
     with ExitStack() as stack:
-        simulator = stack.enter_context(place.simulator("--answers", str(answers), speed=1))
-        stack.enter_context(place.worker("interactive"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        simulator = stack.enter_context(sandbox.simulator("--answers", str(answers), speed=1))
+        stack.enter_context(sandbox.worker("interactive"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         events = client.stream(chat("讲个故事", sampling={"max_tokens": 1_000}))
         first = next(events)
         assert client.cancel(first.job_id)
@@ -302,4 +304,4 @@ def test_a_cancelled_stream_ends_and_the_engine_stops(place: Place) -> None:
         assert end.outcome.error.code is ErrorCode.CANCELLED
         state = wait_for(lambda: simulator.state()["aborted"] and simulator.state(), "the engine to stop", 5)
         assert state["running"] == 0
-        wait_for(lambda: place.query("SELECT state, cancelled FROM chunks") == [("done", 1)], "the chunk to close")
+        wait_for(lambda: sandbox.query("SELECT state, cancelled FROM chunks") == [("done", 1)], "the chunk to close")

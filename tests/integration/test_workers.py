@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import Place, wait_for
+from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import AsyncClient, Client
 from pipeline.broker import make_app
@@ -26,22 +26,22 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def running(place: Place) -> Iterator[Place]:
+def running(sandbox: Sandbox) -> Iterator[Sandbox]:
     """A simulator, one worker a lane, and recovery."""
     with ExitStack() as stack:
-        stack.enter_context(place.simulator())
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.worker("bulk"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        yield place
+        stack.enter_context(sandbox.simulator())
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.worker("bulk"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        yield sandbox
 
 
-def sync_door(place: Place, job: dict[str, Any]) -> Outcome:
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+def sync_door(sandbox: Sandbox, job: dict[str, Any]) -> Outcome:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         return client.result(client.submit(job), timeout=20)
 
 
-def test_own_labels_come_back_with_other_always_among_them(running: Place) -> None:
+def test_own_labels_come_back_with_other_always_among_them(running: Sandbox) -> None:
     labels = [
         {"name": "换货", "description": "要换一件"},
         {"name": "催单", "description": "催快点发货", "examples": ["快点发"]},
@@ -52,7 +52,7 @@ def test_own_labels_come_back_with_other_always_among_them(running: Place) -> No
     assert set(outcome.result.probabilities or ()) == {"换货", "催单", "other"}
 
 
-def test_labels_that_begin_alike_are_asked_for_by_letter(running: Place) -> None:
+def test_labels_that_begin_alike_are_asked_for_by_letter(running: Sandbox) -> None:
     labels = [
         {"name": "refund money", "description": "wants money back"},
         {"name": "refund points", "description": "points"},
@@ -63,7 +63,7 @@ def test_labels_that_begin_alike_are_asked_for_by_letter(running: Place) -> None
     assert outcome.result.confidence is not None
 
 
-def test_more_labels_than_alternatives_are_asked_for_whole_and_have_no_confidence(running: Place) -> None:
+def test_more_labels_than_alternatives_are_asked_for_whole_and_have_no_confidence(running: Sandbox) -> None:
     labels = [{"name": f"主题{i}号"} for i in range(30)]
     outcome = sync_door(running, {"kind": "intent", "text": "我要办主题7号的业务", "labels": labels})
     assert isinstance(outcome.result, IntentResult)
@@ -71,8 +71,8 @@ def test_more_labels_than_alternatives_are_asked_for_whole_and_have_no_confidenc
     assert outcome.result.confidence is None
 
 
-def test_a_bad_job_is_refused_with_a_sentence_that_names_the_field(place: Place) -> None:
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+def test_a_bad_job_is_refused_with_a_sentence_that_names_the_field(sandbox: Sandbox) -> None:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         with pytest.raises(InvalidJob, match=r"text: .*at most 20000"):
             client.submit({"kind": "intent", "text": "x" * 20_001})
         with pytest.raises(InvalidJob, match="either text"):
@@ -83,10 +83,10 @@ def test_a_bad_job_is_refused_with_a_sentence_that_names_the_field(place: Place)
             client.submit(JOBS["intent"] | {"model": "cogagent"})
         with pytest.raises(InvalidJob, match=r"job 1: .*messages"):
             client.submit_many([JOBS["chat"], {"kind": "chat", "messages": []}])
-    assert place.query("SELECT count(*) FROM jobs") == [(0,)]
+    assert sandbox.query("SELECT count(*) FROM jobs") == [(0,)]
 
 
-def test_the_same_key_is_the_same_job_and_another_job_with_it_is_refused(running: Place) -> None:
+def test_the_same_key_is_the_same_job_and_another_job_with_it_is_refused(running: Sandbox) -> None:
     with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
         job = JOBS["intent"] | {"idempotency_key": "order-1"}
         first = client.submit(job)
@@ -97,19 +97,19 @@ def test_the_same_key_is_the_same_job_and_another_job_with_it_is_refused(running
         assert client.submit(job) == first
 
 
-def test_giving_up_leaves_the_job_running_and_says_so(place: Place) -> None:
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+def test_giving_up_leaves_the_job_running_and_says_so(sandbox: Sandbox) -> None:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         job_id = client.submit(JOBS["intent"])
         with pytest.raises(ResultTimeout, match=rf"job {job_id} is not finished yet; it goes on"):
             client.result(job_id, timeout=timedelta(seconds=0.2))
-        assert client.look(job_id).state is JobState.QUEUED
-        with place.simulator(), place.worker("interactive"):
+        assert client.get(job_id).state is JobState.QUEUED
+        with sandbox.simulator(), sandbox.worker("interactive"):
             assert client.result(job_id, timeout=20).state is JobState.SUCCEEDED
         with pytest.raises(JobNotFound):
             client.result(JobId(1), timeout=5)
 
 
-def test_callers_that_submit_at_once_share_chunks(running: Place) -> None:
+def test_callers_that_submit_at_once_share_chunks(running: Sandbox) -> None:
     async def go() -> None:
         async with AsyncClient(database_url=running.database_url, redis_url=running.redis_url) as client:
             ids = await asyncio.gather(*[client.submit(JOBS["intent"] | {"text": f"退款 {i}"}) for i in range(64)])
@@ -123,24 +123,24 @@ def test_callers_that_submit_at_once_share_chunks(running: Place) -> None:
     assert chunks <= 8
 
 
-def test_a_job_past_its_deadline_expires_without_a_token_being_spent(place: Place) -> None:
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+def test_a_job_past_its_deadline_expires_without_a_token_being_spent(sandbox: Sandbox) -> None:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         job_id = client.submit(JOBS["intent"] | {"deadline": datetime.now(UTC) + timedelta(milliseconds=50)})
-        wait_for(lambda: place.query("SELECT now() > deadline FROM jobs")[0][0], "the deadline")
-        with place.simulator() as simulator, place.worker("interactive"):
+        wait_for(lambda: sandbox.query("SELECT now() > deadline FROM jobs")[0][0], "the deadline")
+        with sandbox.simulator() as simulator, sandbox.worker("interactive"):
             outcome = client.result(job_id, timeout=20)
             assert outcome.state is JobState.EXPIRED
             assert "vllm:generation_tokens_total" in metrics(simulator.url)
             assert counter(simulator.url, "generation_tokens_total") == 0
 
 
-def test_a_cancelled_job_stays_cancelled(place: Place) -> None:
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
+def test_a_cancelled_job_stays_cancelled(sandbox: Sandbox) -> None:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         job_id = client.submit(JOBS["intent"])
-        assert place.yyc3("jobs", "cancel", str(job_id)).stdout == f"job {job_id} is cancelled\n"
-        assert place.yyc3("jobs", "cancel", str(job_id), check=1).stdout == f"job {job_id} was settled already\n"
+        assert sandbox.yyc3("jobs", "cancel", str(job_id)).stdout == f"job {job_id} is cancelled\n"
+        assert sandbox.yyc3("jobs", "cancel", str(job_id), check=1).stdout == f"job {job_id} was settled already\n"
         assert client.result(job_id, 5).state is JobState.CANCELLED
-        assert "there is no job 5" in place.yyc3("jobs", "cancel", "5", check=1).stderr
+        assert "there is no job 5" in sandbox.yyc3("jobs", "cancel", "5", check=1).stderr
 
 
 def metrics(url: str) -> str:
@@ -151,33 +151,33 @@ def counter(url: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in metrics(url).splitlines() if line.startswith(f"vllm:{name}{{"))
 
 
-def test_one_bad_row_fails_alone_and_its_neighbours_do_not(place: Place, tmp_path: Path) -> None:
+def test_one_bad_row_fails_alone_and_its_neighbours_do_not(sandbox: Sandbox, tmp_path: Path) -> None:
     script = tmp_path / "answers.jsonl"
     script.write_text(json.dumps({"when": "POISONED", "status": 400}) + "\n")
     with (
-        place.simulator("--answers", str(script)),
-        place.worker("bulk"),
-        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+        sandbox.simulator("--answers", str(script)),
+        sandbox.worker("bulk"),
+        Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client,
     ):
         texts = [f"我要退款 {i}" + (" POISONED" if i in {3, 40} else "") for i in range(64)]
         batch = client.submit_many([{"kind": "intent", "text": text} for text in texts])
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert (last.succeeded, last.failed) == (62, 2)
-        failed = [o for o in client.outcomes(batch.batch_id) if o.state is JobState.FAILED]
+        failed = [o for o in client.batch_outcomes(batch.batch_id) if o.state is JobState.FAILED]
         assert [batch.job_ids.index(o.job_id) for o in failed] == [3, 40]
         assert all(o.error and o.error.code is ErrorCode.REQUEST_REJECTED for o in failed)
 
 
-def test_an_old_server_without_batch_route_gets_single_requests_and_guided_choice(place: Place) -> None:
+def test_an_old_server_without_batch_route_gets_single_requests_and_guided_choice(sandbox: Sandbox) -> None:
     with (
-        place.simulator("--vllm-version", "0.10.2") as simulator,
-        place.worker("bulk"),
-        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+        sandbox.simulator("--vllm-version", "0.10.2") as simulator,
+        sandbox.worker("bulk"),
+        Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client,
     ):
         batch = client.submit_many([{"kind": "sentiment", "text": f"太差了 {i}"} for i in range(40)])
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 40
-        outcome = next(iter(client.outcomes(batch.batch_id)))
+        outcome = next(iter(client.batch_outcomes(batch.batch_id)))
         assert outcome.engine_version == "0.10.2"
         assert simulator.url == outcome.endpoint
 
@@ -190,15 +190,15 @@ SCRIPTS: dict[ErrorCode, dict[str, Any]] = {
 }
 
 
-def test_every_engine_error_ends_in_its_own_code_and_every_try_is_recorded(place: Place, tmp_path: Path) -> None:
+def test_every_engine_error_ends_in_its_own_code_and_every_try_is_recorded(sandbox: Sandbox, tmp_path: Path) -> None:
     script = tmp_path / "answers.jsonl"
     lines = [{"when": f"<{code}>", **what} for code, what in SCRIPTS.items()]
     script.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with ExitStack() as stack:
-        stack.enter_context(place.simulator("--answers", str(script), "--max-model-len", "2000"))
-        stack.enter_context(place.worker("interactive", AI_TIMEOUT_MS="700"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator("--answers", str(script), "--max-model-len", "2000"))
+        stack.enter_context(sandbox.worker("interactive", AI_TIMEOUT_MS="700"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         ids = {code: client.submit({"kind": "sentiment", "text": f"话 <{code}>"}) for code in SCRIPTS}
         ids[ErrorCode.PROMPT_TOO_LONG] = client.submit({"kind": "sentiment", "text": "长" * 4_000})
         for code, job_id in ids.items():
@@ -207,65 +207,67 @@ def test_every_engine_error_ends_in_its_own_code_and_every_try_is_recorded(place
             assert outcome.error is not None
             assert outcome.error.code is code
             final = code in {ErrorCode.REQUEST_REJECTED, ErrorCode.PROMPT_TOO_LONG}
-            assert outcome.tries == (1 if final else 5)
-            assert place.query("SELECT count(*) FROM failures WHERE job_id = %s", job_id) == [(outcome.tries,)]
+            assert outcome.attempts == (1 if final else 5)
+            assert sandbox.query("SELECT count(*) FROM failed_attempts WHERE job_id = %s", job_id) == [
+                (outcome.attempts,)
+            ]
 
 
-def test_passing_faults_are_tried_again_and_the_jobs_succeed(place: Place, tmp_path: Path) -> None:
+def test_passing_faults_are_tried_again_and_the_jobs_succeed(sandbox: Sandbox, tmp_path: Path) -> None:
     faults: list[dict[str, Any]] = [{"status": 503}, {"status": 429}]
     faults += [{"fault": kind} for kind in ("cut", "garbage", "abort", "empty")]
     script = tmp_path / "answers.jsonl"
     lines = [{"when": f"<{i}>", "times": 2, **fault} for i, fault in enumerate(faults)]
     script.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with ExitStack() as stack:
-        stack.enter_context(place.simulator("--answers", str(script)))
-        stack.enter_context(place.worker("interactive"))
-        stack.enter_context(place.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=place.database_url, redis_url=place.redis_url))
+        stack.enter_context(sandbox.simulator("--answers", str(script)))
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         ids = [client.submit({"kind": "intent", "text": f"我要退款 <{i}>", "priority": i}) for i in range(len(faults))]
         for job_id, fault in zip(ids, faults, strict=True):
             outcome = client.result(job_id, 30)
             assert outcome.state is JobState.SUCCEEDED, (fault, outcome.error)
-            assert outcome.tries == (0 if "status" in fault else 2), "an engine that is full costs no try"
+            assert outcome.attempts == (0 if "status" in fault else 2), "an engine that is full costs no try"
 
 
-def test_an_engine_that_is_away_costs_no_try_and_jobs_wait_for_it(place: Place) -> None:
-    place.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
-    with Client(database_url=place.database_url, redis_url=place.redis_url) as client:
-        with place.worker("interactive") as worker:
+def test_an_engine_that_is_away_costs_no_try_and_jobs_wait_for_it(sandbox: Sandbox) -> None:
+    sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
+        with sandbox.worker("interactive") as worker:
             job_id = client.submit(JOBS["intent"])
             wait_for(
-                lambda: place.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"), "the first try"
+                lambda: sandbox.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"), "the first try"
             )
-            seen = client.look(job_id)
+            seen = client.get(job_id)
             assert seen.state is JobState.QUEUED
             assert seen.error is not None
             assert seen.error.code is ErrorCode.ENGINE_UNAVAILABLE
             assert worker.says("nobody answers at http://127.0.0.1:9")
-        with place.simulator(), place.worker("interactive"), place.process("pipeline.cli", "recover"):
+        with sandbox.simulator(), sandbox.worker("interactive"), sandbox.process("pipeline.cli", "recover"):
             outcome = client.result(job_id, 30)
-            assert (outcome.state, outcome.tries) == (JobState.SUCCEEDED, 0)
+            assert (outcome.state, outcome.attempts) == (JobState.SUCCEEDED, 0)
 
 
-def test_a_foreign_message_in_our_queue_is_dropped_and_the_next_job_runs(running: Place) -> None:
+def test_a_foreign_message_in_our_queue_is_dropped_and_the_next_job_runs(running: Sandbox) -> None:
     app = make_app(running.redis_url)
     app.send_task("yyc3.chunk", args=({"v": 9, "words": "x"},), queue="chatglm3-6b")
     app.close()
     assert sync_door(running, JOBS["intent"]).state is JobState.SUCCEEDED
 
 
-def test_a_dialogue_longer_than_the_engines_context_loses_its_middle_and_succeeds(place: Place) -> None:
+def test_a_dialogue_longer_than_the_engines_context_loses_its_middle_and_succeeds(sandbox: Sandbox) -> None:
     turns = [{"speaker": "customer", "text": f"第{i}句，我要退款，" + "说来话长" * 10} for i in range(60)]
     with (
-        place.simulator("--max-model-len", "1200"),
-        place.worker("bulk"),
-        Client(database_url=place.database_url, redis_url=place.redis_url) as client,
+        sandbox.simulator("--max-model-len", "1200"),
+        sandbox.worker("bulk"),
+        Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client,
     ):
         batch = client.submit_many([{"kind": "intent", "turns": turns}, {"kind": "intent", "text": "我要退款"}])
-        *_, last = client.watch(batch.batch_id)
+        *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 2
-        long, short = client.outcomes(batch.batch_id)
+        long, short = client.batch_outcomes(batch.batch_id)
         assert long.result is not None
         assert short.result is not None
         assert (long.result.truncated, short.result.truncated) == (True, False)
-        assert (long.tries, short.tries) == (0, 0)
+        assert (long.attempts, short.attempts) == (0, 0)

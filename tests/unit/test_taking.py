@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from schemas.doorbells import Lane
-from workers.delivery.consumption import Taking
+from workers.delivery.consumption import QueueConsumption
 
 
 class Consumer:
-    """What Taking uses of Celery's consumer. kombu's hub keeps what it is to call in a set: no order."""
+    """What QueueConsumption uses of Celery's consumer. kombu's hub keeps what it is to call in a set: no order."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Callable[[str], None], str]] = []
@@ -30,27 +30,27 @@ class Consumer:
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_the_last_word_counts_in_whatever_order_it_is_carried_out(order: tuple[int, ...]) -> None:
-    taking, consumer = Taking(Lane.BULK), Consumer()
-    taking.started(consumer)
+    consumption, consumer = QueueConsumption(Lane.BULK), Consumer()
+    consumption.started(consumer)
     for on in (False, True, False):
-        taking.turn("m", on=on)
+        consumption.turn("m", on=on)
     for i in order:
         what, model = consumer.calls[i]
         what(model)
     assert consumer.taken == {"n.bulk"}
-    taking.turn("m", on=True)
+    consumption.turn("m", on=True)
     what, model = consumer.calls[-1]
     what(model)
     assert consumer.taken == {"m.bulk", "n.bulk"}
 
 
 def test_what_was_said_before_celery_started_is_carried_out_then() -> None:
-    taking, consumer = Taking(Lane.BULK), Consumer()
-    taking.turn("m", on=False)
-    taking.started(consumer)
+    consumption, consumer = QueueConsumption(Lane.BULK), Consumer()
+    consumption.turn("m", on=False)
+    consumption.started(consumer)
     for what, model in consumer.calls:
         what(model)
     assert consumer.taken == {"n.bulk"}
     assert len(consumer.calls) == 1
-    taking.turn("m", on=False)
+    consumption.turn("m", on=False)
     assert len(consumer.calls) == 1, "nothing changed"

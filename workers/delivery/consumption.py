@@ -1,4 +1,4 @@
-"""Which queues this process takes doorbells from: those of models that can be asked."""
+"""Which queues this process consumes: those of models with an endpoint that answers."""
 
 from typing import Any
 
@@ -9,48 +9,43 @@ from schemas.doorbells import Lane, queue_name
 _log = structlog.get_logger(__name__)
 
 
-class Taking:
-    """Turns Celery's consumption of single queues off and on, from any thread.
+class QueueConsumption:
+    """Pauses and resumes Celery's consumption of single queues, from any thread.
 
-    A doorbell that nobody could answer would only wander; in its queue a worker finds it that can. One that comes all the
-    same, after Celery connected anew, is dropped by the process: recovery rings again.
+    A doorbell that this process cannot serve stays in its queue, where another worker can take it. One
+    that arrives all the same, after Celery has reconnected, is dropped by the worker: recovery publishes
+    it again.
     """
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._consumer: Any = None
-        self._off: frozenset[str] = frozenset()
+        self._paused: frozenset[str] = frozenset()
 
-    def started(self, consumer: Any) -> None:
-        """Celery's consumer is there."""
+    def start(self, consumer: Any) -> None:
+        """Use Celery's consumer, which exists from now on."""
         self._consumer = consumer
-        for model in self._off:
-            self._soon(model)
+        for model in self._paused:
+            self.reapply(model)
 
-    def turn(self, model: str, *, on: bool) -> None:
-        """Take a model's doorbells, or leave them to others."""
-        if on is (model not in self._off):
+    def set(self, model: str, *, active: bool) -> None:
+        """Consume the doorbells of a model, or leave them to other workers."""
+        if active is (model not in self._paused):
             return
-        _log.info("takes jobs again" if on else "takes no jobs: no endpoint answers", model=model)
-        self._off = self._off - {model} if on else self._off | {model}
-        self._soon(model)
+        _log.info("consumes jobs again" if active else "consumes no jobs: no endpoint answers", model=model)
+        self._paused = self._paused - {model} if active else self._paused | {model}
+        self.reapply(model)
 
-    def again(self, model: str) -> None:
-        """One came all the same: Celery has connected anew."""
-        self._soon(model)
-
-    def _soon(self, model: str) -> None:
+    def reapply(self, model: str) -> None:
+        """Apply the last setting once more: Celery has reconnected."""
         if self._consumer is not None:
-            # Channels belong to the thread of Celery's hub, which runs what it is given in any order.
-            self._consumer.call_soon(self._as_it_is_now, model)
+            # Channels belong to the thread of Celery's hub, which runs its calls in any order.
+            self._consumer.call_soon(self._apply, model)
 
-    def _as_it_is_now(self, model: str) -> None:
+    def _apply(self, model: str) -> None:
         queue, consumer = queue_name(model, self._lane), self._consumer.task_consumer
-        if model in self._off:
+        if model in self._paused:
             consumer.cancel_by_queue(queue)
         elif not consumer.consuming_from(queue):
             consumer.add_queue(self._consumer.app.amqp.queues[queue])
             consumer.consume()
-
-
-__all__ = ["Taking"]

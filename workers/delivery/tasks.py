@@ -1,5 +1,6 @@
-"""The one Celery task: a doorbell comes in, a chunk of jobs is done, Flower sees how far it is."""
+"""The one Celery task: a doorbell arrives, a chunk of jobs is run, Flower shows its progress."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -9,22 +10,22 @@ from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from pipeline.broker import TASK_NAME
-from pipeline.observability.logging import fault
+from pipeline.observability.logging import safe_error_summary
 from schemas.doorbells import Doorbell
-from workers.delivery.message_guard import GuardedTask
+from workers.delivery.message_guard import ValidatedTask
 from workers.execution.run import Run
-from workers.execution.worker import Process
+from workers.execution.worker import Worker
 from workers.loop import LoopThread
 
 _log = structlog.get_logger(__name__)
 _PROGRESS_SECONDS = 1.0
 
 
-class DoorbellTask(GuardedTask):
+class DoorbellTask(ValidatedTask):
     """A task whose one argument is a doorbell."""
 
-    def admit(self, arguments: list[Any], named: dict[str, Any]) -> None:
-        """Anything else is put aside. Its content is not repeated: what is no doorbell may be a caller's words."""
+    def validate(self, arguments: list[Any], named: dict[str, Any]) -> None:
+        """Refuse anything else. Its content is not repeated: it may be the words of a caller."""
         if len(arguments) != 1 or named:
             raise ValueError("not a doorbell")
         try:
@@ -33,52 +34,61 @@ class DoorbellTask(GuardedTask):
             raise ValueError("not a doorbell") from None
 
 
-def register(app: Celery, process: Process, loop: LoopThread) -> None:
+class _Progress:
+    """Shows the progress of one chunk, at most once a second and only when it changed."""
+
+    def __init__(self, task: "Task[Any, Any]", doorbell: Doorbell) -> None:
+        self._task = task
+        self._doorbell = doorbell
+        self._run: Run | None = None
+        self._shown = -1
+
+    def started(self, run: Run) -> None:
+        """Use the run, which exists from now on."""
+        self._run = run
+
+    def show(self) -> None:
+        """Send an event if rows were done since the last one."""
+        run = self._run
+        if run is None or run.done_rows == self._shown:
+            return
+        self._shown = run.done_rows
+        try:
+            self._task.send_event(
+                "task-progress",
+                retry=False,
+                model=self._doorbell.model,
+                lane=self._doorbell.lane,
+                chunk=run.claim.first_job_id,
+                batch=run.claim.batch_id,
+                rows=run.claim.rows,
+                rows_done=run.done_rows,
+                rows_failed=run.failed,
+            )
+        except (OperationalError, ConnectionError, TimeoutError) as error:
+            _log.warning("progress not shown", reason=type(error).__name__)
+
+
+def register(app: Celery, worker: Worker, loop: LoopThread[Worker]) -> None:
     """Add the task to an application."""
 
     @app.task(name=TASK_NAME, base=DoorbellTask, bind=True, ignore_result=True, shared=False)
     def run_chunk(self: "Task[Any, Any]", message: Any) -> dict[str, Any]:
-        """Celery waits here in a thread while the loop works."""
+        """Wait in a thread of Celery while the loop works."""
         doorbell = Doorbell.model_validate(message)
-        seen: list[Run] = []
-        answer = loop.run(process.answer(doorbell, seen.append))
+        progress = _Progress(self, doorbell)
+        handled = loop.run(worker.handle(doorbell, progress.started))
         try:
-            return _wait(self, doorbell, answer, seen)
-        except Exception as error:  # noqa: BLE001 - Celery shows an exception's text in events; it may quote a caller
-            raise RuntimeError(fault(error)) from None
+            return _wait(handled, progress.show)
+        except Exception as error:  # noqa: BLE001 - Celery shows the text of an exception in events; it may quote a caller
+            raise RuntimeError(safe_error_summary(error)) from None
 
 
-def _wait(
-    task: "Task[Any, Any]", doorbell: Doorbell, answer: "Future[dict[str, Any]]", seen: list[Run]
-) -> dict[str, Any]:
-    """Wait for the answer; say how far the chunk is, at most once a second and only when it moved."""
-    last = -1
+def _wait(handled: "Future[dict[str, Any]]", show: Callable[[], None]) -> dict[str, Any]:
     while True:
         try:
-            return answer.result(timeout=_PROGRESS_SECONDS)
+            return handled.result(timeout=_PROGRESS_SECONDS)
         except TimeoutError:
-            if answer.done():
-                return answer.result()
-        if seen and seen[0].done_rows != last:
-            last = seen[0].done_rows
-            _show(task, doorbell, seen[0])
-
-
-def _show(task: "Task[Any, Any]", doorbell: Doorbell, run: Run) -> None:
-    try:
-        task.send_event(
-            "task-progress",
-            retry=False,
-            model=doorbell.model,
-            lane=doorbell.lane,
-            chunk=run.claim.first_job_id,
-            batch=run.claim.batch_id,
-            rows=run.claim.rows,
-            rows_done=run.done_rows,
-            rows_failed=run.failed,
-        )
-    except (OperationalError, ConnectionError, TimeoutError) as error:
-        _log.warning("progress not shown", reason=type(error).__name__)
-
-
-__all__ = ["register"]
+            if handled.done():
+                return handled.result()
+        show()

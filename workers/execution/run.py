@@ -1,4 +1,4 @@
-"""One worker's hold on a chunk: what is settled so far, what failed, and what is left."""
+"""One worker's hold on a chunk: its rows, what is settled so far, what failed, and what is unsettled."""
 
 import asyncio
 import time
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from pipeline import kinds
-from pipeline.engine import Endpoint, EndpointFacts
-from pipeline.kinds import Answer, Ask, Constraint, Target
+from pipeline.engine import Capabilities, Endpoint
+from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile
 from pipeline.models import LabelForm
-from pipeline.policies.retries import tried_enough
-from pipeline.store.answer_cache import Original
+from pipeline.policies.retries import is_final
+from pipeline.store.answer_cache import CachedAnswer
 from pipeline.store.claims import AGING_SECONDS, Claim, ClaimedJob
-from pipeline.store.settlement import FailedTry, SettledRow
+from pipeline.store.settlement import FailedAttempt, SettledRow
 from schemas.errors import EngineError, ErrorCode, PromptTooLong
 from schemas.ids import JobId
 from schemas.jobs import Job
@@ -28,107 +28,124 @@ class Row:
     """A row on its way through an engine.
 
     Attributes:
-        key: names the question, where the same one has the same answer; None where it does not, or nobody wants that.
-        facts: of the engine that the key was made for.
-        urgency, group, tokens: see `batching.Waiting`.
-        avoid: endpoints that failed it in this round.
-        refused: times that an endpoint took no more rows when this one came.
-        twins: rows that ask the same and wait for this one's answer.
-        unread: it was answered, and the answer could not be understood.
-        too_long: the engine found its prompt too long, and less of the dialogue can be sent.
+        key: names the question, if an equal question has the same answer and may reuse it; otherwise None.
+        capabilities: of the engine that the key was made for.
+        group, priority, sequence, tokens: see `row_queue.QueuedRow`.
+        excluded: endpoints that failed it in this round.
+        refusals: how often an endpoint accepted no more rows when this one came.
+        followers: rows that ask the same and wait for the answer of this one.
+        undecodable: whether it was answered with something that could not be decoded.
+        too_long: whether the engine found its prompt too long, and less of the dialogue can be sent.
+        on_finished: called at the end of the round.
     """
 
     run: "Run"
     claimed: ClaimedJob
     job: Job
-    ask: Ask
-    target: Target
+    request: CompletionRequest
+    profile: EndpointProfile
     key: UUID | None = None
-    facts: EndpointFacts | None = None
+    capabilities: Capabilities | None = None
     group: Hashable = None
-    urgency: int = 0
+    priority: int = 0
     tokens: int = 0
-    place: int = 0
+    sequence: int = 0
     sent_at: float = 0.0
     times_sent: int = 0
-    refused: int = 0
-    avoid: tuple[str, ...] = ()
-    twins: "list[Row]" = field(default_factory=list)
-    request: "Request | None" = None
-    ended: "Callable[[], None] | None" = None
-    unread: bool = False
+    refusals: int = 0
+    excluded: tuple[str, ...] = ()
+    followers: "list[Row]" = field(default_factory=list)
+    in_request: "EngineRequest | None" = None
+    on_finished: "Callable[[], None] | None" = None
+    undecodable: bool = False
     too_long: bool = False
 
     def __post_init__(self) -> None:
         claim = self.run.claim
-        self.urgency = claim.priority - int(self.claimed.queue_wait_seconds // AGING_SECONDS)
-        self.tokens = self.ask.tokens
-        # A row that failed before goes alone: if it breaks its engine, it breaks it for nobody else.
-        alone = self.ask.shape.streamed or self.run.tries[self.claimed.job_id] > 0
-        self.group = self.claimed.job_id if alone else (self.ask.shape.key, claim.batch_id, claim.priority)
+        self.priority = claim.priority - int(self.claimed.queue_wait_seconds // AGING_SECONDS)
+        self.tokens = self.request.tokens
+        # A row that failed before is sent alone: if it crashes its engine, it harms no other row.
+        alone = self.request.template.streamed or self.run.attempts[self.job_id] > 0
+        self.group = self.job_id if alone else (self.request.template.key, claim.batch_id, claim.priority)
 
     @property
-    def wanted(self) -> bool:
-        """Whether an answer would still be of use."""
+    def job_id(self) -> JobId:
+        """The job of this row."""
+        return self.claimed.job_id
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether an answer would still be used."""
         run = self.run
-        return self.claimed.job_id in run.left and not run.lost and not run.abandoned
+        return self.job_id in run.unsettled and not run.lost and not run.abandoned
 
     @property
     def can_be_shortened(self) -> bool:
         """Whether it is a dialogue of which more can be left out."""
-        return getattr(self.job, "turns", None) is not None and self.target.context_tokens > _SHORTEST_CONTEXT_TOKENS
+        return getattr(self.job, "turns", None) is not None and self.profile.max_model_len > _SHORTEST_CONTEXT_TOKENS
 
-    def reshaped(self, constraint: Constraint) -> "Row | None":
-        """The same row asked in another way, for at once; None where there is none.
+    def by_prefix(self) -> tuple[str, bytes]:
+        """Sort key: rows that begin alike become neighbours, so that the engine reads their prefix once."""
+        return self.request.template.key, self.request.conversation
 
-        A constraint to words lets an engine begin with a piece of a character (seen on a real vLLM); a letter has no
-        pieces. A dialogue that was too long loses more of its middle: tokenizers differ in how much fits.
+    def to_retry_now(self, constraint: Constraint) -> "Row | None":
+        """Return the same row with another request, to be sent at once; None if there is no other request.
+
+        A constraint to words lets an engine begin with a piece of a character (seen on a real vLLM); a
+        letter has no pieces. A dialogue that was too long loses more of its middle: tokenizers differ
+        in how much fits.
         """
         if self.too_long:
-            target = replace(self.target, constraint=constraint, context_tokens=self.target.context_tokens // 2)
-        elif self.unread and self.target.form is LabelForm.WORD:
-            target = replace(self.target, constraint=constraint, form=LabelForm.CODE)
+            profile = replace(self.profile, constraint=constraint, max_model_len=self.profile.max_model_len // 2)
+        elif self.undecodable and self.profile.form is LabelForm.WORD:
+            profile = replace(self.profile, constraint=constraint, form=LabelForm.CODE)
         else:
             return None
-        ask = kinds.build(self.job, target)
+        request = kinds.build(self.job, profile)
         key = None if self.too_long else self.key  # with less of the dialogue it is another question
-        return Row(self.run, self.claimed, self.job, ask, target, key, self.facts, sent_at=self.sent_at)
+        return Row(self.run, self.claimed, self.job, request, profile, key, self.capabilities, sent_at=self.sent_at)
 
 
 @dataclass(slots=True, eq=False)
-class Request:
-    """Rows that are under way together."""
+class EngineRequest:
+    """Rows that are in flight together."""
 
     rows: list[Row]
     endpoint: Endpoint
-    facts: EndpointFacts | None
+    capabilities: Capabilities | None
     task: "asyncio.Task[None] | None" = None
 
-    def cancel_unwanted(self) -> None:
-        """Hang up on the engine where nobody wants any of it any more."""
-        rows = (one for row in self.rows for one in (row, *row.twins))
-        if self.task is not None and not any(row.wanted for row in rows):
+    def cancel_if_unused(self) -> None:
+        """Abort the request at the engine if no row of it is pending any more."""
+        rows = (one for row in self.rows for one in (row, *row.followers))
+        if self.task is not None and not any(row.is_pending for row in rows):
             self.task.cancel()
 
 
 @dataclass(slots=True)
 class Run:
-    """A claim and what came of it.
+    """A claim and its progress.
 
-    `ready` and `failures` wait for the next write; `left` are jobs without an outcome, `streamed` those that somebody may
-    be reading, `rows` the rows that go through an engine. `changed` is set when something is ready, and when the run has
-    `ended`; it is `lost` when another worker has the chunk, `abandoned` when its answers are waited for no longer. Everything
-    happens on one asyncio loop, so plain fields do.
+    Everything happens on one asyncio loop, so plain fields suffice.
+
+    Attributes:
+        unwritten, failures: wait for the next write.
+        unsettled: jobs without an outcome.
+        streamed: jobs whose answer a reader may follow.
+        rows: rows that go through an engine.
+        cancelled: jobs of the chunk that were cancelled so far.
+        lost: whether another worker has the chunk.
+        abandoned: whether no answer is awaited any more.
+        changed: set when something is unwritten, and when the run has ended.
     """
 
     claim: Claim
     started: float = field(default_factory=time.perf_counter)
-    ready: list[SettledRow] = field(default_factory=list)
-    failures: list[FailedTry] = field(default_factory=list)
-    left: set[JobId] = field(default_factory=set)
+    unwritten: list[SettledRow] = field(default_factory=list)
+    failures: list[FailedAttempt] = field(default_factory=list)
+    unsettled: set[JobId] = field(default_factory=set)
     streamed: set[JobId] = field(default_factory=set)
-    tries: dict[JobId, int] = field(default_factory=dict)
-    series: dict[JobId, int] = field(default_factory=dict)
+    attempts: dict[JobId, int] = field(default_factory=dict)
     rows: dict[JobId, Row] = field(default_factory=dict)
     cancelled: int = 0
     last_code: ErrorCode | None = None
@@ -140,149 +157,144 @@ class Run:
     failed: int = 0
 
     def __post_init__(self) -> None:
-        self.left = {job.job_id for job in self.claim.jobs}
-        self.tries = {job.job_id: job.failed_tries for job in self.claim.jobs}
-        self.series = {job.job_id: job.series for job in self.claim.jobs}
+        self.unsettled = {job.job_id for job in self.claim.jobs}
+        self.attempts = {job.job_id: job.failed_attempts for job in self.claim.jobs}
 
     @property
     def done_rows(self) -> int:
-        """Rows of the chunk that have an outcome, from this run or a former one."""
-        return self.claim.rows - len(self.left)
+        """Rows of the chunk that have an outcome, from this run or an earlier one."""
+        return self.claim.rows - len(self.unsettled)
 
     def past_deadline(self, job: ClaimedJob) -> bool:
-        """Whether a job's deadline has come."""
+        """Whether the deadline of a job has passed."""
         left = job.seconds_to_deadline
         return left is not None and time.perf_counter() - self.started >= left
 
     def cancel(self, job_ids: Iterable[JobId]) -> None:
-        """These have an outcome already: ask no engine, and hang up where nobody else's row is in the request."""
+        """Drop jobs that have an outcome already, and abort requests that no other row needs."""
         for job_id in job_ids:
-            if job_id not in self.left:
+            if job_id not in self.unsettled:
                 continue
-            self.left.discard(job_id)
+            self.unsettled.discard(job_id)
             self.cancelled += 1
             row = self.rows.get(job_id)
             if row is None:
                 continue
-            if row.request is not None:
-                row.request.cancel_unwanted()
-            elif row.ended is not None:
-                ended, row.ended = row.ended, None  # it may stand far behind in the line; nobody waits for that
-                ended()
+            if row.in_request is not None:
+                row.in_request.cancel_if_unused()
+            elif row.on_finished is not None:
+                finished, row.on_finished = row.on_finished, None  # it may be far back in the queue: its round ends now
+                finished()
 
-    def succeed(self, row: Row, result: Result, answer: Answer, endpoint: Endpoint) -> Original | None:
-        """An answer was understood; returns what rows that ask the same get. Of a cancelled job it is thrown away."""
-        if row.claimed.job_id not in self.left:
+    def succeed(self, row: Row, result: Result, completion: Completion, endpoint: Endpoint) -> CachedAnswer | None:
+        """Settle a row with a result; returns the answer for rows that ask the same. The result of a cancelled job is dropped."""
+        if row.job_id not in self.unsettled:
             return None
-        settled = self._settled_row(row, endpoint, answer)
-        settled.state = JobState.SUCCEEDED
-        settled.answer = written = result.model_dump_json().encode()
-        settled.answer_key = row.key if _as_expected(row, answer) else None
-        settled.usage = Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
-        self._settle(settled)
-        self.succeeded += 1
-        if settled.answer_key is None:
+        settled = self._settled_row(row, endpoint, completion)
+        settled.answer = result.model_dump_json().encode()
+        settled.cache_key = row.key if _same_engine(row, completion) else None
+        settled.usage = Usage(prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens)
+        measures = kinds.measures(result)
+        settled.label, settled.confidence, settled.score = measures.label, measures.confidence, measures.score
+        self._succeed(settled)
+        if settled.cache_key is None:
             return None
-        return Original(
-            settled.job_id,
-            written,
-            settled.endpoint,
-            settled.model_revision,
-            settled.engine_version,
-            settled.simulated,
-        )
+        return CachedAnswer(**{name: getattr(settled, name) for name in CachedAnswer.__dataclass_fields__})
 
-    def copy(self, row: Row, original: Original) -> None:
-        """The same was asked and answered before: no engine is asked, no token is spent."""
-        if row.claimed.job_id not in self.left:
+    def copy(self, row: Row, cached: CachedAnswer) -> None:
+        """Settle a row with the answer of an earlier job: no engine is asked, no token is spent."""
+        if row.job_id not in self.unsettled:
             return
         settled = self._settled_row(row, None, None)
-        settled.state = JobState.SUCCEEDED
-        settled.answer = original.answer
         settled.usage = Usage(prompt_tokens=0, completion_tokens=0)
-        settled.cached_from = original.job_id
-        settled.endpoint = original.endpoint
-        settled.model_revision = original.model_revision
-        settled.engine_version = original.engine_version
-        settled.simulated = original.simulated
-        self._settle(settled)
-        self.succeeded += 1
+        settled.cached_from = cached.job_id
+        for name in CachedAnswer.__dataclass_fields__:
+            if name != "job_id":
+                setattr(settled, name, getattr(cached, name))
+        self._succeed(settled)
 
-    def fail_try(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
-        """A try failed: the job's last one makes a dead letter, otherwise it stays for another run."""
-        if row.claimed.job_id not in self.left:
+    def fail_attempt(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
+        """Record a failed attempt: the last one makes a dead letter, otherwise the job stays for another run."""
+        if row.job_id not in self.unsettled:
             return
         if isinstance(error, PromptTooLong) and row.can_be_shortened:
             row.too_long = True
             return
-        job_id = row.claimed.job_id
+        job_id = row.job_id
         self.last_code = error.code
         url = endpoint.url if endpoint else None
-        if error.counts:
-            self.tries[job_id] += 1
-            self.failures.append(FailedTry(job_id, row.claimed.series, self.tries[job_id], error.code, url))
-        if tried_enough(error, self.tries[job_id]):
+        if error.consumes_attempt:
+            self.attempts[job_id] += 1
+            self.failures.append(FailedAttempt(job_id, row.claimed.replay, self.attempts[job_id], error.code, url))
+        if is_final(error, self.attempts[job_id]):
             settled = self._settled_row(row, endpoint, None)
             settled.code, settled.message = error.code, error.message
             self._settle(settled)
             self.failed += 1
 
-    def refuse(self, job_id: JobId, state: JobState, code: ErrorCode, message: str) -> None:
+    def refuse(self, job: ClaimedJob, state: JobState, code: ErrorCode, message: str) -> None:
         """Settle a row that no engine is asked about."""
-        series = self.series[job_id]
-        self._settle(SettledRow(job_id, series, state, code=code, message=message, model=self.claim.model))
+        row = SettledRow(job.job_id, job.replay, job.kind, state, code=code, message=message, model=self.claim.model)
+        self._settle(row)
         self.failed += state is JobState.FAILED
 
-    def expire(self, job_id: JobId) -> None:
-        """Settle a row whose deadline came before an engine was asked."""
-        message = "its deadline had passed before an engine was asked"
-        self.refuse(job_id, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, message)
-
-    def _settle(self, row: SettledRow) -> None:
-        self.left.discard(row.job_id)
-        self.ready.append(row)
-        self.changed.set()
+    def expire(self, job: ClaimedJob) -> None:
+        """Settle a row whose deadline passed before an engine was asked."""
+        message = "its deadline passed before an engine was asked"
+        self.refuse(job, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, message)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Mark the end: no row is added any more."""
         self.ended.set()
         self.changed.set()
 
-    def _settled_row(self, row: Row, endpoint: Endpoint | None, answer: Answer | None) -> SettledRow:
-        """What is known of a row either way: who was asked, how, and how long it took. Failed until said otherwise."""
-        facts = row.request.facts if row.request else None
+    def _succeed(self, row: SettledRow) -> None:
+        row.state = JobState.SUCCEEDED
+        self._settle(row)
+        self.succeeded += 1
+
+    def _settle(self, row: SettledRow) -> None:
+        self.unsettled.discard(row.job_id)
+        self.unwritten.append(row)
+        self.changed.set()
+
+    def _settled_row(self, row: Row, endpoint: Endpoint | None, completion: Completion | None) -> SettledRow:
+        """Return what is known of a row in any case: which engine, how it was asked, how long it took. Its state is failed."""
+        request, template = row.in_request, row.request.template
+        engine = request.capabilities if request else None
         return SettledRow(
-            job_id=row.claimed.job_id,
-            series=row.claimed.series,
+            job_id=row.job_id,
+            replay=row.claimed.replay,
+            kind=row.job.kind,
             state=JobState.FAILED,
-            timings=self._timings(row, answer),
-            tries=self.tries[row.claimed.job_id],
+            timings=self._timings(row, completion),
+            attempts=self.attempts[row.job_id],
             model=self.claim.model,
-            model_revision=facts.revision if facts else None,
+            model_revision=engine.revision if engine else None,
             endpoint=endpoint.url if endpoint else None,
-            engine_version=facts.version if facts else None,
-            template_hash=row.ask.shape.template_hash,
-            simulated=bool(facts and facts.simulated) or bool(answer and answer.simulated),
-            batch_rows=len(row.request.rows) if row.request else None,
+            engine_version=engine.version if engine else None,
+            template_hash=template.template_hash,
+            label_set_hash=template.label_set_hash,
+            simulated=bool(engine and engine.simulated) or bool(completion and completion.simulated),
+            batch_rows=len(request.rows) if request else None,
         )
 
-    def _timings(self, row: Row, answer: Answer | None) -> Timings:
+    def _timings(self, row: Row, completion: Completion | None) -> Timings:
         waited, now = row.claimed.queue_wait_seconds, time.perf_counter()
         return Timings(
             queue_wait_seconds=waited,
             batch_wait_seconds=(row.sent_at or now) - self.started,
-            first_token_seconds=answer.first_token_seconds if answer else None,
-            engine_seconds=answer.engine_seconds if answer else None,
+            first_token_seconds=completion.first_token_seconds if completion else None,
+            engine_seconds=completion.engine_seconds if completion else None,
             total_seconds=waited + now - self.started,
         )
 
 
-def _as_expected(row: Row, answer: Answer) -> bool:
-    """Whether the engine that answered is still the one that the question's key names."""
-    facts = row.request.facts if row.request else None
-    if facts is None or row.facts is None:
+def _same_engine(row: Row, completion: Completion) -> bool:
+    """Whether the engine that answered is still the one that the key of the question names."""
+    answered = row.in_request.capabilities if row.in_request else None
+    expected = row.capabilities
+    if answered is None or expected is None:
         return False
-    return (facts.revision, facts.simulated) == (row.facts.revision, row.facts.simulated or answer.simulated)
-
-
-__all__ = ["Request", "Row", "Run"]
+    simulated = expected.simulated or completion.simulated
+    return (answered.revision, answered.simulated) == (expected.revision, simulated)

@@ -1,4 +1,4 @@
-"""Rows to the engine: put together to requests when there is room, at the endpoint that has the least to do."""
+"""Send rows to engines: put together to requests when there is capacity, at the endpoint with the least load."""
 
 import asyncio
 import time
@@ -11,271 +11,225 @@ from pipeline import kinds
 from pipeline.engine import Endpoint, EnginePool
 from pipeline.engine.breaker import BreakerState
 from pipeline.engine.client import BatchRouteMissing
-from pipeline.kinds import Answer
-from pipeline.observability.logging import fault
-from pipeline.policies.chunking import LONGEST_WAIT_SECONDS, Line, rows_now
-from pipeline.store.answer_cache import Original
-from pipeline.streams.writer import TRIES_OF_A_RUN, StreamWriter
-from schemas.doorbells import Lane
+from pipeline.kinds import Completion
+from pipeline.observability.logging import safe_error_summary
+from pipeline.store.answer_cache import CachedAnswer
+from pipeline.streams import StreamWriter
 from schemas.errors import (
     EngineError,
     EngineFailed,
     EngineOverloaded,
     ErrorCode,
+    InternalError,
     InvalidOutput,
-    OwnFault,
     RequestRejected,
 )
-from workers.execution.run import Request, Row, Run
+from schemas.results import Result
+from workers.execution.row_queue import LONGEST_WAIT_SECONDS, RowQueue, request_size
+from workers.execution.run import EngineRequest, Row, Run
+from workers.execution.sending import Sender
+from workers.execution.single_flight import SingleFlight
 
 _log = structlog.get_logger(__name__)
-BULK_PRIORITY = 100
-"""Added to the engine priority of bulk rows, so that chat goes first where the engine schedules by priority."""
-
 _MAX_REFUSALS = 8
 
 
 class Scheduler:
-    """The rows of all runs of one model in this process, and what an answer means for each.
+    """The rows of all runs of one model in this process, and what a completion means for each.
 
-    A round of a row ends when it has an outcome, when a try failed and no other endpoint can be asked, or when nothing
-    more is to be sent. Whoever sends it decides what comes next.
+    A round of a row ends when it has an outcome, when an attempt failed and no other endpoint can be
+    used, or when no more rows are sent. Its run then decides what comes next.
     """
 
     def __init__(self, pool: EnginePool, streams: StreamWriter) -> None:
         self._pool = pool
-        self._streams = streams
-        self._line: Line[Row] = Line()
-        self._asked: dict[UUID, Row] = {}
-        self._answered: dict[UUID, Original] = {}
-        self._requests: set[Request] = set()
+        self._sender = Sender(pool, streams)
+        self._queue: RowQueue[Row] = RowQueue()
+        self._flights = SingleFlight()
+        self._requests: set[EngineRequest] = set()
         self._stopped = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         pool.on_change = self._dispatch
 
     async def send(self, run: Run, rows: Sequence[Row]) -> None:
-        """A round for each of these rows; what came of it stands in the run."""
-        left = len(rows)
-        over = asyncio.get_running_loop().create_future()
+        """Run a round for each of these rows; their outcomes are added to the run."""
+        unfinished = len(rows)
+        all_finished = asyncio.get_running_loop().create_future()
 
-        def ended() -> None:
-            nonlocal left
-            left -= 1
-            if not left and not over.done():
-                over.set_result(None)
+        def finished() -> None:
+            nonlocal unfinished
+            unfinished -= 1
+            if not unfinished and not all_finished.done():
+                all_finished.set_result(None)
 
         for row in rows:
-            row.ended = ended
-            run.rows[row.claimed.job_id] = row
+            row.on_finished = finished
+            run.rows[row.job_id] = row
             self._add(row)
         self._dispatch()
         try:
-            if left:
-                await over
+            if unfinished:
+                await all_finished
         except asyncio.CancelledError:
             run.abandoned = True
             for request in list(self._requests):
-                request.cancel_unwanted()
+                request.cancel_if_unused()
             raise
 
     @property
     def waiting(self) -> int:
-        """Rows that wait for room."""
-        return len(self._line)
+        """Rows that wait for capacity."""
+        return len(self._queue)
 
     def stored(self, keys: Iterable[UUID | None]) -> None:
-        """The store knows the answers to these questions now, or never will."""
-        for key in keys:
-            if key is not None:
-                self._answered.pop(key, None)
+        """Forget answers that the store has now, or never will have."""
+        self._flights.stored(keys)
 
     def stop(self) -> None:
-        """Send nothing more; what is in flight goes on."""
+        """Send no more rows; requests in flight continue."""
         self._stopped = True
         self._dispatch()
 
     def _add(self, row: Row) -> None:
-        """In line, or behind the one who asks the same already, or not at all where the answer is on its way to the store."""
-        if row.key is not None:
-            answered = self._answered.get(row.key)
-            if answered is not None:
-                row.run.copy(row, answered)
-                self._end(row)
-                return
-            first = self._asked.setdefault(row.key, row)
-            if first is not row and (first.request is not None or first.urgency <= row.urgency):
-                first.twins.append(row)
-                return
-        self._line.add(row)
+        """Queue a row, unless its question is answered or in flight."""
+        answer = self._flights.answer_for(row)
+        if answer is not None:
+            row.run.copy(row, answer)
+            self._finish_row(row)
+        elif not self._flights.join(row):
+            self._queue.add(row)
 
-    def _end(self, row: Row, original: Original | None = None) -> None:
-        """The round of a row is over. Those who asked the same have its answer too; without one they ask themselves."""
-        row.request = None
-        if row.key is not None and self._asked.get(row.key) is row:
-            del self._asked[row.key]
-            if original is not None:
-                self._answered[row.key] = original
-        twins, row.twins = row.twins, []
-        if twins and original is None and row.key is not None and not row.sent_at:
-            # It was never sent: cancelled or expired in line, or everything goes back. The next takes its place.
-            first = self._asked[row.key] = twins[0]
-            first.twins = twins[1:]
-            self._line.add(first)
-            twins = []
-        for twin in twins:
-            if original is not None:
-                twin.run.copy(twin, original)
-                self._end(twin)
-            else:
-                twin.key = None  # what failed for one may fail for each: all at once, and each for itself
-                self._line.add(twin)
-        if row.ended is not None:
-            ended, row.ended = row.ended, None
-            ended()
+    def _finish_row(self, row: Row, answer: CachedAnswer | None = None) -> None:
+        """End the round of a row; rows that asked the same get its answer, or are queued."""
+        row.in_request = None
+        answered, queued = self._flights.land(row, answer)
+        for other in queued:
+            self._queue.add(other)
+        for follower in answered:
+            assert answer is not None
+            follower.run.copy(follower, answer)
+            self._finish_row(follower)
+        if row.on_finished is not None:
+            finished, row.on_finished = row.on_finished, None
+            finished()
 
     def _dispatch(self) -> None:
-        """Send what there is room for. Called whenever something came, went, or changed."""
-        aside: list[Row] = []
-        while (head := self._line.head()) is not None:
+        """Send as many rows as there is capacity for. Called after every change of rows, load or endpoints."""
+        skipped: list[Row] = []
+        while (head := self._queue.peek()) is not None:
             row, waiting = head
             if self._stopped or not self._pool.available:
-                self._give_back()
+                self._return_all()
                 break
-            if not self._worth_asking(row) or not self._pool.elsewhere(row.avoid):
-                self._end(self._line.take(1)[0])
+            if not self._is_runnable(row) or not self._pool.has_alternative(row.excluded):
+                self._finish_row(self._queue.take(1)[0])
                 continue
-            endpoint = self._pool.choose(row.ask.opening, row.avoid)
-            if endpoint is None and row.avoid and self._pool.has_room:
-                aside += self._line.take(1)  # there is room, but not for this one: others go first
+            endpoint = self._pool.choose(row.request.prefix_key, row.excluded)
+            if endpoint is None and row.excluded and self._pool.has_capacity:
+                skipped += self._queue.take(1)  # there is capacity, but not for this row: others go first
                 continue
-            rows = self._rows_now(endpoint, waiting) if endpoint is not None else 0
+            rows = self._request_size(endpoint, waiting) if endpoint is not None else 0
             if endpoint is None or not rows:
-                self._look_again(endpoint)
+                self._schedule_dispatch(endpoint)
                 break
-            self._start([one for one in self._line.take(rows) if self._kept(one)], endpoint)
-        for row in reversed(aside):
-            self._line.add(row)
-        self._pool.hungry = bool(self._line)
+            self._start([one for one in self._queue.take(rows) if self._keep(one)], endpoint)
+        for row in reversed(skipped):
+            self._queue.add(row)
+        self._pool.has_backlog = bool(self._queue)
 
-    def _rows_now(self, endpoint: Endpoint, waiting: int) -> int:
-        """How many of those that wait go there in one request now."""
+    def _request_size(self, endpoint: Endpoint, waiting: int) -> int:
         now = time.monotonic()
-        waited = now - endpoint.narrow_since if endpoint.narrow_since else 0.0
-        rows = rows_now(waiting, endpoint.room, endpoint.largest_batch, waited, idle=endpoint.in_flight == 0)
+        waited = now - endpoint.capacity_short_since if endpoint.capacity_short_since else 0.0
+        idle = endpoint.in_flight == 0
+        rows = request_size(waiting, endpoint.capacity, endpoint.largest_batch, waited, idle=idle)
         if rows:
-            endpoint.narrow_since = 0.0
-        elif not endpoint.narrow_since:
-            endpoint.narrow_since = now
+            endpoint.capacity_short_since = 0.0
+        elif not endpoint.capacity_short_since:
+            endpoint.capacity_short_since = now
         return rows
 
-    def _kept(self, row: Row) -> bool:
-        if self._worth_asking(row):
+    def _keep(self, row: Row) -> bool:
+        if self._is_runnable(row):
             return True
-        self._end(row)
+        self._finish_row(row)
         return False
 
-    def _worth_asking(self, row: Row) -> bool:
-        """Not cancelled meanwhile, not lost; a deadline that has come is an outcome."""
-        if row.wanted and row.run.past_deadline(row.claimed):
-            row.run.expire(row.claimed.job_id)
-        return row.wanted
+    def _is_runnable(self, row: Row) -> bool:
+        """Whether a row was neither cancelled nor lost meanwhile; one past its deadline is settled."""
+        if row.is_pending and row.run.past_deadline(row.claimed):
+            row.run.expire(row.claimed)
+        return row.is_pending
 
-    def _give_back(self) -> None:
-        """Nobody can be asked, or nothing more is to be sent: the rows are for another run."""
-        while rows := self._line.empty():  # who waited for another's answer comes to light when that one ends
+    def _return_all(self) -> None:
+        """End the round of every queued row: no endpoint can be used, or no more rows are sent."""
+        while rows := self._queue.drain():  # finishing a leader may queue its followers
             for row in rows:
-                if not self._stopped and row.wanted:
+                if not self._stopped and row.is_pending:
                     row.run.last_code = row.run.last_code or ErrorCode.ENGINE_UNAVAILABLE
-                self._end(row)
+                self._finish_row(row)
 
-    def _look_again(self, endpoint: Endpoint | None) -> None:
-        """Room that is too small now is taken a moment later; an endpoint that took no more is asked after its pause."""
+    def _schedule_dispatch(self, endpoint: Endpoint | None) -> None:
+        """Dispatch later: after the longest wait for capacity, or when the pause of an endpoint ends."""
         now = time.monotonic()
         pauses = [one.breaker.until for one in self._pool.endpoints if one.state is BreakerState.PAUSED]
         due = min(pauses, default=None) if endpoint is None else now + LONGEST_WAIT_SECONDS
         if due is None:
-            return  # an answer or the watch will call
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_later(max(0.001, due - now), self._dispatch)
+            return  # a completion or the watch of the pool will dispatch
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(max(0.001, due - now), self._dispatch)
 
     def _start(self, rows: list[Row], endpoint: Endpoint) -> None:
         if not rows:
             return
-        request = Request(rows, endpoint, endpoint.facts)
+        request = EngineRequest(rows, endpoint, endpoint.capabilities)
         self._requests.add(request)
         now = time.perf_counter()
-        tokens = 0
         for row in rows:
-            row.request = request
+            row.in_request = request
             row.sent_at = row.sent_at or now
-            tokens += row.tokens + row.ask.longest_answer_tokens
-        endpoint.in_flight += len(rows)
-        endpoint.tokens += tokens
-        endpoint.used_at = time.monotonic()
+        tokens = sum(row.tokens + row.request.max_tokens for row in rows)
+        endpoint.begin(len(rows), tokens)
         request.task = asyncio.create_task(self._run(request))
-        # Not in the task itself: one that is cancelled before its first step never gets that far.
-        request.task.add_done_callback(lambda _: self._over(request, tokens))
+        # Not in the task itself: a task that is cancelled before its first step never gets that far.
+        request.task.add_done_callback(lambda _: self._on_request_done(request, tokens))
 
-    def _over(self, request: Request, tokens: int) -> None:
-        """Answered, broken or given up: its room is free, and rows that were not judged go nowhere else."""
+    def _on_request_done(self, request: EngineRequest, tokens: int) -> None:
+        """Release the capacity of a request; rows of it that have no outcome end their round."""
         self._requests.discard(request)
-        request.endpoint.in_flight -= len(request.rows)
-        request.endpoint.tokens -= tokens
+        request.endpoint.end(len(request.rows), tokens)
         for row in request.rows:
-            if row.request is request:
-                self._end(row)
-        self._pool.changed()
+            if row.in_request is request:
+                self._finish_row(row)
+        self._pool.notify_changed()
 
-    async def _run(self, request: Request) -> None:
-        """One request from sent to judged."""
+    async def _run(self, request: EngineRequest) -> None:
         try:
-            await self._ask(request)
-        except Exception as mistake:  # noqa: BLE001 - it costs these rows a try, not the chunk; the log names it
-            self._own_fault(request, mistake)
+            await self._complete(request)
+        except Exception as bug:  # noqa: BLE001 - it costs these rows an attempt, not the chunk; the log names it
+            self._fail_internally(request, bug)
 
-    async def _ask(self, request: Request) -> None:
+    async def _complete(self, request: EngineRequest) -> None:
         rows, endpoint = request.rows, request.endpoint
         started = time.monotonic()
         try:
-            answers = [await self._one(rows[0], endpoint)] if len(rows) == 1 else await self._many(rows, endpoint)
+            completions = await self._sender.send(rows, endpoint)
         except BatchRouteMissing:
             endpoint.lose_batch_route()
             self._put_back(rows)
         except EngineError as error:
-            endpoint.broke(error, len(rows), started)
-            self._whole_failed(rows, endpoint, error)
+            endpoint.record_failure(error, len(rows), started)
+            self._fail_request(rows, endpoint, error)
         else:
-            written = sum(answer.completion_tokens or 0 for answer in answers if isinstance(answer, Answer))
-            endpoint.answered(time.monotonic() - started, written, len(rows))
-            for row, answer in zip(rows, answers, strict=True):
-                self._judge(row, answer, endpoint)
+            tokens = sum(one.completion_tokens or 0 for one in completions if isinstance(one, Completion))
+            endpoint.record_success(time.monotonic() - started, tokens, len(rows))
+            for row, completion in zip(rows, completions, strict=True):
+                self._settle_row(row, completion, endpoint)
 
-    async def _many(self, rows: list[Row], endpoint: Endpoint) -> Sequence[Answer | EngineError]:
-        pool, priority = self._pool, self._priority(rows[0].run)
-        return await pool.client.ask_many(endpoint.url, pool.entry.name, [row.ask for row in rows], priority)
-
-    async def _one(self, row: Row, endpoint: Endpoint) -> Answer:
-        run, on_text = row.run, None
-        if row.claimed.job_id in run.streamed:
-            # A later claim has a higher fence, a later try of this run a higher number.
-            order = run.claim.fence * TRIES_OF_A_RUN + min(row.times_sent, TRIES_OF_A_RUN - 1)
-            on_text = self._streams.begin(row.claimed.job_id, order)
-            row.times_sent += 1
-        # In bulk nobody sees the first token, and a stream costs a hundred times as much as one body.
-        streamed = row.ask.shape.streamed and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
-        pool = self._pool
-        return await pool.client.ask(
-            endpoint.url, pool.entry.name, row.ask, self._priority(run), streamed=streamed, on_text=on_text
-        )
-
-    def _priority(self, run: Run) -> int:
-        return run.claim.priority + (BULK_PRIORITY if run.claim.lane is Lane.BULK else 0)
-
-    def _whole_failed(self, rows: list[Row], endpoint: Endpoint, error: EngineError) -> None:
-        """What goes wrong for all is not always the fault of each."""
+    def _fail_request(self, rows: list[Row], endpoint: Endpoint, error: EngineError) -> None:
+        """Decide what a failed request means for each of its rows."""
         if isinstance(error, RequestRejected) and len(rows) > 1:
-            # One bad row fails all. Halves, that share with nobody else, find it in a few more requests.
+            # One bad row fails all. Halves, shared with no other rows, find it in a few more requests.
             for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
                 group = object()
                 for row in half:
@@ -284,60 +238,60 @@ class Scheduler:
             return
         if isinstance(error, EngineOverloaded):
             for row in rows:
-                row.refused += 1
-            self._put_back([row for row in rows if row.refused < _MAX_REFUSALS])
-            rows = [row for row in rows if row.refused >= _MAX_REFUSALS]
+                row.refusals += 1
+            self._put_back([row for row in rows if row.refusals < _MAX_REFUSALS])
+            rows = [row for row in rows if row.refusals >= _MAX_REFUSALS]
         for row in rows:
             self._fail(row, error, endpoint)
 
     def _fail(self, row: Row, error: EngineError, endpoint: Endpoint) -> None:
-        """A try failed: elsewhere at once if there is an elsewhere, in a later run if not."""
-        row.run.fail_try(row, error, endpoint)
-        row.avoid = (*row.avoid, endpoint.url)
-        if not error.retryable or row.too_long or row.unread or not row.wanted or not self._pool.elsewhere(row.avoid):
-            self._end(row)
+        """Record a failed attempt; the row goes to another endpoint at once, or to a later round if there is none."""
+        row.run.fail_attempt(row, error, endpoint)
+        row.excluded = (*row.excluded, endpoint.url)
+        retry = error.retryable and row.is_pending and not row.too_long and not row.undecodable
+        if not retry or not self._pool.has_alternative(row.excluded):
+            self._finish_row(row)
             return
-        if error.counts:
-            row.group = row.claimed.job_id  # alone: if it breaks its engine, it breaks it for nobody else
+        if error.consumes_attempt:
+            row.group = row.job_id  # alone: if it crashes its engine, it harms no other row
         self._put_back([row])
 
     def _put_back(self, rows: list[Row]) -> None:
         for row in reversed(rows):
-            row.request = None
-            self._line.add(row)
+            row.in_request = None
+            self._queue.add(row)
 
-    def _judge(self, row: Row, answer: Answer | EngineError, endpoint: Endpoint) -> None:
-        """An answer is a result or a failed try; of a row that was cancelled meanwhile it is that of the next who asked."""
-        if not row.wanted and (heir := next((twin for twin in row.twins if twin.wanted), None)) is not None:
-            request = heir.request = row.request
-            if request is not None:
-                request.rows[request.rows.index(row)] = heir
-            heir.twins, row.twins = [twin for twin in row.twins if twin is not heir], []
-            heir.sent_at = heir.sent_at or row.sent_at
-            if row.key is not None:
-                self._asked[row.key] = heir
-            self._end(row)
-            row = heir
-        try:
-            if isinstance(answer, EngineError):
-                raise answer
-            result = kinds.read(row.job, row.ask, answer)
-        except EngineError as error:
-            row.unread = isinstance(error, InvalidOutput)
-            if isinstance(error, EngineFailed):
-                endpoint.broke(error, 1, time.monotonic())  # it is stopping: others will be broken off too
-            self._fail(row, error, endpoint)
-            return
-        self._end(row, row.run.succeed(row, result, answer, endpoint))
+    def _settle_row(self, row: Row, completion: Completion | EngineError, endpoint: Endpoint) -> None:
+        """Settle a row with its completion; that of a row cancelled meanwhile belongs to the next one that asked the same."""
+        next_caller = self._flights.take_over(row)
+        if next_caller is not None:
+            self._finish_row(row)
+            row = next_caller
+        result = _decode(row, completion)
+        if isinstance(result, EngineError):
+            row.undecodable = isinstance(result, InvalidOutput)
+            if isinstance(result, EngineFailed):
+                endpoint.record_failure(result, 1, time.monotonic())  # it is stopping: other rows will be aborted too
+            self._fail(row, result, endpoint)
+        else:
+            assert isinstance(completion, Completion)
+            self._finish_row(row, row.run.succeed(row, result, completion, endpoint))
 
-    def _own_fault(self, request: Request, mistake: Exception) -> None:
+    def _fail_internally(self, request: EngineRequest, bug: Exception) -> None:
+        summary = safe_error_summary(bug)
         _log.error(
-            "a try broke in our own code", model=self._pool.entry.name, rows=len(request.rows), fault=fault(mistake)
+            "an attempt failed in our own code", model=self._pool.entry.name, rows=len(request.rows), fault=summary
         )
-        error = OwnFault(f"a mistake in this program: {fault(mistake)}")
+        error = InternalError(f"an internal error: {summary}")
         for row in request.rows:
-            if row.request is request and row.wanted:
-                row.run.fail_try(row, error, request.endpoint)
+            if row.in_request is request and row.is_pending:
+                row.run.fail_attempt(row, error, request.endpoint)
 
 
-__all__ = ["BULK_PRIORITY", "Scheduler"]
+def _decode(row: Row, completion: Completion | EngineError) -> Result | EngineError:
+    if isinstance(completion, EngineError):
+        return completion
+    try:
+        return kinds.decode(row.job, row.request, completion)
+    except EngineError as error:
+        return error

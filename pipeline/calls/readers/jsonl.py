@@ -1,62 +1,40 @@
-"""Call files: JSON Lines in UTF-8, one call a line."""
+"""JSON Lines in UTF-8, one call a line."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
+from pipeline.calls.readers.reader import BadLine, Reader
 from schemas.calls import Call
-from schemas.errors import InvalidCall, explain
+from schemas.errors import first_problem
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that is no call; the others go on. `line` counts from 1."""
-
-    file: Path
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.reason}; skipped"
-
-
-def read_calls(files: Sequence[Path]) -> Iterator[Call | BadLine]:
-    """Calls of the files in their order; empty lines are nothing.
-
-    Raises:
-        InvalidCall: a file cannot be opened. All are tried before the first line is read.
-    """
-    for file in files:
-        try:
-            file.open("rb").close()
-        except OSError as error:
-            raise InvalidCall(f"{file} cannot be read: {error.strerror or error}") from error
-    for file in files:
-        yield from _lines(file)
-
-
-def _lines(file: Path) -> Iterator[Call | BadLine]:
+def read(file: Path) -> Iterator[Call | BadLine]:
+    """Yield the calls of a file; empty lines are skipped."""
     with file.open("rb") as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
+        for number, line in _lines(stream):
             if len(line) > MAX_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE_BYTES)
                 yield BadLine(file, number, f"longer than {MAX_LINE_BYTES // 1024 // 1024} MiB")
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                yield Call.model_validate_json(line)
-            except ValidationError as error:
-                yield BadLine(file, number, explain(error))
+            elif line.strip():
+                try:
+                    yield Call.model_validate_json(line)
+                except ValidationError as error:
+                    yield BadLine(file, number, first_problem(error))
 
 
-__all__ = ["MAX_LINE_BYTES", "BadLine", "read_calls"]
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield lines with their numbers; of a line that is too long only the first part is in memory."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        rest = line if len(line) > MAX_LINE_BYTES else b"\n"
+        while rest and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE_BYTES)
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+READER = Reader("jsonl", lambda _file, _head: True, read)

@@ -1,11 +1,13 @@
-"""The schema. Migrations make it; a test holds the two equal.
+"""The tables, for people and for one test: migrations create them, a test compares the two.
 
-Jobs and outcomes are insert-only: a job's state follows from its outcome and its chunk. Counters stand on chunks, where
-each worker writes its own rows, so no row is hot. `json` rather than `jsonb`: the same bytes come back.
+Jobs and outcomes are insert-only: the state of a job follows from its outcome and its chunk.
+Counters are columns of chunks, where each worker writes its own rows, so no row is contended.
+Requests and answers are `bytea`: the same bytes come back, and no statement looks inside them.
+What is counted or filtered has a column of its own. Each table's comment says how its rows leave.
 """
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSON, TIMESTAMP, UUID
+from sqlalchemy.dialects.postgresql import TIMESTAMP, UUID
 
 metadata = sa.MetaData(
     naming_convention={
@@ -17,91 +19,107 @@ metadata = sa.MetaData(
 _INSTANT = TIMESTAMP(timezone=True)
 
 
-class _Xid8(sa.types.UserDefinedType[int]):
-    """Postgres' 64-bit transaction id: the order in which outcomes became visible."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: object) -> str:
-        return "xid8"
+def _id(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, primary_key=True, autoincrement=False)
 
 
-# Job ids are handed out in blocks, see ids.py.
-job_blocks = sa.Sequence("job_blocks", metadata=metadata)
+def _replay() -> sa.Column[int]:
+    """0, and one more for every replay of a dead letter."""
+    return sa.Column("replay", sa.SmallInteger, primary_key=True, autoincrement=False)
+
+
+def _tenant() -> sa.Column[str]:
+    return sa.Column("tenant", sa.Text, nullable=False)
+
+
+def _instant(name: str = "created_at") -> sa.Column[object]:
+    return sa.Column(name, _INSTANT, nullable=False, server_default=sa.func.now())
+
+
+def _count(name: str, kind: type[sa.Integer] = sa.Integer) -> sa.Column[int]:
+    return sa.Column(name, kind, nullable=False, server_default="0")
+
+
+# Job ids are allocated in blocks, see ids.py.
+job_id_blocks = sa.Sequence("job_id_blocks", metadata=metadata)
 
 batches = sa.Table(
     "batches",
     metadata,
     sa.Column("batch_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-    sa.Column("tenant", sa.Text, nullable=False),
+    _tenant(),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("payload_hash", sa.LargeBinary, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("weight", sa.Integer, nullable=False, server_default="1"),
     sa.Column("jobs", sa.Integer, nullable=False),
-    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    _instant(),
     sa.UniqueConstraint("tenant", "idempotency_key"),
+    comment="What callers submitted together. Rows stay: a key of a batch never names another one.",
 )
 
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    _id("job_id"),
     sa.Column("batch_id", sa.BigInteger),
-    sa.Column("line", sa.Integer),
+    sa.Column("position", sa.Integer),
     sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("tenant", sa.Text, nullable=False),
+    _tenant(),
     sa.Column("deadline", _INSTANT),
-    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
-    sa.Column("request", JSON, nullable=False),
+    _instant(),
+    sa.Column("streamed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("request", sa.LargeBinary, nullable=False),
     postgresql_partition_by="RANGE (job_id)",
+    comment="Accepted jobs, insert-only. Rows leave with their partition.",
 )
 
-# A partitioned table cannot hold a key unique that is not its partition key.
-job_keys = sa.Table(
-    "job_keys",
+# A unique constraint of a partitioned table must contain the partition key.
+idempotency_keys = sa.Table(
+    "idempotency_keys",
     metadata,
     sa.Column("tenant", sa.Text, primary_key=True),
     sa.Column("idempotency_key", sa.Text, primary_key=True),
     sa.Column("job_id", sa.BigInteger, nullable=False),
     sa.Column("payload_hash", sa.LargeBinary, nullable=False),
+    comment="Keys of single jobs. Rows stay as long as their jobs.",
 )
 
 chunks = sa.Table(
     "chunks",
     metadata,
-    sa.Column("first_job_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    _id("first_job_id"),
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("batch_id", sa.BigInteger),
+    _tenant(),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("lane", sa.Text, nullable=False),
-    sa.Column("priority", sa.SmallInteger, nullable=False, server_default="0"),
+    _count("priority", sa.SmallInteger),
     sa.Column("deadline", _INSTANT),
     sa.Column("reply_to", sa.Text),
     sa.Column("state", sa.Text, nullable=False, server_default="queued"),
-    sa.Column("series", sa.SmallInteger, nullable=False, server_default="1"),  # unused: a series is a job's own
-    sa.Column("fence", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("crashes", sa.SmallInteger, nullable=False, server_default="0"),
-    sa.Column("rounds", sa.SmallInteger, nullable=False, server_default="0"),
+    _count("fence"),
+    _count("crashes", sa.SmallInteger),
+    _count("rounds", sa.SmallInteger),
     sa.Column("run_id", UUID(as_uuid=True)),
     sa.Column("worker", sa.Text),
     sa.Column("lease_expires_at", _INSTANT),
-    sa.Column("due_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    _instant("due_at"),
     sa.Column("last_code", sa.Text),
-    sa.Column("succeeded", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("failed", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("cancelled", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("expired", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("prompt_tokens", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("completion_tokens", sa.BigInteger, nullable=False, server_default="0"),
-    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    _count("succeeded"),
+    _count("failed"),
+    _count("cancelled"),
+    _count("expired"),
+    _count("cached"),
+    _count("prompt_tokens", sa.BigInteger),
+    _count("completion_tokens", sa.BigInteger),
+    _instant(),
     sa.Column("started_at", _INSTANT),
     sa.Column("finished_at", _INSTANT),
-    sa.Column("cached", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("tenant", sa.Text, nullable=False, server_default="default"),
     sa.CheckConstraint("state IN ('queued', 'running', 'done')", name="ck_chunks_state"),
     sa.CheckConstraint("lane IN ('interactive', 'bulk')", name="ck_chunks_lane"),
     postgresql_with={"fillfactor": 50},
+    comment="Consecutive jobs that are claimed together, and their counters. Rows stay as long as their jobs.",
 )
 sa.Index(
     "ix_chunks_queued",
@@ -124,11 +142,16 @@ sa.Index("ix_chunks_finished_at", chunks.c.model, chunks.c.finished_at, postgres
 outcomes = sa.Table(
     "outcomes",
     metadata,
-    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("series", sa.SmallInteger, primary_key=True, autoincrement=False),
+    _id("job_id"),
+    _replay(),
+    _tenant(),
+    sa.Column("kind", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
-    sa.Column("tries", sa.SmallInteger, nullable=False, server_default="0"),
+    _count("attempts", sa.SmallInteger),
     sa.Column("simulated", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("label", sa.Text),
+    sa.Column("confidence", sa.REAL),
+    sa.Column("score", sa.REAL),
     sa.Column("prompt_tokens", sa.Integer),
     sa.Column("completion_tokens", sa.Integer),
     sa.Column("queue_wait_seconds", sa.REAL),
@@ -136,8 +159,7 @@ outcomes = sa.Table(
     sa.Column("first_token_seconds", sa.REAL),
     sa.Column("engine_seconds", sa.REAL),
     sa.Column("total_seconds", sa.REAL),
-    sa.Column("settled_at", _INSTANT, nullable=False, server_default=sa.func.now()),
-    sa.Column("xid", _Xid8, nullable=False, server_default=sa.text("pg_current_xact_id()")),
+    _instant("settled_at"),
     sa.Column("code", sa.Text),
     sa.Column("message", sa.Text),
     sa.Column("model", sa.Text),
@@ -145,60 +167,65 @@ outcomes = sa.Table(
     sa.Column("endpoint", sa.Text),
     sa.Column("engine_version", sa.Text),
     sa.Column("template_hash", sa.Text),
-    sa.Column("answer", JSON),
+    sa.Column("label_set_hash", sa.Text),
     sa.Column("cached_from", sa.BigInteger),
     sa.Column("batch_rows", sa.SmallInteger),
+    sa.Column("answer", sa.LargeBinary),
     postgresql_partition_by="RANGE (job_id)",
+    comment="What became of jobs, one row a job and replay, insert-only. Rows leave with their partition.",
 )
-
 sa.Index(
     "ix_outcomes_unsuccessful", outcomes.c.state, outcomes.c.job_id, postgresql_where=sa.text("state <> 'succeeded'")
 )
 
-failures = sa.Table(
-    "failures",
+failed_attempts = sa.Table(
+    "failed_attempts",
     metadata,
-    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("series", sa.SmallInteger, primary_key=True, autoincrement=False),
-    sa.Column("try_number", sa.SmallInteger, primary_key=True, autoincrement=False),
+    _id("job_id"),
+    _replay(),
+    sa.Column("attempt", sa.SmallInteger, primary_key=True, autoincrement=False),
+    _tenant(),
     sa.Column("code", sa.Text, nullable=False),
     sa.Column("endpoint", sa.Text),
-    sa.Column("at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    _instant("at"),
+    comment="Engine attempts that failed and were the job's. Rows stay as long as their jobs.",
 )
 
-# What a person decided about a dead letter: an outcome that was replayed stays as history, and the next series begins.
-decisions = sa.Table(
-    "decisions",
+dead_letter_decisions = sa.Table(
+    "dead_letter_decisions",
     metadata,
-    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("series", sa.SmallInteger, primary_key=True, autoincrement=False),
+    _id("job_id"),
+    _replay(),
+    _tenant(),
     sa.Column("decision", sa.Text, nullable=False),
-    sa.Column("at", _INSTANT, nullable=False, server_default=sa.func.now()),
-    sa.CheckConstraint("decision IN ('replayed', 'discarded')", name="ck_decisions_decision"),
+    _instant("at"),
+    sa.CheckConstraint("decision IN ('replayed', 'discarded')", name="ck_dead_letter_decisions_decision"),
+    comment="What a person decided about a failed outcome. Rows stay as long as their jobs.",
 )
 
-# Outcomes owed to callers behind the intake queue.
-replies = sa.Table(
-    "replies",
+reply_outbox = sa.Table(
+    "reply_outbox",
     metadata,
-    sa.Column("job_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    _id("job_id"),
     sa.Column("queue", sa.Text, primary_key=True),
+    _tenant(),
     sa.Column("job_key", sa.Text, nullable=False),
-    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    _instant(),
+    comment="Outcomes that callers of the intake queue wait for. A row is deleted when its reply was sent.",
 )
 
-# Which job answered a question first; the key names everything that the answer depends on.
-answers = sa.Table(
-    "answers",
+answer_cache = sa.Table(
+    "answer_cache",
     metadata,
     sa.Column("key", UUID(as_uuid=True), primary_key=True),
+    _tenant(),
     sa.Column("job_id", sa.BigInteger, nullable=False),
-    sa.Column("series", sa.SmallInteger, nullable=False),
-    sa.Column("created_at", _INSTANT, nullable=False, server_default=sa.func.now()),
+    sa.Column("replay", sa.SmallInteger, nullable=False),
+    _instant(),
+    comment="Which outcome answers a question. The key covers all that the answer depends on. Deleted after 30 days.",
 )
-sa.Index("ix_answers_created_at", answers.c.created_at, postgresql_using="brin")
+sa.Index("ix_answer_cache_created_at", answer_cache.c.created_at, postgresql_using="brin")
 
-# How each worker process found each endpoint, every few seconds.
 endpoint_samples = sa.Table(
     "endpoint_samples",
     metadata,
@@ -217,19 +244,5 @@ endpoint_samples = sa.Table(
     sa.Column("engine_running", sa.REAL),
     sa.Column("engine_waiting", sa.REAL),
     sa.Column("kv_usage", sa.REAL),
+    comment="How each worker process sees each endpoint, every 5 s. Deleted after 7 days.",
 )
-
-__all__ = [
-    "answers",
-    "batches",
-    "chunks",
-    "decisions",
-    "endpoint_samples",
-    "failures",
-    "job_blocks",
-    "job_keys",
-    "jobs",
-    "metadata",
-    "outcomes",
-    "replies",
-]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.broker import Bells, declared, make_app
-from pipeline.broker.quarantine import ASIDE
+from pipeline.broker import Publisher, queue_declaration, make_app
+from pipeline.broker.quarantine import QUARANTINE
 from schemas.doorbells import Doorbell, Lane
 from schemas.errors import BrokerUnavailable
 
@@ -38,9 +38,9 @@ def test_a_broker_that_wants_tls_is_never_spoken_to_in_clear(url: str, secured: 
 
 
 def test_our_queues_are_replicated_and_those_that_others_declare_too_are_plain() -> None:
-    bulk, aside, intake = (declared(name) for name in ("m.bulk", ASIDE, "yyc3.intake"))
+    bulk, aside, intake = (queue_declaration(name) for name in ("m.bulk", QUARANTINE, "yyc3.intake"))
     assert bulk.queue_arguments["x-queue-type"] == aside.queue_arguments["x-queue-type"] == "quorum"
-    assert bulk.queue_arguments["x-dead-letter-routing-key"] == ASIDE
+    assert bulk.queue_arguments["x-dead-letter-routing-key"] == QUARANTINE
     assert "x-dead-letter-exchange" not in aside.queue_arguments
     assert not intake.queue_arguments
     assert intake.durable
@@ -54,10 +54,10 @@ async def test_a_broker_that_closes_every_connection_is_away_and_nothing_else(sc
         writer.close()
 
     async with await asyncio.start_server(close, "127.0.0.1", 0) as server:
-        bells = Bells(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}//")
+        publisher = Publisher(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}//")
         began = time.monotonic()
         for _ in range(2):
             with pytest.raises(BrokerUnavailable):
-                await bells.ring([Doorbell(model="m", lane=Lane.BULK)])
+                await publisher.publish([Doorbell(model="m", lane=Lane.BULK)])
         assert time.monotonic() - began < 5, "a submit waits for this"
-        await bells.close()
+        await publisher.close()

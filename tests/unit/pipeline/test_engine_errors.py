@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from pipeline.engine import errors, responses
-from pipeline.kinds import Answer, Ask, Shape
+from pipeline.kinds import Completion, CompletionRequest, RequestTemplate
 from schemas.errors import (
     EngineError,
     EngineFailed,
@@ -29,7 +29,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("error", FOREIGN, ids=lambda error: error.__name__)
 def test_no_error_of_the_http_client_is_unmapped(error: type[httpx.RequestError]) -> None:
-    with pytest.raises(EngineError) as raised, errors.mapped("http://e"):
+    with pytest.raises(EngineError) as raised, errors.translate_errors("http://e"):
         raise error("words of the prompt")
     assert raised.value.retryable
     assert "http://e" in raised.value.message
@@ -43,7 +43,7 @@ def test_a_connection_that_was_made_and_broke_is_a_failed_engine_and_one_never_m
         (aiohttp.ClientOSError(), EngineFailed),
         (aiohttp.ConnectionTimeoutError(), EngineUnavailable),
     ):
-        with pytest.raises(expected), errors.mapped("http://e"):
+        with pytest.raises(expected), errors.translate_errors("http://e"):
             raise httpx.ConnectTimeout("x") from cause
 
 
@@ -77,13 +77,16 @@ def choice(index: int, text: str, finish: str = "stop") -> dict[str, object]:
 
 
 def test_rows_of_a_batch_are_found_by_their_index_and_shares_of_usage_add_up() -> None:
-    asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x" * size},)) for size in (10, 200, 33)]
+    asks = [
+        CompletionRequest(RequestTemplate("s", (), {}, ""), ({"role": "user", "content": "x" * size},))
+        for size in (10, 200, 33)
+    ]
     body = {
         "choices": [choice(2, "c"), choice(0, "a"), choice(1, "b")],
         "usage": {"prompt_tokens": 101, "completion_tokens": 7},
     }
     rows = responses.read_batch(orjson.dumps(body), asks, 0.5)
-    answers = [row for row in rows if isinstance(row, Answer)]
+    answers = [row for row in rows if isinstance(row, Completion)]
     assert [answer.text for answer in answers] == ["a", "b", "c"]
     assert sum(answer.prompt_tokens or 0 for answer in answers) == 101
     assert sum(answer.completion_tokens or 0 for answer in answers) == 7
@@ -91,9 +94,9 @@ def test_rows_of_a_batch_are_found_by_their_index_and_shares_of_usage_add_up() -
 
 
 def test_an_aborted_or_missing_row_fails_alone() -> None:
-    asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(3)]
+    asks = [CompletionRequest(RequestTemplate("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(3)]
     rows = responses.read_batch(orjson.dumps({"choices": [choice(0, "a"), choice(1, "b", "abort")]}), asks, 0.5)
-    assert isinstance(rows[0], Answer)
+    assert isinstance(rows[0], Completion)
     assert isinstance(rows[1], EngineFailed)
     assert isinstance(rows[2], InvalidOutput)
 
@@ -111,11 +114,11 @@ BROKEN_CHOICES = [
 def test_a_malformed_row_fails_alone_in_a_batch_and_is_a_failed_try_alone(choice: dict[str, object]) -> None:
     with pytest.raises(InvalidOutput):
         responses.read_single(orjson.dumps({"choices": [choice]}), 0.1)
-    asks = [Ask(Shape("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(2)]
+    asks = [CompletionRequest(RequestTemplate("s", (), {}, ""), ({"role": "user", "content": "x"},)) for _ in range(2)]
     good = {"index": 1, "message": {"content": "b"}}
     rows = responses.read_batch(orjson.dumps({"choices": [choice | {"index": 0}, good]}), asks, 0.1)
     assert isinstance(rows[0], InvalidOutput)
-    assert isinstance(rows[1], Answer)
+    assert isinstance(rows[1], Completion)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from PIL import Image
 
-from pipeline.images import Fetcher, ImageDoor
-from pipeline.images.decoding import LONGEST_SIDE_PIXELS, data_url, decoded, reencoded
+from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.images.decoding import LONGEST_SIDE_PIXELS, data_url, decode_data_url, reencode
 from pipeline.images.fetching import is_public
 from schemas.errors import InvalidJob
 from schemas.jobs import MAX_IMAGE_BYTES, VisionJob, parse_job
@@ -58,7 +58,7 @@ def png_bomb(side: int, more: bytes = b"") -> bytes:
 
 
 def scan_bomb(scans: int) -> bytes:
-    """A JPEG whose last scan is repeated, each to be decoded over the whole picture."""
+    """A JPEG whose last scan is repeated, each to be decode_data_url over the whole picture."""
     raw = written("JPEG", (1_000, 1_000), progressive=True)
     return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * scans + raw[-2:]
 
@@ -104,17 +104,17 @@ HOSTILE = {
 
 @pytest.fixture
 def door() -> Any:
-    made = ImageDoor(Fetcher())
+    made = ImageSanitizer(Fetcher())
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_picture_is_refused_in_one_sentence(door: ImageDoor, name: str) -> None:
+async def test_a_hostile_picture_is_refused_in_one_sentence(door: ImageSanitizer, name: str) -> None:
     image, reason = HOSTILE[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidJob, match=reason) as refused:
-        await door.admitted(vision(image))
+        await door.sanitize(vision(image))
     assert refused.value.message.startswith("job refused: images.0: ")
     assert "\n" not in refused.value.message
     assert len(refused.value.message) < 200
@@ -128,7 +128,7 @@ def test_a_hundred_megabytes_are_refused_before_they_are_looked_at() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-async def test_a_picture_is_written_anew_without_what_was_hidden_in_it(door: ImageDoor, kind: str) -> None:
+async def test_a_picture_is_written_anew_without_what_was_hidden_in_it(door: ImageSanitizer, kind: str) -> None:
     options: dict[str, Any] = {"comment": b"canary"} if kind in {"JPEG", "GIF"} else {}
     if kind in {"JPEG", "WEBP", "PNG"}:
         exif = Image.Exif()
@@ -136,8 +136,8 @@ async def test_a_picture_is_written_anew_without_what_was_hidden_in_it(door: Ima
         options["exif"] = exif
     raw = written(kind, **options)
     assert b"canary" in raw
-    (image,) = (await door.admitted(vision(url(kind.lower(), raw)))).images
-    stored = decoded(image)
+    (image,) = (await door.sanitize(vision(url(kind.lower(), raw)))).images
+    stored = decode_data_url(image)
     assert b"canary" not in stored
     with Image.open(io.BytesIO(stored)) as picture:
         assert picture.format == ("JPEG" if kind == "JPEG" else "PNG")
@@ -147,32 +147,32 @@ async def test_a_picture_is_written_anew_without_what_was_hidden_in_it(door: Ima
 def test_a_large_picture_is_shrunk_turned_as_a_person_sees_it_and_keeps_its_transparency() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    kind, raw = reencoded(written("JPEG", (4_000, 2_000), exif=exif))
+    kind, raw = reencode(written("JPEG", (4_000, 2_000), exif=exif))
     with Image.open(io.BytesIO(raw)) as picture:
         assert (kind, picture.size) == ("jpeg", (1_024, LONGEST_SIDE_PIXELS))
     clear = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(clear, "PNG")
-    kind, raw = reencoded(clear.getvalue())
+    kind, raw = reencode(clear.getvalue())
     with Image.open(io.BytesIO(raw)) as picture:
         assert (kind, picture.mode) == ("png", "RGBA")
-    assert decoded(data_url(kind, raw)) == raw
+    assert decode_data_url(data_url(kind, raw)) == raw
 
 
 def test_a_photo_that_would_be_a_huge_png_becomes_a_jpeg_that_can_be_sent_again() -> None:
     photo = io.BytesIO()
     Image.effect_noise((2_040, 2_040), 90).convert("RGBA").save(photo, "WEBP", quality=60)
-    kind, raw = reencoded(photo.getvalue())
+    kind, raw = reencode(photo.getvalue())
     assert kind == "jpeg"
     assert vision(data_url(kind, raw)).images
 
 
-async def test_many_large_pictures_are_looked_at_one_after_another(door: ImageDoor) -> None:
+async def test_many_large_pictures_are_looked_at_one_after_another(door: ImageSanitizer) -> None:
     image = url("png", written("PNG", (5_000, 5_000)))
-    await door.admitted(vision(image))
+    await door.sanitize(vision(image))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     job = parse_job({"kind": "vision", "question": "?", "images": [image] * 8})
     assert isinstance(job, VisionJob)
-    admitted = await door.admitted(job)
+    admitted = await door.sanitize(job)
     assert len(admitted.images) == 8
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000, "kilobytes"
 
@@ -220,9 +220,9 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
     ],
 )
 async def test_urls_of_other_hosts_and_private_addresses_are_refused(image: str, reason: str) -> None:
-    door = ImageDoor(Fetcher({"localhost", "127.0.0.1", "allowed.test"}, schemes=("https", "http")))
+    door = ImageSanitizer(Fetcher({"localhost", "127.0.0.1", "allowed.test"}, schemes=("https", "http")))
     with pytest.raises(InvalidJob, match=reason):
-        await door.admitted(vision(image))
+        await door.sanitize(vision(image))
     door.close()
 
 
@@ -242,7 +242,7 @@ async def site() -> AsyncIterator[Callable[[str], str]]:
     async def around(_: web.Request) -> web.Response:
         raise web.HTTPFound("/around")
 
-    async def elsewhere(_: web.Request) -> web.Response:
+    async def has_alternative(_: web.Request) -> web.Response:
         raise web.HTTPFound("/a.png")
 
     async def endless(request: web.Request) -> web.StreamResponse:
@@ -274,8 +274,8 @@ async def site() -> AsyncIterator[Callable[[str], str]]:
 
 @pytest.mark.parametrize("path", ["/a.png", "/elsewhere"])
 async def test_an_allowed_host_is_fetched_from(site: Callable[[str], str], path: str) -> None:
-    door = ImageDoor(Fetcher({"localhost"}, here, schemes=("http",)))
-    (image,) = (await door.admitted(vision(site(path)))).images
+    door = ImageSanitizer(Fetcher({"localhost"}, here, schemes=("http",)))
+    (image,) = (await door.sanitize(vision(site(path)))).images
     assert image.startswith("data:image/png;base64,")
     door.close()
 
@@ -293,16 +293,16 @@ async def test_an_allowed_host_is_fetched_from(site: Callable[[str], str], path:
 )
 async def test_what_an_allowed_host_may_not_do(site: Callable[[str], str], path: str, reason: str) -> None:
     allowed = {"localhost", "127.0.0.2"}
-    door = ImageDoor(Fetcher(allowed, here, schemes=("http",)))
+    door = ImageSanitizer(Fetcher(allowed, here, schemes=("http",)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidJob, match=reason):
-        await door.admitted(vision(site(path)))
+        await door.sanitize(vision(site(path)))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000, "kilobytes"
     door.close()
 
 
 async def test_an_allowed_name_that_leads_to_a_private_address_is_refused(site: Callable[[str], str]) -> None:
-    door = ImageDoor(Fetcher({"localhost"}, schemes=("http",)))
+    door = ImageSanitizer(Fetcher({"localhost"}, schemes=("http",)))
     with pytest.raises(InvalidJob, match="private address"):
-        await door.admitted(vision(site("/a.png")))
+        await door.sanitize(vision(site("/a.png")))
     door.close()

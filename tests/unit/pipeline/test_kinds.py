@@ -5,9 +5,9 @@ import math
 import pytest
 
 from pipeline import kinds
-from pipeline.kinds import Answer, Constraint, Target
-from pipeline.kinds.classification import Option, choose_form, read_verdict, shape_for, words_tell_apart
-from pipeline.kinds.dialogue import fitted, language_of
+from pipeline.kinds import Completion, Constraint, EndpointProfile
+from pipeline.kinds.classification import Option, choose_form, read_verdict, classification_template, words_tell_apart
+from pipeline.kinds.dialogue import fit_to_context, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS
 from pipeline.models import LabelForm, load_models
 from pipeline.policies.routing import route
@@ -21,9 +21,9 @@ STRUCTURED = Constraint.STRUCTURED_OUTPUTS
 
 def build(
     job: dict[str, object], form: LabelForm = LabelForm.WORD, constraint: Constraint = STRUCTURED
-) -> tuple[Job, kinds.Ask]:
+) -> tuple[Job, kinds.CompletionRequest]:
     parsed = parse_job(job)
-    return parsed, kinds.build(parsed, Target(form, constraint, 8192))
+    return parsed, kinds.build(parsed, EndpointProfile(form, constraint, 8192))
 
 
 @pytest.mark.parametrize("language", list(Language))
@@ -76,8 +76,8 @@ def test_the_prompt_holds_descriptions_and_worked_examples_and_other_comes_last(
     assert prompt.index("- B1") < prompt.index("- other")
 
 
-def answer(text: str, *alternatives: tuple[str, float], finish: str = "length") -> Answer:
-    return Answer(text, finish, tuple((token, math.log(share)) for token, share in alternatives))
+def answer(text: str, *alternatives: tuple[str, float], finish: str = "length") -> Completion:
+    return Completion(text, finish, tuple((token, math.log(share)) for token, share in alternatives))
 
 
 def test_a_score_is_the_difference_of_two_probabilities_and_confidence_is_the_labels() -> None:
@@ -105,7 +105,9 @@ def test_an_answer_outside_the_labels_is_a_failed_try(text: str) -> None:
 
 
 def test_a_token_that_may_begin_two_labels_names_none() -> None:
-    shape = shape_for("q", "c", (Option("refund", "refund"), Option("return", "return")), LabelForm.WORD, STRUCTURED)
+    shape = classification_template(
+        "q", "c", (Option("refund", "refund"), Option("return", "return")), LabelForm.WORD, STRUCTURED
+    )
     with pytest.raises(InvalidOutput):
         read_verdict(answer("re"), shape.reading)
     assert read_verdict(answer("ref"), shape.reading).label == "refund"
@@ -144,18 +146,18 @@ def test_chat_passes_the_callers_parameters_on_and_refuses_an_empty_reply() -> N
 
 def test_a_long_call_keeps_its_beginning_and_its_end_and_says_so() -> None:
     turns = [Turn(speaker=Speaker.CUSTOMER, text=f"第{i}句" + "话" * 50) for i in range(200)]
-    text, truncated = fitted(turns, Language.CHINESE, 8192)
+    text, truncated = fit_to_context(turns, Language.CHINESE, 8192)
     assert truncated
     assert len(text) < 8192
     assert "第0句" in text
     assert "第199句" in text
     assert "第60句" not in text
     job = parse_job({"kind": "sentiment", "turns": [turn.model_dump() for turn in turns]})
-    assert kinds.build(job, Target(LabelForm.WORD, STRUCTURED, 8192)).truncated
+    assert kinds.build(job, EndpointProfile(LabelForm.WORD, STRUCTURED, 8192)).truncated
 
 
 def test_one_endless_turn_still_fits() -> None:
-    text, truncated = fitted([Turn(speaker=Speaker.AGENT, text="长" * 8_000)], Language.CHINESE, 2_048)
+    text, truncated = fit_to_context([Turn(speaker=Speaker.AGENT, text="长" * 8_000)], Language.CHINESE, 2_048)
     assert truncated
     assert len(text) < 2_048
 
@@ -174,7 +176,7 @@ def test_context_stands_before_the_utterance() -> None:
 
 def code_answer(text: str, finish_reason: str = "stop", language: str = "python") -> CodeResult:
     job, ask = build({"kind": "code", "instruction": "add", "language": language})
-    result = kinds.read(job, ask, Answer(text=text, finish_reason=finish_reason))
+    result = kinds.read(job, ask, Completion(text=text, finish_reason=finish_reason))
     assert isinstance(result, CodeResult)
     return result
 
@@ -219,7 +221,7 @@ def test_existing_code_cannot_end_its_own_block_and_the_model_is_told_what_it_wa
             "file_name": "a.md",
         }
     )
-    target = Target(LabelForm.WORD, STRUCTURED, 8192, stop_token_ids=(5, 6), system_prompt="你是编程助手。")
+    target = EndpointProfile(LabelForm.WORD, STRUCTURED, 8192, stop_token_ids=(5, 6), system_prompt="你是编程助手。")
     ask = kinds.build(job, target)
     system, user = ask.messages
     assert system == {"role": "system", "content": "你是编程助手。"}
@@ -227,7 +229,7 @@ def test_existing_code_cannot_end_its_own_block_and_the_model_is_told_what_it_wa
     assert "文件：a.md" in user["content"]
     assert ask.shape.parameters["stop_token_ids"] == [5, 6]
     assert ask.shape.parameters["max_tokens"] == 2_048
-    other = kinds.build(job, Target(LabelForm.WORD, STRUCTURED, 8192))
+    other = kinds.build(job, EndpointProfile(LabelForm.WORD, STRUCTURED, 8192))
     assert other.shape.template_hash != ask.shape.template_hash
     assert "stop_token_ids" not in other.shape.parameters
 
@@ -259,13 +261,13 @@ def test_an_answer_outside_the_callers_schema_is_a_failed_try(text: str, finish_
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
     with pytest.raises(InvalidOutput, match=reason):
-        kinds.read(job, ask, Answer(text=text, finish_reason=finish_reason))
+        kinds.read(job, ask, Completion(text=text, finish_reason=finish_reason))
 
 
 def test_an_answer_that_is_nested_deeper_than_can_be_stored_is_a_failed_try() -> None:
     job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": {}})
     with pytest.raises(InvalidOutput, match="nested"):
-        kinds.read(job, ask, Answer(text="[" * 300 + "]" * 300, finish_reason="stop"))
+        kinds.read(job, ask, Completion(text="[" * 300 + "]" * 300, finish_reason="stop"))
 
 
 @pytest.mark.parametrize(
@@ -305,9 +307,9 @@ def test_a_property_may_be_called_pattern_and_parts_may_be_shared() -> None:
         "required": ["pattern"],
     }
     job, ask = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
-    assert kinds.read(job, ask, Answer(text='{"pattern": "a"}', finish_reason="stop")) is not None
+    assert kinds.read(job, ask, Completion(text='{"pattern": "a"}', finish_reason="stop")) is not None
     with pytest.raises(InvalidOutput, match="does not obey"):
-        kinds.read(job, ask, Answer(text='{"pattern": "abcd"}', finish_reason="stop"))
+        kinds.read(job, ask, Completion(text='{"pattern": "abcd"}', finish_reason="stop"))
 
 
 def test_a_vision_job_goes_to_a_model_that_reads_as_many_pictures() -> None:

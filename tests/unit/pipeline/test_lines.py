@@ -5,26 +5,26 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.policies.chunking import LARGEST_REQUEST_TOKENS, LONGEST_WAIT_SECONDS, Line, rows_now
+from pipeline.policies.chunking import LARGEST_REQUEST_TOKENS, LONGEST_WAIT_SECONDS, RowQueue, request_size
 
 
 @dataclass(eq=False)
 class Item:
     name: str
     group: Hashable = "a"
-    urgency: int = 0
+    priority: int = 0
     tokens: int = 1
-    place: int = 0
+    sequence: int = 0
 
 
-def line_of(*items: Item) -> Line[Item]:
-    line: Line[Item] = Line()
+def line_of(*items: Item) -> RowQueue[Item]:
+    line: RowQueue[Item] = RowQueue()
     for item in items:
         line.add(item)
     return line
 
 
-def taken(line: Line[Item], rows: int) -> str:
+def taken(line: RowQueue[Item], rows: int) -> str:
     return "".join(item.name for item in line.take(rows))
 
 
@@ -32,7 +32,7 @@ def test_rows_of_one_group_go_together_in_their_order_and_the_oldest_group_is_fi
     line = line_of(Item("1"), Item("2", "b"), Item("3"), Item("4", "c"), Item("5", "b"))
     assert [taken(line, 8) for _ in range(3)] == ["13", "25", "4"]
     assert not line
-    assert line.head() is None
+    assert line.peek() is None
     assert line.take(8) == []
 
 
@@ -45,7 +45,7 @@ def test_a_group_that_keeps_growing_does_not_keep_others_waiting() -> None:
 
 
 def test_urgent_rows_overtake_and_a_row_that_comes_back_has_its_old_place() -> None:
-    line = line_of(Item("1"), Item("2"), Item("!", "c", urgency=-5), Item("3", "b"))
+    line = line_of(Item("1"), Item("2"), Item("!", "c", priority=-5), Item("3", "b"))
     assert taken(line, 8) == "!"
     back = line.take(2)
     for item in reversed(back):
@@ -69,7 +69,7 @@ def test_long_prompts_make_small_requests_but_never_none() -> None:
 
 def test_everybody_leaves_at_once() -> None:
     line = line_of(Item("1"), Item("2", "b"))
-    assert {item.name for item in line.empty()} == {"1", "2"}
+    assert {item.name for item in line.drain()} == {"1", "2"}
     assert not line
 
 
@@ -88,4 +88,4 @@ def test_everybody_leaves_at_once() -> None:
 def test_a_request_waits_for_room_but_not_for_long(
     waiting: int, room: int, most: int, waited: float, idle: bool, rows: int
 ) -> None:
-    assert rows_now(waiting, room, most, waited, idle=idle) == rows
+    assert request_size(waiting, room, most, waited, idle=idle) == rows

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.engine.breaker import Breaker, BreakerState
 from pipeline.engine.metrics import read_metrics
-from pipeline.engine.pacing import Gauges, Pace
+from pipeline.engine.pacing import Gauges, ConcurrencyLimit
 
-SEATS = 256
+MAX_NUM_SEQS = 256
 STEP = 0.02
 
 
@@ -19,23 +19,23 @@ class Aimd:
     """What others do: 8 more a second, less by 30 % when rows wait."""
 
     def __init__(self) -> None:
-        self.limit = 16.0
+        self.rows = 16.0
 
-    def look(self, gauges: Gauges | None, own: int, seconds: float, *, hungry: bool) -> None:
-        del own, seconds, hungry
+    def update(self, gauges: Gauges | None, own: int, seconds: float, *, has_backlog: bool) -> None:
+        del own, seconds, has_backlog
         assert gauges is not None
-        self.limit = max(1.0, self.limit * 0.7 if gauges.waiting > 4 else self.limit + 8)
+        self.rows = max(1.0, self.rows * 0.7 if gauges.waiting > 4 else self.rows + 8)
 
 
 def occupancy(
-    paces: list[Pace] | list[Aimd],
+    paces: list[ConcurrencyLimit] | list[Aimd],
     *,
     seconds: float = 200,
     late: float = 1.0,
     row_seconds: tuple[float, float] = (0.5, 1.5),
     after: float = 60,
 ) -> tuple[float, float]:
-    """Mean share of taken seats and mean rows waiting, after the first minute, with gauges that are `late`."""
+    """Mean share of taken max_num_seqs and mean rows waiting, after the first minute, with gauges that are `late`."""
     choose = random.Random(7)
     running: list[tuple[float, int]] = []
     waiting: deque[int] = deque()
@@ -48,7 +48,7 @@ def occupancy(
         while running and running[0][0] <= now:
             own[heapq.heappop(running)[1]] -= 1
             finished += 1
-        while waiting and len(running) < SEATS:
+        while waiting and len(running) < MAX_NUM_SEQS:
             heapq.heappush(running, (now + choose.uniform(*row_seconds), waiting.popleft()))
         seen.append((now, Gauges(len(running), len(waiting), finished)))
         while seen[0][0] < now - late:
@@ -56,26 +56,26 @@ def occupancy(
         for i, pace in enumerate(paces):
             if now >= looks[i]:
                 looks[i] += 1.0
-                pace.look(seen[0][1], own[i], 1.0, hungry=True)
-            while own[i] < int(pace.limit):
+                pace.update(seen[0][1], own[i], 1.0, has_backlog=True)
+            while own[i] < int(pace.rows):
                 own[i] += 1
                 waiting.append(i)
         if now > after:
             taken, queued, counted = taken + len(running), queued + len(waiting), counted + 1
         now += STEP
-    return taken / counted / SEATS, queued / counted
+    return taken / counted / MAX_NUM_SEQS, queued / counted
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_the_engine_is_full_with_any_number_of_processes_and_hardly_anybody_waits(processes: int) -> None:
-    share, waiting = occupancy([Pace(SEATS, 0.125) for _ in range(processes)])
+    share, waiting = occupancy([ConcurrencyLimit(MAX_NUM_SEQS, 0.125) for _ in range(processes)])
     assert share > 0.99
-    assert waiting < 0.35 * SEATS, "a quarter of a second: each row takes one"
+    assert waiting < 0.35 * MAX_NUM_SEQS, "a quarter of a second: each row takes one"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_the_engine_is_full_from_the_beginning_with_long_answers(processes: int) -> None:
-    paces = [Pace(SEATS, 0.125) for _ in range(processes)]
+    paces = [ConcurrencyLimit(MAX_NUM_SEQS, 0.125) for _ in range(processes)]
     share, _ = occupancy(paces, seconds=60, after=0, row_seconds=(2, 6))
     assert share > 0.98, "what all sent at the start is answered late, and nobody throttles twice for it"
 
@@ -87,75 +87,75 @@ def test_additive_increase_leaves_seats_empty_where_this_rule_does_not() -> None
 
 def test_too_few_and_too_many_seats_in_the_entry_are_found_out() -> None:
     for named in (64, 1_024):
-        share, waiting = occupancy([Pace(named, 0.125)])
+        share, waiting = occupancy([ConcurrencyLimit(named, 0.125)])
         assert share > 0.97, named
-        assert waiting < 0.35 * SEATS, "a quarter of a second: each row takes one"
+        assert waiting < 0.35 * MAX_NUM_SEQS, "a quarter of a second: each row takes one"
 
 
 def test_chat_gets_its_seats_at_once_and_gives_them_back_at_once() -> None:
-    paces = [Pace(SEATS, 0.125) for _ in range(4)]
+    paces = [ConcurrencyLimit(MAX_NUM_SEQS, 0.125) for _ in range(4)]
     occupancy(paces)
-    before = sum(pace.limit for pace in paces)
+    before = sum(pace.rows for pace in paces)
     for pace in paces:
-        pace.chat(True)
-        pace.chat(True)  # said again while it is there
-    assert sum(pace.limit for pace in paces) <= SEATS * 0.875 + 8, "but for what has come since the last look"
+        pace.set_interactive(True)
+        pace.set_interactive(True)  # said again while it is there
+    assert sum(pace.rows for pace in paces) <= MAX_NUM_SEQS * 0.875 + 8, "but for what has come since the last look"
     share, waiting = occupancy(paces)
     assert 0.8 < share < 0.89
     assert waiting < 10, "those that came since the last step"
     for pace in paces:
-        pace.chat(False)
-    assert sum(pace.limit for pace in paces) == before
+        pace.set_interactive(False)
+    assert sum(pace.rows for pace in paces) == before
 
 
 def test_the_lane_of_chat_does_not_give_way() -> None:
-    pace = Pace(SEATS, None)
-    pace.chat(True)
-    pace.look(Gauges(10, 500, 1), 5, 1.0, hungry=True)
+    pace = ConcurrencyLimit(MAX_NUM_SEQS, None)
+    pace.set_interactive(True)
+    pace.update(Gauges(10, 500, 1), 5, 1.0, has_backlog=True)
     pace.refused()
-    assert pace.limit == SEATS
+    assert pace.rows == MAX_NUM_SEQS
 
 
 def test_a_limit_that_nobody_reaches_does_not_grow() -> None:
-    pace = Pace(SEATS, 0.125)
+    pace = ConcurrencyLimit(MAX_NUM_SEQS, 0.125)
     for second in range(50):
-        pace.look(Gauges(20, 0, second), 20, 1.0, hungry=False)
-    assert pace.limit == SEATS * 9 // 8
+        pace.update(Gauges(20, 0, second), 20, 1.0, has_backlog=False)
+    assert pace.rows == MAX_NUM_SEQS * 9 // 8
 
 
-def asked(pace: Pace, seconds: float, gauges: Callable[[int], Gauges | None], looks: int = 20) -> int:
+def asked(pace: ConcurrencyLimit, seconds: float, gauges: Callable[[int], Gauges | None], looks: int = 20) -> int:
     for second in range(looks):
-        pace.took(seconds, 100)
-        pace.look(gauges(second), pace.limit, 1.0, hungry=True)
-    return pace.limit
+        pace.record_latency(seconds, 100)
+        pace.update(gauges(second), pace.rows, 1.0, has_backlog=True)
+    return pace.rows
 
 
 def test_without_gauges_the_latency_decides_and_frozen_gauges_are_none() -> None:
     for gauges in (lambda _: None, lambda _: Gauges(3, 0, 7)):
-        pace = Pace(SEATS, 0.125)
+        pace = ConcurrencyLimit(MAX_NUM_SEQS, 0.125)
         full = asked(pace, 1.0, gauges)
-        assert full >= SEATS
+        assert full >= MAX_NUM_SEQS
         slow = asked(pace, 10.0, gauges)
         assert slow < full / 2
-        assert asked(pace, 1.0, gauges, 100) >= SEATS
+        assert asked(pace, 1.0, gauges, 100) >= MAX_NUM_SEQS
 
 
 def test_a_refusal_takes_a_third_at_once() -> None:
-    pace = Pace(90, 0.125)
+    pace = ConcurrencyLimit(90, 0.125)
     pace.refused()
-    assert pace.limit == 60
+    assert pace.rows == 60
 
 
 def test_a_breaker_opens_for_who_is_away_at_once_and_for_who_breaks_the_third_time() -> None:
     away, breaks = Breaker(), Breaker()
-    away.failed(0.0, away=True)
+    away.failed(0.0, unreachable=True)
     assert away.state(100.0) is BreakerState.OPEN, "time alone does not close it"
     for second in (0.0, 1.0):
-        breaks.failed(second, away=False)
+        breaks.failed(second, unreachable=False)
         assert breaks.state(second) is BreakerState.CLOSED
     breaks.succeeded()
     for second in (2.0, 3.0, 4.0):
-        breaks.failed(second, away=False)
+        breaks.failed(second, unreachable=False)
     assert breaks.state(4.0) is BreakerState.OPEN
     breaks.probed(5.0, answers=True)
     assert breaks.state(5.0) is BreakerState.CLOSED
@@ -163,7 +163,7 @@ def test_a_breaker_opens_for_who_is_away_at_once_and_for_who_breaks_the_third_ti
 
 def test_probes_of_a_lost_endpoint_come_less_often_but_at_least_each_four_seconds() -> None:
     breaker = Breaker()
-    breaker.failed(0.0, away=True)
+    breaker.failed(0.0, unreachable=True)
     waits = [breaker.until]
     for _ in range(8):
         now = breaker.until
@@ -177,7 +177,7 @@ def test_an_endpoint_that_probes_well_and_breaks_all_the_same_is_left_alone_long
     breaker, now, waits = Breaker(), 0.0, []
     for _ in range(4):
         for _ in range(3):
-            breaker.failed(now, away=False)
+            breaker.failed(now, unreachable=False)
         waits.append(breaker.until - now)
         now = breaker.until
         breaker.probed(now, answers=True)

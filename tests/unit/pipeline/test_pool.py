@@ -5,27 +5,27 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline.engine import Endpoint, EndpointFacts, EngineClient, EnginePool
+from pipeline.engine import Endpoint, Capabilities, EngineClient, EnginePool
 from pipeline.kinds import Constraint
 from pipeline.kinds.classification import fixed_form
 from pipeline.models import LabelForm, ModelEntry
 from schemas.errors import EngineFailed, EngineOverloaded, EngineUnavailable, RequestRejected
 
-FACTS = EndpointFacts("0.32.0", True, Constraint.STRUCTURED_OUTPUTS, "r", 8_192, True)
+FACTS = Capabilities("0.32.0", True, Constraint.STRUCTURED_OUTPUTS, "r", 8_192, True)
 
 
-def pool_of(*names: str, seats: int = 64, batch_rows: int = 32) -> EnginePool:
+def pool_of(*names: str, max_num_seqs: int = 64, batch_rows: int = 32) -> EnginePool:
     entry = ModelEntry(
         name="m",
         kinds=("chat",),
         port=1,
         endpoints=tuple(f"http://{name}" for name in names),
-        seats=seats,
+        max_num_seqs=max_num_seqs,
         micro_batch_rows=batch_rows,
     )
     pool = EnginePool(entry, EngineClient(timedelta(seconds=1)), 0.125)
     for endpoint in pool.endpoints:
-        endpoint.facts = FACTS
+        endpoint.capabilities = FACTS
     return pool
 
 
@@ -41,9 +41,9 @@ def test_the_endpoint_with_the_least_to_do_in_tokens_is_next() -> None:
     b.in_flight, b.tokens = 20, 2_000
     assert chosen(pool) == "b"
     assert chosen(pool, "", "b") == "a"
-    b.in_flight = b.pace.limit
+    b.in_flight = b.limit.rows
     assert chosen(pool) == "a"
-    a.in_flight = a.pace.limit
+    a.in_flight = a.limit.rows
     assert chosen(pool) is None
 
 
@@ -58,44 +58,44 @@ def test_rows_that_begin_alike_go_where_that_was_read_while_loads_are_even() -> 
     assert chosen(pool, "call 1") == "b"
     a.tokens = 0
     assert chosen(pool, "call 1") == "b", "it was read there last"
-    b.broke(EngineUnavailable("away"), 1, 0.0)
+    b.record_failure(EngineUnavailable("away"), 1, 0.0)
     assert chosen(pool, "call 1") == "a"
 
 
 def test_an_endpoint_that_nobody_has_reached_is_not_asked() -> None:
     pool = pool_of("a")
-    pool.endpoints[0].facts = None
+    pool.endpoints[0].capabilities = None
     assert not pool.available
     assert chosen(pool) is None
-    assert not pool.elsewhere(())
+    assert not pool.has_alternative(())
 
 
 def test_three_failures_open_the_breaker_and_a_refusal_shrinks_and_pauses() -> None:
-    pool = pool_of("a", "b", seats=256)
+    pool = pool_of("a", "b", max_num_seqs=256)
     a, b = pool.endpoints
     for _ in range(3):
-        a.broke(EngineFailed("cut"), 1, 0.0)
-    assert (chosen(pool), pool.elsewhere(["http://b"]), pool.available) == ("b", False, True)
-    limit = b.pace.limit
+        a.record_failure(EngineFailed("cut"), 1, 0.0)
+    assert (chosen(pool), pool.has_alternative(["http://b"]), pool.available) == ("b", False, True)
+    limit = b.limit.rows
     for rows in (32, 32, 1):  # sent together, refused together: one refusal
-        b.broke(EngineOverloaded("full"), rows, time.monotonic() - 1)
-    assert (b.largest_batch, b.room) == (16, 0)
-    assert b.pace.limit < limit
-    assert pool.elsewhere(()), "it is asked again in a moment"
+        b.record_failure(EngineOverloaded("full"), rows, time.monotonic() - 1)
+    assert (b.largest_batch, b.capacity) == (16, 0)
+    assert b.limit.rows < limit
+    assert pool.has_alternative(()), "it is asked again in a moment"
     time.sleep(max(0.0, b.breaker.until - time.monotonic()))
-    assert b.room == b.pace.limit
+    assert b.capacity == b.limit.rows
 
 
 def test_a_request_that_was_refused_says_nothing_against_the_endpoint() -> None:
     pool = pool_of("a")
     for _ in range(5):
-        pool.endpoints[0].broke(RequestRejected("bad"), 1, 0.0)
+        pool.endpoints[0].record_failure(RequestRejected("bad"), 1, 0.0)
     assert chosen(pool) == "a"
 
 
-@pytest.mark.parametrize(("seats", "batch_rows", "rows"), [(256, 32, 32), (256, 8, 8), (64, 32, 8), (4, 32, 1)])
-def test_a_micro_batch_takes_an_eighth_of_the_seats_at_most(seats: int, batch_rows: int, rows: int) -> None:
-    endpoint: Endpoint = pool_of("a", seats=seats, batch_rows=batch_rows).endpoints[0]
+@pytest.mark.parametrize(("max_num_seqs", "batch_rows", "rows"), [(256, 32, 32), (256, 8, 8), (64, 32, 8), (4, 32, 1)])
+def test_a_micro_batch_takes_an_eighth_of_the_seats_at_most(max_num_seqs: int, batch_rows: int, rows: int) -> None:
+    endpoint: Endpoint = pool_of("a", max_num_seqs=max_num_seqs, batch_rows=batch_rows).endpoints[0]
     assert endpoint.largest_batch == rows
     endpoint.lose_batch_route()
     assert endpoint.largest_batch == 1

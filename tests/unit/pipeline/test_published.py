@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from submitting_page import PAGE, json_examples, text
-from support import ROOT
+from tests.support.submitting_page import PAGE, json_examples, text
+from tests.support.sandbox import ROOT
 
 from pipeline.images.decoding import LONGEST_SIDE_PIXELS, MAX_PIXELS
 from pipeline.jobs.submit import MAX_BATCH_JOBS
-from pipeline.policies.retries import MAX_TRIES
+from pipeline.policies.retries import MAX_ATTEMPTS
 from schemas.answer_schema import check_answer_schema
 from schemas.doorbells import Doorbell, Lane
 from schemas.errors import EngineTimeout, ErrorCode, InvalidJob
@@ -94,7 +94,7 @@ def test_the_examples_of_the_page_are_valid() -> None:
 
 
 TEXT = {"kind": "sentiment", "text": "好"}
-CHAT = {"kind": "chat", "messages": [{"role": "user", "content": "你好"}]}
+INTERACTIVE_DEMAND = {"kind": "chat", "messages": [{"role": "user", "content": "你好"}]}
 TURNS = [{"speaker": "customer", "text": "好"}]
 
 
@@ -105,7 +105,7 @@ TURNS = [{"speaker": "customer", "text": "好"}]
         TEXT | {"kind": "intent", "language": None, "labels": [{"name": "a"}]},
         TEXT | {"turns": None, "context": TURNS, "tags": {"call": "7"}, "tenant": "shop", "priority": -100},
         {"kind": "sentiment", "turns": TURNS, "text": None, "deadline": "2031-05-01T12:00:00+08:00"},
-        CHAT | {"stream": True, "sampling": {"temperature": 0, "stop": ["。"]}, "model": None},
+        INTERACTIVE_DEMAND | {"stream": True, "sampling": {"temperature": 0, "stop": ["。"]}, "model": None},
         {"kind": "code", "instruction": "x", "language": "c++"},
         {"kind": "vision", "question": "x", "images": [PNG], "answer_schema": {"type": "object"}},
     ],
@@ -123,7 +123,7 @@ def test_the_schema_and_the_code_take_the_same_jobs(job: dict[str, Any]) -> None
     [
         {},
         {"text": "好"},
-        {"messages": CHAT["messages"]},
+        {"messages": INTERACTIVE_DEMAND["messages"]},
         TEXT | {"kind": "weather"},
         {"kind": "sentiment"},
         TEXT | {"turns": TURNS},
@@ -135,10 +135,10 @@ def test_the_schema_and_the_code_take_the_same_jobs(job: dict[str, Any]) -> None
         TEXT | {"stream": True},
         TEXT | {"tags": {str(number): "x" for number in range(17)}},
         TEXT | {"tags": {"": "x"}},
-        CHAT | {"messages": []},
-        CHAT | {"messages": [{"role": "robot", "content": "x"}]},
-        CHAT | {"sampling": {"temperature": 3}},
-        CHAT | {"sampling": {"top_p": 0}},
+        INTERACTIVE_DEMAND | {"messages": []},
+        INTERACTIVE_DEMAND | {"messages": [{"role": "robot", "content": "x"}]},
+        INTERACTIVE_DEMAND | {"sampling": {"temperature": 3}},
+        INTERACTIVE_DEMAND | {"sampling": {"top_p": 0}},
         {"kind": "code", "instruction": "x"},
         {"kind": "code", "instruction": "x", "language": "a\nb"},
         {"kind": "vision", "question": "x", "images": []},
@@ -218,7 +218,7 @@ def test_replies_events_and_doorbells_are_valid_as_they_are_sent() -> None:
     refused = RefusedReply(job_key=None, error=RefusalError(code=ErrorCode.INVALID_JOB, message="x"))
     assert accepts("IntakeReply", refused.model_dump(mode="json"))
     assert accepts("StreamEvent", TextEvent(job_id=JOB, text="a").model_dump(mode="json"))
-    assert accepts("StreamEvent", RestartEvent(job_id=JOB, try_number=2).model_dump(mode="json"))
+    assert accepts("StreamEvent", RestartEvent(job_id=JOB, attempt=2).model_dump(mode="json"))
     for chunk in (None, JOB):
         bell = Doorbell(model="cogagent", lane=Lane.BULK, chunk=chunk)
         assert accepts("Doorbell", bell.model_dump(mode="json", exclude_none=True))
@@ -272,7 +272,7 @@ def test_other_numbers_of_the_page_are_those_of_the_code() -> None:
     said = " ".join(text().split())
     assert f"at most {MAX_IMAGE_BYTES >> 20} MiB and {MAX_PIXELS // 1_000_000} million pixels" in said
     assert f"longer than {LONGEST_SIDE_PIXELS:,} pixels" in said
-    assert MAX_TRIES == 5
+    assert MAX_ATTEMPTS == 5
     assert "five in all" in said
     with pytest.raises(ValueError, match="20,000 bytes"):
         check_answer_schema({"const": "x" * 20_000})

@@ -91,10 +91,10 @@ def test_delays_double_up_to_a_minute_with_jitter() -> None:
 
 
 def test_a_final_error_ends_a_job_at_once_and_others_after_five_tries() -> None:
-    assert retries.tried_enough(PromptTooLong("x"), 1)
-    assert not retries.tried_enough(EngineFailed("x"), retries.MAX_TRIES - 1)
-    assert retries.tried_enough(EngineFailed("x"), retries.MAX_TRIES)
-    assert not EngineUnavailable.counts
+    assert retries.is_final(PromptTooLong("x"), 1)
+    assert not retries.is_final(EngineFailed("x"), retries.MAX_ATTEMPTS - 1)
+    assert retries.is_final(EngineFailed("x"), retries.MAX_ATTEMPTS)
+    assert not EngineUnavailable.consumes_attempt
 
 
 def test_a_job_goes_to_the_first_model_that_can_do_it() -> None:

@@ -1,6 +1,7 @@
-"""The first schema: batches, jobs, chunks, outcomes, failures.
+"""The baseline: batches, jobs, chunks, outcomes and what belongs to them.
 
-Written as plain SQL: what a migration does must not change when tables.py does.
+Plain SQL, so that a migration keeps its meaning when tables.py changes. Until the first tagged
+release this baseline itself is changed; afterwards migrations are added.
 """
 
 from alembic import op
@@ -9,7 +10,17 @@ revision = "0001"
 down_revision = None
 
 _STATEMENTS = """
-CREATE SEQUENCE job_blocks;
+CREATE SEQUENCE job_id_blocks;
+CREATE TABLE answer_cache (
+    key UUID NOT NULL,
+    tenant TEXT NOT NULL,
+    job_id BIGINT NOT NULL,
+    replay SMALLINT NOT NULL,
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    CONSTRAINT pk_answer_cache PRIMARY KEY (key)
+);
+CREATE INDEX ix_answer_cache_created_at ON answer_cache USING brin (created_at);
+COMMENT ON TABLE answer_cache IS 'Which outcome answers a question. The key covers all that the answer depends on. Deleted after 30 days.';
 CREATE TABLE batches (
     batch_id BIGINT GENERATED ALWAYS AS IDENTITY,
     tenant TEXT NOT NULL,
@@ -22,17 +33,18 @@ CREATE TABLE batches (
     CONSTRAINT pk_batches PRIMARY KEY (batch_id),
     CONSTRAINT uq_batches UNIQUE (tenant, idempotency_key)
 );
+COMMENT ON TABLE batches IS 'What callers submitted together. Rows stay: a key of a batch never names another one.';
 CREATE TABLE chunks (
     first_job_id BIGINT NOT NULL,
     rows INTEGER NOT NULL,
     batch_id BIGINT,
+    tenant TEXT NOT NULL,
     model TEXT NOT NULL,
     lane TEXT NOT NULL,
     priority SMALLINT DEFAULT '0' NOT NULL,
     deadline TIMESTAMP WITH TIME ZONE,
     reply_to TEXT,
     state TEXT DEFAULT 'queued' NOT NULL,
-    series SMALLINT DEFAULT '1' NOT NULL,
     fence INTEGER DEFAULT '0' NOT NULL,
     crashes SMALLINT DEFAULT '0' NOT NULL,
     rounds SMALLINT DEFAULT '0' NOT NULL,
@@ -45,6 +57,7 @@ CREATE TABLE chunks (
     failed INTEGER DEFAULT '0' NOT NULL,
     cancelled INTEGER DEFAULT '0' NOT NULL,
     expired INTEGER DEFAULT '0' NOT NULL,
+    cached INTEGER DEFAULT '0' NOT NULL,
     prompt_tokens BIGINT DEFAULT '0' NOT NULL,
     completion_tokens BIGINT DEFAULT '0' NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
@@ -56,44 +69,85 @@ CREATE TABLE chunks (
 )
  WITH (fillfactor = 50);
 CREATE INDEX ix_chunks_batch_id ON chunks (batch_id, first_job_id);
+CREATE INDEX ix_chunks_deadline ON chunks (deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
 CREATE INDEX ix_chunks_finished_at ON chunks (model, finished_at) WHERE state = 'done';
 CREATE INDEX ix_chunks_queued ON chunks (model, lane, priority, first_job_id) WHERE state = 'queued';
 CREATE INDEX ix_chunks_run_id ON chunks (run_id) WHERE state = 'running';
 CREATE INDEX ix_chunks_running ON chunks (lease_expires_at) WHERE state = 'running';
-CREATE TABLE failures (
+COMMENT ON TABLE chunks IS 'Consecutive jobs that are claimed together, and their counters. Rows stay as long as their jobs.';
+CREATE TABLE dead_letter_decisions (
     job_id BIGINT NOT NULL,
-    series SMALLINT NOT NULL,
-    try_number SMALLINT NOT NULL,
+    replay SMALLINT NOT NULL,
+    tenant TEXT NOT NULL,
+    decision TEXT NOT NULL,
+    at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    CONSTRAINT pk_dead_letter_decisions PRIMARY KEY (job_id, replay),
+    CONSTRAINT ck_dead_letter_decisions_decision CHECK (decision IN ('replayed', 'discarded'))
+);
+COMMENT ON TABLE dead_letter_decisions IS 'What a person decided about a failed outcome. Rows stay as long as their jobs.';
+CREATE TABLE endpoint_samples (
+    at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    worker TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    model TEXT NOT NULL,
+    lane TEXT NOT NULL,
+    state TEXT NOT NULL,
+    in_flight INTEGER NOT NULL,
+    limit_rows INTEGER NOT NULL,
+    waiting_rows INTEGER NOT NULL,
+    rows_per_second REAL NOT NULL,
+    tokens_per_second REAL NOT NULL,
+    errors INTEGER NOT NULL,
+    engine_running REAL,
+    engine_waiting REAL,
+    kv_usage REAL,
+    CONSTRAINT pk_endpoint_samples PRIMARY KEY (at, worker, endpoint, model)
+);
+COMMENT ON TABLE endpoint_samples IS 'How each worker process sees each endpoint, every 5 s. Deleted after 7 days.';
+CREATE TABLE failed_attempts (
+    job_id BIGINT NOT NULL,
+    replay SMALLINT NOT NULL,
+    attempt SMALLINT NOT NULL,
+    tenant TEXT NOT NULL,
     code TEXT NOT NULL,
     endpoint TEXT,
     at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
-    CONSTRAINT pk_failures PRIMARY KEY (job_id, series, try_number)
+    CONSTRAINT pk_failed_attempts PRIMARY KEY (job_id, replay, attempt)
 );
-CREATE TABLE job_keys (
+COMMENT ON TABLE failed_attempts IS 'Engine attempts that failed and were the job''s. Rows stay as long as their jobs.';
+CREATE TABLE idempotency_keys (
     tenant TEXT NOT NULL,
     idempotency_key TEXT NOT NULL,
     job_id BIGINT NOT NULL,
     payload_hash BYTEA NOT NULL,
-    CONSTRAINT pk_job_keys PRIMARY KEY (tenant, idempotency_key)
+    CONSTRAINT pk_idempotency_keys PRIMARY KEY (tenant, idempotency_key)
 );
+COMMENT ON TABLE idempotency_keys IS 'Keys of single jobs. Rows stay as long as their jobs.';
 CREATE TABLE jobs (
     job_id BIGINT NOT NULL,
     batch_id BIGINT,
-    line INTEGER,
+    position INTEGER,
     kind TEXT NOT NULL,
     tenant TEXT NOT NULL,
     deadline TIMESTAMP WITH TIME ZONE,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
-    request JSON NOT NULL,
+    streamed BOOLEAN DEFAULT false NOT NULL,
+    request BYTEA NOT NULL,
     CONSTRAINT pk_jobs PRIMARY KEY (job_id)
 )
  PARTITION BY RANGE (job_id);
+COMMENT ON TABLE jobs IS 'Accepted jobs, insert-only. Rows leave with their partition.';
 CREATE TABLE outcomes (
     job_id BIGINT NOT NULL,
-    series SMALLINT NOT NULL,
+    replay SMALLINT NOT NULL,
+    tenant TEXT NOT NULL,
+    kind TEXT NOT NULL,
     state TEXT NOT NULL,
-    tries SMALLINT DEFAULT '0' NOT NULL,
+    attempts SMALLINT DEFAULT '0' NOT NULL,
     simulated BOOLEAN DEFAULT false NOT NULL,
+    label TEXT,
+    confidence REAL,
+    score REAL,
     prompt_tokens INTEGER,
     completion_tokens INTEGER,
     queue_wait_seconds REAL,
@@ -102,7 +156,6 @@ CREATE TABLE outcomes (
     engine_seconds REAL,
     total_seconds REAL,
     settled_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
     code TEXT,
     message TEXT,
     model TEXT,
@@ -110,11 +163,24 @@ CREATE TABLE outcomes (
     endpoint TEXT,
     engine_version TEXT,
     template_hash TEXT,
-    answer JSON,
-    CONSTRAINT pk_outcomes PRIMARY KEY (job_id, series)
+    label_set_hash TEXT,
+    cached_from BIGINT,
+    batch_rows SMALLINT,
+    answer BYTEA,
+    CONSTRAINT pk_outcomes PRIMARY KEY (job_id, replay)
 )
  PARTITION BY RANGE (job_id);
 CREATE INDEX ix_outcomes_unsuccessful ON outcomes (state, job_id) WHERE state <> 'succeeded';
+COMMENT ON TABLE outcomes IS 'What became of jobs, one row a job and replay, insert-only. Rows leave with their partition.';
+CREATE TABLE reply_outbox (
+    job_id BIGINT NOT NULL,
+    queue TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    job_key TEXT NOT NULL,
+    created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    CONSTRAINT pk_reply_outbox PRIMARY KEY (job_id, queue)
+);
+COMMENT ON TABLE reply_outbox IS 'Outcomes that callers of the intake queue wait for. A row is deleted when its reply was sent.';
 """
 
 

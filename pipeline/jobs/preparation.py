@@ -1,0 +1,69 @@
+"""Check a job, choose its model and sanitise its images: everything before it is stored."""
+
+from hashlib import sha256
+from typing import Any
+
+from pipeline.images import ImageSanitizer
+from pipeline.models import Models
+from pipeline.policies.routing import route
+from pipeline.store.new_rows import NewJob
+from schemas.jobs import Job, StreamedJob, VisionJob, canonical, parse_job
+
+# What may differ when a caller sends the same job again: how the answer travels, and how soon it is wanted.
+_NOT_HASHED: dict[str, object] = {"deadline": None, "priority": 0}
+
+
+class Preparer:
+    """Turns jobs of callers into rows.
+
+    Args:
+        models: the entries that jobs may go to.
+        images: sanitises the images of vision jobs.
+    """
+
+    def __init__(self, models: Models, images: ImageSanitizer) -> None:
+        self._models = models
+        self._images = images
+
+    async def prepare(self, job: Job | dict[str, Any]) -> NewJob:
+        """Return the row of a job.
+
+        Raises:
+            InvalidJob: one sentence that names the field.
+            UnknownModel: no model of models.toml supports it.
+        """
+        checked = parse_job(job)
+        entry = route(checked, self._models)
+        request = canonical(checked)
+        hashed = payload_hash(checked, request)  # of the images as they came: another Pillow writes other bytes
+        if isinstance(checked, VisionJob):
+            request = canonical(await self._images.sanitize(checked))
+        return NewJob(
+            kind=checked.kind,
+            tenant=checked.tenant,
+            request=request,
+            model=entry.name,
+            priority=checked.priority,
+            deadline=checked.deadline,
+            streamed=isinstance(checked, StreamedJob) and checked.stream,
+            idempotency_key=checked.idempotency_key,
+            payload_hash=hashed,
+        )
+
+
+def payload_hash(job: Job, request: bytes | None = None) -> bytes:
+    """Hash what the caller asked for, in 16 bytes: equal for the same job under the same idempotency key.
+
+    The key itself, deadline, priority and stream are not hashed.
+
+    Args:
+        job: a checked job.
+        request: `canonical(job)`, if the caller has it already.
+
+    Raises:
+        InvalidJob: the job holds a character that cannot be stored.
+    """
+    defaults = _NOT_HASHED | ({"stream": False} if isinstance(job, StreamedJob) else {})
+    if any(getattr(job, name) != value for name, value in defaults.items()):
+        job, request = job.model_copy(update=defaults), None
+    return sha256(request or canonical(job)).digest()[:16]

@@ -1,0 +1,64 @@
+"""The job kinds. A new kind is one module and one line here."""
+
+from typing import Any
+
+from pipeline.kinds import chat, code, intent, sentiment, vision
+from pipeline.kinds.kind import Kind, Measures
+from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
+from schemas.jobs import Job, register_job
+from schemas.results import Result, register_result
+
+KINDS: dict[str, Kind[Any, Any]] = {}
+
+
+def register(kind: Kind[Any, Any]) -> None:
+    """Add a kind, and its job and result to what may be submitted and stored."""
+    register_job(kind.job)
+    register_result(kind.result)
+    KINDS[kind.name] = kind
+
+
+for _kind in (intent.KIND, sentiment.KIND, chat.KIND, code.KIND, vision.KIND):
+    register(_kind)
+
+
+def label_words(job: Job) -> tuple[str, ...]:
+    """Return the words between which a classification chooses; empty for kinds that answer in free text."""
+    return KINDS[job.kind].label_words(job)
+
+
+def build(job: Job, profile: EndpointProfile) -> CompletionRequest:
+    """Return the engine request of a job."""
+    return KINDS[job.kind].build(job, profile)
+
+
+def decode(job: Job, request: CompletionRequest, completion: Completion) -> Result:
+    """Return the result of a completion.
+
+    Raises:
+        InvalidOutput: the answer is not what was asked for; the attempt has failed.
+    """
+    result: Result = KINDS[job.kind].decode(job, request, completion)
+    return result
+
+
+def measures(result: Result) -> Measures:
+    """Return what is counted and filtered of a result."""
+    return KINDS[result.kind].measures(result)
+
+
+def headline(result: Result) -> str:
+    """Return a result in one line or text, for people."""
+    return KINDS[result.kind].headline(result)
+
+
+def text_of(result: Result) -> str | None:
+    """Return the answer as text; None for kinds that are answered in one piece."""
+    text = KINDS[result.kind].text
+    return None if text is None else text(result)
+
+
+def is_answer(text: str, result: Result) -> bool:
+    """Whether a streamed text is the answer that a result was made of."""
+    kind = KINDS[result.kind]
+    return text_of(result) == text if kind.is_answer is None else kind.is_answer(text, result)

@@ -1,0 +1,18 @@
+"""Delete what is kept for a limited time: endpoint samples and cached answers."""
+
+import structlog
+
+from pipeline.store import Database, answer_cache, endpoint_samples
+
+_log = structlog.get_logger(__name__)
+
+
+async def prune(database: Database) -> None:
+    """Delete old endpoint samples and old entries of the answer cache.
+
+    Raises:
+        StoreUnavailable: call again.
+    """
+    samples, answers = await endpoint_samples.delete_old(database), await answer_cache.delete_old(database)
+    if samples or answers:
+        _log.info("pruned", samples=samples, answers=answers)

@@ -1,0 +1,216 @@
+"""Store batches, and read their progress and outcomes."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from psycopg import AsyncConnection
+from psycopg.rows import DictRow
+
+from pipeline.store import queries
+from pipeline.store.database import Database
+from pipeline.store.ids import JobIds
+from pipeline.store.new_rows import NewChunk, NewJob, cut, new_chunk
+from schemas.doorbells import Lane
+from schemas.errors import DuplicateJob, ErrorCode
+from schemas.ids import BatchId, JobId
+from schemas.results import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What identifies a batch: its key within the tenant, and a hash over its jobs."""
+
+    name: str
+    tenant: str
+    idempotency_key: str | None
+    payload_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch in the store; `chunks` is empty where it was stored before."""
+
+    batch_id: BatchId
+    job_ids: list[JobId]
+    chunks: list[NewChunk]
+
+
+_INSERT_BATCH = """
+INSERT INTO batches (tenant, idempotency_key, payload_hash, name, jobs) VALUES (%s, %s, %s, %s, %s)
+ON CONFLICT DO NOTHING RETURNING batch_id
+"""
+_COPY_JOBS = {
+    "job_id": "int8",
+    "batch_id": "int8",
+    "position": "int4",
+    "kind": "text",
+    "tenant": "text",
+    "deadline": "timestamptz",
+    "streamed": "bool",
+    "request": "bytea",
+}
+_COPY_CHUNKS = {
+    "first_job_id": "int8",
+    "rows": "int4",
+    "batch_id": "int8",
+    "model": "text",
+    "tenant": "text",
+    "lane": "text",
+    "priority": "int2",
+    "deadline": "timestamptz",
+}
+
+
+async def insert_batch(
+    database: Database,
+    ids: JobIds,
+    new: Sequence[NewJob],
+    batch: NewBatch,
+    *,
+    chunk_rows: int,
+    admit: Callable[[], None],
+) -> StoredBatch:
+    """Store jobs submitted together, in their order, in one transaction with COPY.
+
+    `admit` is called where the batch is not stored yet; what it raises stores nothing.
+
+    Raises:
+        DuplicateJob: the key was used for another batch.
+    """
+    slices = _consecutive(new, chunk_rows)
+    # Before the transaction: it holds a connection, and allocating ids may need another one of the same pool.
+    firsts = await ids.allocate([len(jobs) for jobs in slices])
+    chunks = [
+        new_chunk(JobId(first), jobs, batch.tenant, Lane.BULK) for first, jobs in zip(firsts, slices, strict=True)
+    ]
+    job_ids = [JobId(first + offset) for first, jobs in zip(firsts, slices, strict=True) for offset in range(len(jobs))]
+    async with database.transaction() as connection:
+        arguments = (batch.tenant, batch.idempotency_key, batch.payload_hash, batch.name, len(new))
+        row = await (await connection.execute(_INSERT_BATCH, arguments)).fetchone()
+        if row is not None:
+            admit()
+            batch_id = BatchId(row["batch_id"])
+            await _copy_jobs(connection, batch_id, job_ids, new)
+            await _copy_chunks(connection, batch_id, chunks)
+            return StoredBatch(batch_id, job_ids, chunks)
+    return await _known_batch(database, batch)
+
+
+def _consecutive(new: Sequence[NewJob], chunk_rows: int) -> list[Sequence[NewJob]]:
+    """Cut jobs into neighbours of one model and priority, at most `chunk_rows` long."""
+    slices: list[Sequence[NewJob]] = []
+    start = 0
+    for _, alike in groupby(new, key=lambda job: (job.model, job.priority)):
+        for length in cut(list(alike), chunk_rows):
+            slices.append(new[start : start + length])
+            start += length
+    return slices
+
+
+async def _copy_jobs(
+    connection: AsyncConnection[DictRow], batch_id: BatchId, job_ids: Sequence[JobId], new: Sequence[NewJob]
+) -> None:
+    statement = f"COPY jobs ({', '.join(_COPY_JOBS)}) FROM STDIN (FORMAT BINARY)"
+    async with connection.cursor().copy(statement) as copy:
+        copy.set_types([*_COPY_JOBS.values()])
+        for position, (job_id, job) in enumerate(zip(job_ids, new, strict=True)):
+            await copy.write_row(
+                (job_id, batch_id, position, job.kind, job.tenant, job.deadline, job.streamed, job.request)
+            )
+
+
+async def _copy_chunks(connection: AsyncConnection[DictRow], batch_id: BatchId, chunks: Sequence[NewChunk]) -> None:
+    statement = f"COPY chunks ({', '.join(_COPY_CHUNKS)}) FROM STDIN (FORMAT BINARY)"
+    async with connection.cursor().copy(statement) as copy:
+        copy.set_types([*_COPY_CHUNKS.values()])
+        for one in chunks:
+            await copy.write_row(
+                (one.first_job_id, one.rows, batch_id, one.model, one.tenant, one.lane, one.priority, one.deadline)
+            )
+
+
+async def _known_batch(database: Database, batch: NewBatch) -> StoredBatch:
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT batch_id, payload_hash FROM batches WHERE tenant = %s AND idempotency_key = %s",
+            (batch.tenant, batch.idempotency_key),
+        )
+        row = await cursor.fetchone()
+        assert row is not None, "a batch that conflicts is stored, and batches are never deleted"
+        if bytes(row["payload_hash"]) != batch.payload_hash:
+            raise DuplicateJob(
+                f"idempotency_key: already used for batch {row['batch_id']}, which held other jobs; use a new key",
+                batch_id=row["batch_id"],
+            )
+        cursor = await connection.execute(
+            """SELECT id AS job_id FROM chunks, generate_series(first_job_id, first_job_id + rows - 1) AS id
+               WHERE batch_id = %s ORDER BY id""",
+            (row["batch_id"],),
+        )
+        return StoredBatch(BatchId(row["batch_id"]), [JobId(found["job_id"]) for found in await cursor.fetchall()], [])
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """Progress of a batch, in jobs; `cached` counts those of the succeeded that were answered from the cache.
+
+    `last_code` is why a queued chunk waits for another attempt, None if none does.
+    """
+
+    jobs: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    cached: int
+    last_code: ErrorCode | None
+
+    @property
+    def settled(self) -> int:
+        """Jobs that have an outcome."""
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def finished(self) -> bool:
+        """Whether every job has an outcome."""
+        return self.settled >= self.jobs
+
+
+async def batch_progress(database: Database, batch_id: BatchId) -> BatchProgress:
+    """Return the sums over the chunks of a batch."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            """SELECT coalesce(sum(rows), 0)::bigint AS jobs, coalesce(sum(succeeded), 0)::bigint AS succeeded,
+                      coalesce(sum(failed), 0)::bigint AS failed, coalesce(sum(cancelled), 0)::bigint AS cancelled,
+                      coalesce(sum(expired), 0)::bigint AS expired, coalesce(sum(cached), 0)::bigint AS cached,
+                      max(last_code) FILTER (WHERE state = 'queued') AS last_code
+               FROM chunks WHERE batch_id = %s""",
+            (batch_id,),
+        )
+        row = await cursor.fetchone()
+    assert row is not None
+    return BatchProgress(**{**row, "last_code": ErrorCode(row["last_code"]) if row["last_code"] else None})
+
+
+async def batch_outcomes(database: Database, batch_id: BatchId, *, page_rows: int = 2_000) -> AsyncIterator[Outcome]:
+    """Yield the outcomes of a batch in the order its jobs were submitted, read a page at a time."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT first_job_id, rows FROM chunks WHERE batch_id = %s ORDER BY first_job_id", (batch_id,)
+        )
+        chunks = [(row["first_job_id"], row["rows"]) for row in await cursor.fetchall()]
+    page: list[JobId] = []
+    for first, rows in chunks:
+        page.extend(JobId(job_id) for job_id in range(first, first + rows))
+        if len(page) >= page_rows:
+            for outcome in await _page(database, page):
+                yield outcome
+            page = []
+    for outcome in await _page(database, page):
+        yield outcome
+
+
+async def _page(database: Database, job_ids: Sequence[JobId]) -> list[Outcome]:
+    found = await queries.outcomes_of(database, job_ids) if job_ids else {}
+    return [found[job_id] for job_id in job_ids if job_id in found]

@@ -1,0 +1,57 @@
+"""Jobs and chunks on their way into the store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pipeline.policies.chunking import LARGEST_CHUNK_BYTES, split_by_weight
+from schemas.doorbells import Lane
+from schemas.ids import JobId
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A prepared job; `request` is its JSON, stored byte for byte.
+
+    Attributes:
+        streamed: whether its answer is streamed to a reader.
+        payload_hash: of what the caller asked for, to compare jobs of one idempotency key.
+    """
+
+    kind: str
+    tenant: str
+    request: bytes
+    model: str
+    priority: int
+    deadline: datetime | None = None
+    streamed: bool = False
+    idempotency_key: str | None = None
+    payload_hash: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """Consecutive new jobs that are claimed together; `deadline` is the nearest of theirs."""
+
+    first_job_id: JobId
+    rows: int
+    model: str
+    tenant: str
+    lane: Lane
+    priority: int
+    deadline: datetime | None
+
+
+def new_chunk(first_job_id: JobId, jobs: Sequence[NewJob], tenant: str, lane: Lane) -> NewChunk:
+    """The chunk of jobs that share a model and priority."""
+    deadline = min((job.deadline for job in jobs if job.deadline), default=None)
+    return NewChunk(first_job_id, len(jobs), jobs[0].model, tenant, lane, jobs[0].priority, deadline)
+
+
+def cut(rows: Sequence[NewJob], chunk_rows: int) -> list[int]:
+    """Lengths of the chunks of these neighbours: at most `chunk_rows` rows and LARGEST_CHUNK_BYTES each."""
+    lengths: list[int] = []
+    for start in range(0, len(rows), chunk_rows):
+        sizes = [len(job.request) for job in rows[start : start + chunk_rows]]
+        lengths += split_by_weight(sizes, LARGEST_CHUNK_BYTES)
+    return lengths
