@@ -7,10 +7,10 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from tests.support.sandbox import Sandbox, new_database
 
 from pipeline.local.client import SupervisorClient
 from pipeline.store import Database
+from tests.support.sandbox import Sandbox, new_database
 
 pytest_plugins = ["pipeline.testing"]
 _numbers = itertools.count()

@@ -24,11 +24,15 @@ _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
 _POSTGRES_MAJOR = "18"
 _READY_SECONDS = 60.0
-_POSTGRES_STARTS = 15
+_STARTS = 15
 
 
 class ServerError(Exception):
     """A server does not start; the message is one sentence."""
+
+
+class ServerExited(ServerError):
+    """A server exited before it was ready; another start may succeed."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool
     end = time.monotonic() + _READY_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerError(f"{name} stopped with code {process.returncode}; its log is {log}")
+            raise ServerExited(f"{name} stopped with code {process.returncode}; its log is {log}")
         with contextlib.suppress(OSError):
             if ready():
                 return
@@ -193,18 +197,25 @@ def start_postgres(home: Path, port: int | None = None) -> Server:
         raise ServerError(
             f"{data} has a Postgres {major} cluster, this program brings {_POSTGRES_MAJOR}; dump and load it"
         )
-    # After SIGKILL the old postmaster may still be a zombie that holds postmaster.pid: try for a while.
-    for _ in range(_POSTGRES_STARTS - 1):
-        at = port or free_port(15_432)
-        process = _spawn_postgres(data, at, log, account)
+
+    def start(at: int) -> Server:
+        return _ready_postgres(_spawn_postgres(data, at, log, account), at, password, log)
+
+    return _start_at(port, 15_432, start)
+
+
+def _start_at(port: int | None, preferred: int, start: Callable[[int], Server]) -> Server:
+    """Start a server at a port, or at a free one; one that exits at once is started again.
+
+    Another process may have taken the port meanwhile, and after SIGKILL the old postmaster may still be
+    a zombie that holds postmaster.pid.
+    """
+    for _ in range(_STARTS - 1):
         try:
-            return _ready_postgres(process, at, password, log)
-        except ServerError:
-            if process.poll() is None:
-                raise
+            return start(port or free_port(preferred))
+        except ServerExited:
             time.sleep(1)
-    at = port or free_port(15_432)
-    return _ready_postgres(_spawn_postgres(data, at, log, account), at, password, log)
+    return start(port or free_port(preferred))
 
 
 def _spawn_postgres(data: Path, port: int, log: Path, account: str) -> subprocess.Popen[bytes]:
@@ -228,27 +239,34 @@ def _ready_postgres(process: subprocess.Popen[bytes], port: int, password: str, 
 
 def start_valkey(home: Path, port: int | None = None) -> Server:
     """Start Valkey on `home`/valkey with an append-only file; at a free port unless one is given."""
-    folder, log = home / "valkey", home / "valkey.log"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    password, port = _secret(home / "valkey.password"), port or free_port(16_379)
-    settings = home / "valkey.conf"  # a file of mode 0600: arguments can be read by every account
-    settings.touch(mode=0o600)
-    settings.write_text(
-        f'port {port}\nbind 127.0.0.1\ndir "{folder}"\nappendonly yes\nappendfsync everysec\nsave ""\n'
+    log, password = home / "valkey.log", _secret(home / "valkey.password")
+    (home / "valkey").mkdir(mode=0o700, exist_ok=True)
+
+    def start(at: int) -> Server:
+        process = _spawn([_valkey_binary(), _valkey_settings(home, at, password)], log, "plain", signal.SIGTERM)
+        _wait_until_ready(process, lambda: _valkey_answers(at, password), "Valkey", log)
+        return Server("valkey", process, signal.SIGTERM, f"redis://:{password}@127.0.0.1:{at}/0")
+
+    return _start_at(port, 16_379, start)
+
+
+def _valkey_settings(home: Path, port: int, password: str) -> Path:
+    file = home / "valkey.conf"  # a file of mode 0600: arguments can be read by every account
+    file.touch(mode=0o600)
+    file.write_text(
+        f'port {port}\nbind 127.0.0.1\ndir "{home / "valkey"}"\nappendonly yes\nappendfsync everysec\nsave ""\n'
         f"maxmemory-policy noeviction\nrequirepass {password}\ndaemonize no\n"
     )
-    process = _spawn([_valkey_binary(), settings], log, "plain", signal.SIGTERM)
+    return file
 
-    def answers() -> bool:
-        with socket.create_connection(("127.0.0.1", port), 1) as connection:
-            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
-            reply = b""
-            while reply.count(b"\r\n") < 2:
-                piece = connection.recv(100)
-                if not piece:
-                    return False
-                reply += piece
-            return b"+PONG" in reply
 
-    _wait_until_ready(process, answers, "Valkey", log)
-    return Server("valkey", process, signal.SIGTERM, f"redis://:{password}@127.0.0.1:{port}/0")
+def _valkey_answers(port: int, password: str) -> bool:
+    with socket.create_connection(("127.0.0.1", port), 1) as connection:
+        connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+        reply = b""
+        while reply.count(b"\r\n") < 2:
+            piece = connection.recv(100)
+            if not piece:
+                return False
+            reply += piece
+        return b"+PONG" in reply

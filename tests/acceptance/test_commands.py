@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from tests.support.sandbox import SHARED, Sandbox, wait_for
 
 CALL = {"call_id": "c1", "turns": [{"speaker": "customer", "text": "我要退款"}, {"speaker": "agent", "text": "好的"}]}

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import psycopg
-from tests.support.sandbox import ROOT, wait_for
 
 from pipeline.testing import PipelineUnderTest
 from schemas.results import JobState
+from tests.support.sandbox import ROOT, wait_for
 
 
 def yyc3_command(yyc3: PipelineUnderTest, *arguments: str, check: int = 0) -> str:

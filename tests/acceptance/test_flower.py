@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import Client
 from pipeline.local.client import SupervisorClient
 from pipeline.local.servers import free_port
+from tests.support.sandbox import Sandbox, wait_for
 
 CANARY = "金丝雀7391canary"
 LOGIN = ("operator", "secret-of-the-test")

@@ -15,11 +15,11 @@ from uuid import uuid4
 import pytest
 import redis
 from celery import Celery
-from tests.support.sandbox import Sandbox, Started, wait_for
 
 from pipeline import Client
 from schemas.errors import ErrorCode
 from schemas.results import JobState, Outcome
+from tests.support.sandbox import Sandbox, Started, wait_for
 
 QUEUE = "crm.replies"
 CANARY = "金丝雀在唱歌canary42"

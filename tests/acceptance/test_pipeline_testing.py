@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.sandbox import ROOT, wait_for
 
 from pipeline import Client
 from pipeline.broker import TASK_NAME, Notifier, make_app
@@ -34,6 +33,7 @@ from schemas.errors import (
 )
 from schemas.ids import JobId
 from schemas.results import ChatResult, JobState, Outcome
+from tests.support.sandbox import ROOT, wait_for
 
 FEELING = {"kind": "sentiment", "text": "谢谢"}
 

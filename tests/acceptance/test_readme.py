@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.sandbox import ROOT, Sandbox, wait_for
 
 READMES = ["README.md", "README.zh-CN.md"]

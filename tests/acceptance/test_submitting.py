@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import redis
 from jsonschema import Draft202012Validator
-from tests.support.submitting_page import examples, fences, json_examples, text
-from tests.support.sandbox import ROOT, Sandbox, wait_for
 
 from pipeline import Client
 from pipeline.models import DEFAULT_FILE
 from schemas.ids import JobId
 from schemas.results import ChatResult, JobState
 from schemas.streams import stream_name
+from tests.support.sandbox import ROOT, Sandbox, wait_for
+from tests.support.submitting_page import examples, fences, json_examples, text
 
 TYPES = ROOT / "docs" / "schemas" / "yyc3.d.ts"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+
 from tests.contract.model_server import CONTEXT_TOKENS, VLLM_URL, VLLM_VISION_URL, ModelServer, simulator_process
 
 

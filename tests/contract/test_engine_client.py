@@ -6,12 +6,11 @@ from datetime import timedelta
 from io import BytesIO
 
 import pytest
-from tests.contract.model_server import CONTEXT_TOKENS, ModelServer, simulator_process
 from PIL import Image
 
 from pipeline import kinds
 from pipeline.engine import EngineClient
-from pipeline.engine.capabilities import probe, first_tokens, letters_are_tokens
+from pipeline.engine.capabilities import first_tokens, letters_are_tokens, probe
 from pipeline.engine.metrics import poll_metrics
 from pipeline.images.decoding import data_url
 from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile
@@ -19,6 +18,7 @@ from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
 from schemas.jobs import parse_job
 from schemas.results import CodeResult, SentimentResult, VisionResult
+from tests.contract.model_server import CONTEXT_TOKENS, ModelServer, simulator_process
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+
 from tests.contract.model_server import CONTEXT_TOKENS, ModelServer
 
 LABELS = ["positive", "neutral", "negative"]

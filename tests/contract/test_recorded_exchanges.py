@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.contract.model_server import simulator_process
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "shared" / "vllm" / "fixtures"

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from tests.contract.model_server import simulator_process
 
 SYSTEM = """Completion with one letter.

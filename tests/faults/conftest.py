@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.servers import RabbitMQ, Redis7, Valkey
 
 _NEEDS = {"valkey": None, "redis": "redis-server", "rabbitmq": "rabbitmq-server"}

@@ -24,13 +24,13 @@ from typing import Any
 
 import httpx
 import psycopg
-from tests.support.audit import Audit, audit
-from tests.support.servers import Postgres, Valkey
 
 from pipeline import AsyncClient
 from pipeline.local.servers import free_port
 from schemas.errors import StoreUnavailable
 from schemas.ids import JobId
+from tests.support.audit import Audit, audit
+from tests.support.servers import Postgres, Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "chatglm3-6b"

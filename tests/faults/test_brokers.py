@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from tests.support.audit import audit
 from celery import Celery
 from kombu import Connection, Producer
 from pydantic import BaseModel
-from tests.support.servers import RabbitMQ, Valkey
-from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import Client
 from pipeline.broker import QUARANTINE, Publisher
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 from schemas.results import JobState
+from tests.support.audit import audit
+from tests.support.sandbox import Sandbox, wait_for
+from tests.support.servers import RabbitMQ, Valkey
 
 MODEL = "chatglm3-6b"
 BULK = f"{MODEL}.bulk"

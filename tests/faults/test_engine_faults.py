@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from tests.support.sandbox import Sandbox, Simulator, wait_for
-from tests.support.faulty_proxy import Proxy, always
 
 from pipeline import Client
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId
 from schemas.results import JobState, Outcome
+from tests.support.faulty_proxy import Proxy, always
+from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 MODEL = "chatglm3-6b"
 BATCH = "/v1/chat/completions/batch"

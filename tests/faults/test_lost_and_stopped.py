@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import Client
 from schemas.results import JobState
+from tests.support.sandbox import Sandbox, wait_for
 
 # Each row's answer takes a while, so that there is a middle to hit.
 SLOW = ("--max-num-seqs", "32")

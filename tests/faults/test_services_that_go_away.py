@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.support.audit import audit
-from tests.support.servers import Postgres, Valkey
-from tests.support.sandbox import ROOT, Sandbox, Simulator, wait_for
 
 from pipeline import Client
 from schemas.errors import StoreUnavailable
 from schemas.results import JobState
+from tests.support.audit import audit
+from tests.support.sandbox import ROOT, Sandbox, Simulator, wait_for
+from tests.support.servers import Postgres, Valkey
 
 MAX_NUM_SEQS = 32
 SLOW = ("--max-num-seqs", str(MAX_NUM_SEQS))

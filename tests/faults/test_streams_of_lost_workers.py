@@ -4,11 +4,11 @@ import json
 from contextlib import ExitStack
 
 import redis
-from tests.support.sandbox import Sandbox
 
 from pipeline import Client
 from schemas.results import ChatResult
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent
+from tests.support.sandbox import Sandbox
 
 STORY = "从前有一座山，山里有一座庙。" * 12
 JOB = {"kind": "chat", "messages": [{"role": "user", "content": "讲个故事"}], "sampling": {"max_tokens": 400}}

@@ -17,17 +17,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from tests.support.store_helpers import LEASE, all_admitted, failed, new, report, take
-from tests.support.sandbox import Sandbox
 
 from pipeline.store import Database, claims, dead_letters, recovery, settlement, submission
 from pipeline.store.claims import Claim
-from pipeline.store.dead_letters import Decision, DeadLetterFilter
+from pipeline.store.dead_letters import DeadLetterFilter, Decision
 from pipeline.store.ids import JobIds
-from pipeline.store.settlement import ChunkState, Settlement, SettledRow
+from pipeline.store.settlement import ChunkState, SettledRow, Settlement
 from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
+from tests.support.sandbox import Sandbox
+from tests.support.store_helpers import LEASE, all_admitted, failed, new, report, take
 
 T = TypeVar("T")
 LANES = st.sampled_from(list(Lane))

@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.support.store_helpers import batch, report, take
-from tests.support.sandbox import Sandbox
 
 from pipeline import AsyncClient
 from pipeline.jobs.admission import QueueLimits
@@ -13,6 +11,8 @@ from pipeline.models import ModelEntry, Models
 from pipeline.store import Database, settlement
 from pipeline.store.submission import NewJob
 from schemas.errors import QueueSaturated
+from tests.support.sandbox import Sandbox
+from tests.support.store_helpers import batch, report, take
 
 ENTRY = {"name": "m", "kinds": ("intent",), "port": 1}
 

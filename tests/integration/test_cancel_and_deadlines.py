@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
-from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 from pipeline import Client
 from pipeline.store import Database, recovery
 from schemas.errors import ErrorCode
 from schemas.results import JobState
+from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 LONG = {"kind": "chat", "messages": [{"role": "user", "content": "讲个故事"}], "sampling": {"max_tokens": 1_000}}
 

@@ -4,12 +4,10 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from tests.support.store_helpers import batch, failed, new, report, take
-from tests.support.sandbox import Sandbox
 
 from pipeline.operations.dead_letters import decide
 from pipeline.store import Database, dead_letters, queries, queue_depths, recovery, settlement, submission
-from pipeline.store.dead_letters import Decision, DeadLetterFilter
+from pipeline.store.dead_letters import DeadLetterFilter, Decision
 from pipeline.store.ids import JobIds
 from pipeline.store.settlement import ChunkState
 from pipeline.store.submission import StoredBatch
@@ -17,6 +15,8 @@ from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
 from schemas.results import JobState
+from tests.support.sandbox import Sandbox
+from tests.support.store_helpers import batch, failed, new, report, take
 
 ALL = DeadLetterFilter()
 

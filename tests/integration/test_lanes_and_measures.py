@@ -8,13 +8,13 @@ from statistics import mean
 from typing import Any
 
 import httpx
-from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 from pipeline import Client
 from pipeline.engine.metrics import EngineMetrics, read_metrics
 from pipeline.store import Database, answer_cache, endpoint_samples
 from pipeline.store.endpoint_samples import EndpointSample
 from schemas.results import JobState, Outcome
+from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 MAX_NUM_SEQS = 64
 

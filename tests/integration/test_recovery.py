@@ -7,14 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.support.store_helpers import GONE, LEASE, batch, report, take
-from tests.support.sandbox import Sandbox
 
 from pipeline.operations.recovery import Reach, Recovery
 from pipeline.policies.leases import renewal_interval, scan_interval
 from pipeline.store import Database, claims, recovery, settlement
 from pipeline.store.claims import Claim
 from schemas.errors import StoreUnavailable
+from tests.support.sandbox import Sandbox
+from tests.support.store_helpers import GONE, LEASE, batch, report, take
 
 
 def test_a_scan_is_longer_than_a_beat_and_a_lost_worker_is_found_within_half_a_minute() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 from pipeline import AsyncClient, Client
 from schemas.ids import JobId
 from schemas.results import IntentResult, JobState, Outcome
 from schemas.timings import Usage
+from tests.support.sandbox import Sandbox, Simulator, wait_for
 
 REFUND: dict[str, Any] = {"kind": "intent", "text": "东西我不要了，我要退款。"}
 

@@ -10,20 +10,20 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.dialects.postgresql.base import ischema_names
-from tests.support.store_helpers import GONE, LEASE, all_admitted, batch, lost, new, report, take
-from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline.local.client import SupervisorClient
 from pipeline.store import Database, claims, queries, recovery, reply_outbox, settlement, submission
 from pipeline.store.ids import BLOCK_JOBS, PARTITION_JOBS, JobIds
 from pipeline.store.schema import migrate
 from pipeline.store.schema.tables import metadata
-from pipeline.store.settlement import FailedAttempt, ChunkState, Settlement, SettledRow
+from pipeline.store.settlement import ChunkState, FailedAttempt, SettledRow, Settlement
 from pipeline.store.submission import Stored, StoredBatch
 from schemas.doorbells import Lane
 from schemas.errors import DuplicateJob, ErrorCode, StoreUnavailable, UnstorableValue
 from schemas.ids import JobId
 from schemas.results import JobState
+from tests.support.sandbox import Sandbox, wait_for
+from tests.support.store_helpers import GONE, LEASE, all_admitted, batch, lost, new, report, take
 
 
 def test_the_tables_and_the_migrations_agree(sandbox: Sandbox) -> None:

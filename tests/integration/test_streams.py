@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import AsyncClient, Client
 from pipeline.jobs.follow import follow
@@ -20,6 +19,7 @@ from schemas.errors import ErrorCode, InvalidJob, JobNotFound
 from schemas.ids import JobId
 from schemas.results import ChatResult, CodeResult, JobState, Outcome
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent, stream_name
+from tests.support.sandbox import Sandbox, wait_for
 
 JOB = JobId(77)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.support.sandbox import Sandbox, wait_for
 
 from pipeline import AsyncClient, Client
 from pipeline.broker import make_app
 from schemas.errors import DuplicateJob, ErrorCode, InvalidJob, JobNotFound, ResultTimeout, UnknownModel
 from schemas.ids import JobId
 from schemas.results import IntentResult, JobState, Outcome
+from tests.support.sandbox import Sandbox, wait_for
 
 JOBS: dict[str, dict[str, Any]] = {
     "intent": {"kind": "intent", "text": "东西我不要了，我要退款。"},

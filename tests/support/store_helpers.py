@@ -6,7 +6,7 @@ from uuid import uuid4
 from pipeline.store import Database, claims, recovery, submission
 from pipeline.store.claims import Claim
 from pipeline.store.ids import JobIds
-from pipeline.store.settlement import ChunkState, Settlement, SettledWithoutRun, SettledRow
+from pipeline.store.settlement import ChunkState, SettledRow, SettledWithoutRun, Settlement
 from pipeline.store.submission import NewJob, StoredBatch
 from schemas.doorbells import Lane
 from schemas.errors import ErrorCode

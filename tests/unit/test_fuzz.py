@@ -1,6 +1,7 @@
 """A small share of `make fuzz`."""
 
 import pytest
+
 from tests.support.fuzz import TARGETS, EndpointProfile, fuzz
 
 

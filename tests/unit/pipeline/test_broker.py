@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.broker import Publisher, queue_declaration, make_app
+from pipeline.broker import Publisher, make_app, queue_declaration
 from pipeline.broker.quarantine import QUARANTINE
 from schemas.doorbells import Doorbell, Lane
 from schemas.errors import BrokerUnavailable

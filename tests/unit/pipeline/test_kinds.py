@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import kinds
 from pipeline.kinds import Completion, Constraint, EndpointProfile
-from pipeline.kinds.classification import Option, choose_form, read_verdict, classification_template, words_tell_apart
+from pipeline.kinds.classification import Option, choose_form, classification_template, read_verdict, words_tell_apart
 from pipeline.kinds.dialogue import fit_to_context, language_of
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS
 from pipeline.models import LabelForm, load_models

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.engine.breaker import Breaker, BreakerState
 from pipeline.engine.metrics import read_metrics
-from pipeline.engine.pacing import Gauges, ConcurrencyLimit
+from pipeline.engine.pacing import ConcurrencyLimit, Gauges
 
 MAX_NUM_SEQS = 256
 STEP = 0.02

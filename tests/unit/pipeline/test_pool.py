@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from pipeline.engine import Endpoint, Capabilities, EngineClient, EnginePool
+from pipeline.engine import Capabilities, Endpoint, EngineClient, EnginePool
 from pipeline.kinds import Constraint
 from pipeline.kinds.classification import fixed_form
 from pipeline.models import LabelForm, ModelEntry

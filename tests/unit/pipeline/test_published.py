@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from tests.support.submitting_page import PAGE, json_examples, text
-from tests.support.sandbox import ROOT
 
 from pipeline.images.decoding import LONGEST_SIDE_PIXELS, MAX_PIXELS
 from pipeline.jobs.submit import MAX_BATCH_JOBS
@@ -37,6 +35,8 @@ from schemas.results import (
 )
 from schemas.streams import EndEvent, RestartEvent, TextEvent
 from schemas.timings import Usage
+from tests.support.sandbox import ROOT
+from tests.support.submitting_page import PAGE, json_examples, text
 
 DOCUMENT = json_schema()
 DEFINITIONS: dict[str, Any] = DOCUMENT["$defs"]
