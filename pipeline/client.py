@@ -242,7 +242,7 @@ class Client:
     batch_outcomes = _iterating(AsyncClient.batch_outcomes)
 
     @wraps(AsyncClient.submit_many)
-    def submit_many(
+    def submit_many(  # noqa: D102 - documented by wraps
         self,
         jobs: Iterable[Job | dict[str, Any]],
         *,

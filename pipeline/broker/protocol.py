@@ -1,5 +1,6 @@
 """What differs between message brokers. One module implements it for each broker."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ class Broker(Protocol):
         publish_options: transport options of the connection that publishes; it must fail fast.
     """
 
-    publish_options: dict[str, Any]
+    publish_options: Mapping[str, Any]
 
     def celery_settings(self, url: str, visibility: timedelta) -> dict[str, Any]:
         """Return settings of the Celery application.

@@ -104,7 +104,7 @@ class Publisher:
     def _connected(self) -> Connection:
         if self._connection is None:
             # kombu would retry for seconds; a caller waits here, and recovery publishes later anyway.
-            self._connection = self.app.connection_for_write(transport_options=self._broker.publish_options)
+            self._connection = self.app.connection_for_write(transport_options=dict(self._broker.publish_options))
             self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
             self._declare(QUARANTINE)
         return self._connection

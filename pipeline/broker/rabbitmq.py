@@ -1,5 +1,6 @@
 """RabbitMQ as message broker: durable, replicated queues whose dead-letter queue is the quarantine."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +24,7 @@ _DEAD_LETTERED = {
 class RabbitMQBroker:
     """RabbitMQ. A message to a queue that does not exist is lost, so queues are declared first."""
 
-    publish_options: dict[str, Any] = {
+    publish_options: Mapping[str, Any] = {
         "confirm_publish": True,
         "max_retries": 0,
         "interval_start": 0,

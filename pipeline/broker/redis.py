@@ -7,6 +7,7 @@ transport validates items as it pops them.
 import binascii
 import ssl
 from base64 import b64decode
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -27,7 +28,7 @@ _VERIFICATION = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required
 class RedisBroker:
     """Redis or Valkey. Publishing to a queue creates it."""
 
-    publish_options: dict[str, Any] = {
+    publish_options: Mapping[str, Any] = {
         "max_retries": 0,
         "interval_start": 0,
         "socket_connect_timeout": 2,

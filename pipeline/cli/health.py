@@ -16,11 +16,11 @@ def health(
 ) -> None:
     """Check Redis, Postgres, each endpoint with one small completion, and the workers."""
 
-    async def look() -> list[Finding]:
+    async def check() -> list[Finding]:
         async with wiring().adapters() as a:
             return await checks.check(a.database, a.publisher, a.notifier, a.engine, a.models)
 
-    findings = asyncio.run(look())
+    findings = asyncio.run(check())
     for finding in findings:
         if as_json:
             print_json(finding.as_json())

@@ -23,7 +23,7 @@ def queues(
 ) -> None:
     """Show depth, throughput and estimated time to empty of each queue, and the state of each endpoint."""
 
-    async def look() -> tuple[list[QueueStatus], list[EndpointSample], int]:
+    async def read() -> tuple[list[QueueStatus], list[EndpointSample], int]:
         async with wiring().adapters() as adapters:
             lanes = [(entry.name, lane) for entry in adapters.models for lane in Lane]
             depths = await adapters.publisher.depths(queue_name(model, lane) for model, lane in lanes)
@@ -31,15 +31,15 @@ def queues(
                 await queries.queue_states(adapters.database),
                 await endpoint_samples.latest(adapters.database),
             )
-            aside = await adapters.publisher.quarantined()
-            return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen, aside
+            quarantined = await adapters.publisher.quarantined()
+            return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen, quarantined
 
-    found, seen, aside = asyncio.run(look())
+    found, seen, quarantined = asyncio.run(read())
     if as_json:
         for entry in (
             *(queue.as_json() for queue in found),
             *(asdict(sample) for sample in seen),
-            {"queue": QUARANTINE, "messages": aside},
+            {"queue": QUARANTINE, "messages": quarantined},
         ):
             print_json(entry)
         return
@@ -48,9 +48,9 @@ def queues(
     if seen:
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
         table("endpoints, as the workers saw them in the last seconds", columns, [_sample_row(one) for one in seen])
-    if aside:
+    if quarantined:
         out.print(
-            f"{aside:,} messages that nobody could take were put aside in the queue {QUARANTINE}; look at them, then empty it"
+            f"{quarantined:,} messages that could not be processed are in the queue {QUARANTINE}; inspect it, then empty it"
         )
 
 

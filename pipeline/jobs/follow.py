@@ -1,4 +1,4 @@
-"""Follow a streamed answer: frames say what is new, the store says what is true."""
+"""Follow a streamed answer: frames bring new text, the store has the truth."""
 
 import asyncio
 from collections.abc import AsyncIterator

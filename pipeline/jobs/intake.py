@@ -46,7 +46,7 @@ class Intake:
         models: whose queue names are reserved.
         database: where jobs are stored.
         publisher: publishes replies.
-        notifier: says which jobs are settled.
+        notifier: notifies of settled jobs.
         streams: ends the streams of cancelled jobs.
         submitter: stores jobs.
         channel: on which workers notify of the jobs of this intake.
@@ -126,7 +126,7 @@ class Intake:
         except PipelineError as error:
             later = error.facts.get("retry_after_seconds")
             refusal = RefusalError(code=error.code, message=error.message, retry_after_seconds=later)
-        except Exception as error:  # noqa: BLE001 - a bug of ours costs this one message, and its sender is told
+        except Exception as error:  # noqa: BLE001 - a bug of ours costs this one message, and its sender gets a refusal
             summary = safe_error_summary(error)
             _log.error("a message could not be accepted", message_id=message_id, fault=summary)
             refusal = RefusalError(code=ErrorCode.INTERNAL_ERROR, message=f"an internal error: {summary}")

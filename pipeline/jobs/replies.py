@@ -29,7 +29,7 @@ class Replies:
     Args:
         database: where the outbox is.
         publisher: publishes replies.
-        notifier: says which jobs are settled.
+        notifier: notifies of settled jobs.
         channel: of the jobs that the intake submits.
         stop: set when the process shuts down.
     """

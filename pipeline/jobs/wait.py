@@ -1,4 +1,4 @@
-"""Wait for outcomes: a notification says when to look, the store says what is true."""
+"""Wait for outcomes: a notification triggers a look at the store, which has the truth."""
 
 import asyncio
 import time

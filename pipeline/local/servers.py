@@ -31,7 +31,7 @@ class ServerError(Exception):
     """A server does not start; the message is one sentence."""
 
 
-class ServerExited(ServerError):
+class ServerExitError(ServerError):
     """A server exited before it was ready; another start may succeed."""
 
 
@@ -111,7 +111,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool
     end = time.monotonic() + _READY_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerExited(f"{name} stopped with code {process.returncode}; its log is {log}")
+            raise ServerExitError(f"{name} stopped with code {process.returncode}; its log is {log}")
         with contextlib.suppress(OSError):
             if ready():
                 return
@@ -213,7 +213,7 @@ def _start_at(port: int | None, preferred: int, start: Callable[[int], Server]) 
     for _ in range(_STARTS - 1):
         try:
             return start(port or free_port(preferred))
-        except ServerExited:
+        except ServerExitError:
             time.sleep(1)
     return start(port or free_port(preferred))
 

@@ -114,7 +114,7 @@ async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Findin
 def _advice(entry: ModelEntry, capabilities: Capabilities) -> str:
     """Return what could be better although nothing is broken."""
     if capabilities.max_model_len is not None and capabilities.max_model_len < entry.max_model_len:
-        return f"models.toml says {entry.max_model_len} tokens of context; the endpoint's {capabilities.max_model_len} are used"
+        return f"max_model_len of models.toml is {entry.max_model_len}; the endpoint's {capabilities.max_model_len} is used"
     return ""
 
 

@@ -41,7 +41,7 @@ class JobIds:
             if count > self._end - self._next:
                 if not blocks:
                     blocks = await self._fetch(-(-sum(counts[len(firsts) :]) // BLOCK_JOBS))
-                # A run may not cross blocks, so packing can need one block more than the sum says.
+                # A run may not cross blocks, so packing can need one block more than the sum suggests.
                 block = blocks.pop(0)
                 self._next, self._end = block * BLOCK_JOBS, (block + 1) * BLOCK_JOBS
                 self._used_at = time.monotonic()

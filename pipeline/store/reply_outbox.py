@@ -53,7 +53,8 @@ async def claim_due(
     async with database.transaction() as connection:
         cursor = await connection.execute(
             f"""SELECT r.job_id, r.queue, r.tenant, r.job_key FROM reply_outbox r
-               WHERE r.job_id = ANY(%(ids)s) AND EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = r.job_id AND {is_current("o")})
+               WHERE r.job_id = ANY(%(ids)s)
+                   AND EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = r.job_id AND {is_current("o")})
                ORDER BY r.job_id FOR UPDATE OF r SKIP LOCKED""",
             {"ids": list(job_ids)},
         )

@@ -32,7 +32,7 @@ class SettledRow:
     Attributes:
         replay: the replay number that the claim named.
         answer: the JSON of the result.
-        label, confidence, score: what the result says, where its kind has it; see `kinds.Measures`.
+        label, confidence, score: of the result, if its kind has them; see `kinds.Measures`.
         template_hash, label_set_hash: name the prompt and the labels that the engine was asked with.
         cache_key: the question that this answers; None where no later job may reuse the answer.
         cached_from: the job whose answer was copied.

@@ -20,7 +20,7 @@ from schemas.timings import Timings, Usage
 _ABOUT = (
     "Everything that a caller of the YYC3 AI-Call pipeline sends and receives; see docs/submitting.md. The pipeline also "
     "checks what a schema cannot express: the texts of one job have at most 400,000 characters together, labels differ, "
-    "the context of a sentiment job goes with text, images are images, an answer_schema is one, and no text has a NUL character."
+    "the context of a sentiment job goes with text, images are images, an answer_schema is one, no text has a NUL character."
 )
 _Mode = Literal["validation", "serialization"]
 # Jobs as they may be sent, everything else as the pipeline sends it. An open doorbell has no chunk.

@@ -34,8 +34,8 @@ def _declaration(name: str, schema: dict[str, Any]) -> str:
 
 def _comment(schema: dict[str, Any], indent: str) -> str:
     """Return a description as a comment for the lines before, empty if there is none."""
-    said = schema.get("description", "").replace("*/", "* /").splitlines()
-    lines = [line for paragraph in said for line in wrap(paragraph, _WIDTH) or [""]]
+    paragraphs = schema.get("description", "").replace("*/", "* /").splitlines()
+    lines = [line for paragraph in paragraphs for line in wrap(paragraph, _WIDTH) or [""]]
     if len(lines) < 2:
         return f"{indent}/** {lines[0]} */\n" if lines else ""
     return f"{indent}/**\n" + "".join(f"{indent} * {line}".rstrip() + "\n" for line in lines) + f"{indent} */\n"

@@ -112,7 +112,7 @@ class OutcomeWriter:
 
 
 def _as_failures(written: Settlement) -> Settlement:
-    """Return the settlement with failures in place of results: a dead letter with a reason, not a chunk that is retried without end."""
+    """Return the settlement with failures in place of results, so that the chunk is not retried without end."""
     message = "the engine's answer has a value that cannot be stored"
     rows = [
         replace(

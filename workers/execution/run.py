@@ -187,7 +187,7 @@ class Run:
                 finished()
 
     def succeed(self, row: Row, result: Result, completion: Completion, endpoint: Endpoint) -> CachedAnswer | None:
-        """Settle a row with a result; returns the answer for rows that ask the same. The result of a cancelled job is dropped."""
+        """Settle a row with a result, unless it was cancelled; returns the answer for rows that ask the same."""
         if row.job_id not in self.unsettled:
             return None
         settled = self._settled_row(row, endpoint, completion)

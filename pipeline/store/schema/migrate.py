@@ -1,4 +1,4 @@
-"""Making and renewing the tables: Alembic, run from code so that no ini file is needed."""
+"""Create and upgrade the tables: Alembic, run from code so that no ini file is needed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _MIGRATION_LOCK = 0x79796335
 
 
 def alembic_config(connection: sa.Connection | None = None) -> Config:
-    """Alembic's configuration; env.py finds the connection in its attributes."""
+    """Return the configuration of Alembic; env.py reads the connection from its attributes."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     config.attributes["connection"] = connection
@@ -23,7 +23,7 @@ def alembic_config(connection: sa.Connection | None = None) -> Config:
 
 
 def sqlalchemy_url(database_url: str) -> str:
-    """The same URL for SQLAlchemy with psycopg 3."""
+    """Return a URL for SQLAlchemy with psycopg 3."""
     return (
         plain_url(database_url)
         .replace("postgresql://", "postgresql+psycopg://", 1)
@@ -32,15 +32,15 @@ def sqlalchemy_url(database_url: str) -> str:
 
 
 def upgrade(database_url: str) -> str:
-    """Bring the database to the newest schema; does nothing where it is there. Several processes may try at once.
+    """Upgrade the database to the newest revision; does nothing if it has it. Several processes may call it at once.
 
     Returns:
-        The revision it is at now.
+        The revision of the database.
 
     Raises:
         StoreUnavailable: no database.
     """
-    # Made by psycopg itself: SQLAlchemy does not read a URL of several hosts.
+    # Connected by psycopg itself: SQLAlchemy does not parse a URL with several hosts.
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(plain_url(database_url)), poolclass=sa.NullPool
     )
@@ -52,13 +52,10 @@ def upgrade(database_url: str) -> str:
             connection.commit()
     except (sa.exc.DBAPIError, psycopg.OperationalError) as error:
         reason = next(iter(str(getattr(error, "orig", error)).strip().splitlines()), "no reason given")
-        away = isinstance(error, sa.exc.OperationalError | psycopg.OperationalError)
-        raise StoreUnavailable(f"Postgres {'cannot be reached' if away else 'refuses'}: {reason}") from error
+        unreachable = isinstance(error, sa.exc.OperationalError | psycopg.OperationalError)
+        raise StoreUnavailable(f"Postgres {'cannot be reached' if unreachable else 'refuses'}: {reason}") from error
     finally:
         engine.dispose()
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     assert head is not None
     return head
-
-
-__all__ = ["alembic_config", "sqlalchemy_url", "upgrade"]

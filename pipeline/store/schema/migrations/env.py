@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that pipeline.store.schema.migrate hands in."""
+"""Alembic's entry: runs on the connection of pipeline.store.schema.migrate."""
 
 from alembic import context
 
