@@ -1,22 +1,22 @@
-# Every target makes .venv from the lock file on first use.
+# Every target creates .venv from the lock file on first use.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.locked
 
-help:  ## what you can type
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## *(.*)/  make \1\t\2/' | expand -t 20
 
 $(STAMP): requirements-dev.lock pyproject.toml
-	@echo "making .venv from requirements-dev.lock (first use; about a minute)"
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "creating .venv from requirements-dev.lock (first use; about a minute)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is required, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
-venv: $(STAMP)  ## make .venv from the lock file
+venv: $(STAMP)  ## create .venv from the lock file
 
 demo: $(STAMP)  ## the whole pipeline on this machine, on calls written for this project
 	@$(BIN)/yyc3 demo
@@ -24,11 +24,11 @@ demo: $(STAMP)  ## the whole pipeline on this machine, on calls written for this
 up: $(STAMP)  ## everything on this machine, with simulated engines, until Ctrl-C
 	@$(BIN)/yyc3 up --simulate
 
-test: $(STAMP)  ## every test, on real Valkey, Postgres and Celery workers
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## every test, on real Valkey, Postgres and Celery workers, in three processes
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-vllm: $(STAMP)  ## contract tests against a real vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm
-	@test -n "$$YYC3_TEST_VLLM_URL" || { echo "name a running vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm"; exit 2; }
+	@test -n "$$YYC3_TEST_VLLM_URL" || { echo "set the URL of a running vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm"; exit 2; }
 	@$(BIN)/python -m pytest tests/contract
 
 check: $(STAMP)  ## format, lint, types, import contracts
@@ -37,13 +37,13 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-soak: $(STAMP)  ## ten minutes of kills, cuts and restarts under load; the last line is the verdict
+soak: $(STAMP)  ## ten minutes of kills, cuts and restarts under load; the last line is the result
 	@$(BIN)/python -m tests.faults.soak
 
-fuzz: $(STAMP)  ## a million bad inputs for everything that reads what others wrote
+fuzz: $(STAMP)  ## a million bad inputs for everything that parses what others wrote
 	@$(BIN)/python -m tests.support.fuzz
 
-bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, chat under bulk, failover (half an hour)
+bench: $(STAMP)  ## cost of a job, latency, streams, filling an engine, chat under bulk, failover (half an hour)
 	@$(BIN)/python -m bench.bulk_cost
 	@$(BIN)/python -m bench.interactive
 	@$(BIN)/python -m bench.streaming
@@ -52,7 +52,7 @@ bench: $(STAMP)  ## cost of a job, latency, streams, how full the engine is, cha
 	@$(BIN)/python -m bench.failover
 	@$(BIN)/python -m bench.takeover
 
-types: $(STAMP)  ## renew what callers build on: docs/schemas/ and the table of errors in docs/submitting.md
+types: $(STAMP)  ## renew docs/schemas/ and the error table of docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas
 	@$(BIN)/python -c 'from pathlib import Path; from schemas.published import with_error_table; page = Path("docs/submitting.md"); page.write_text(with_error_table(page.read_text("utf-8")), "utf-8")'
 
@@ -60,7 +60,7 @@ lock: $(STAMP)  ## renew both lock files (needs uv)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.lock
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group dev pyproject.toml -o requirements-dev.lock
 
-clean:  ## remove .venv and caches (your data under YYC3_HOME stays)
+clean:  ## remove .venv and caches (data under YYC3_HOME stays)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

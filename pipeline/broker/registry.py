@@ -25,9 +25,9 @@ def broker_for(url: str) -> Broker:
     scheme = url.partition("://")[0]
     try:
         return BROKERS[scheme]
-    except KeyError:
+    except KeyError:  # the scheme is not repeated: without :// it may be a password
         known = ", ".join(f"{name}://" for name in BROKERS)
-        raise InvalidSetting(f"BROKER_URL: begins with {scheme[:20]}://; supported are {known}") from None
+        raise InvalidSetting(f"BROKER_URL must begin with one of {known}") from None
 
 
 def broker_of(app: Celery) -> Broker:

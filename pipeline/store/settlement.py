@@ -202,9 +202,10 @@ def _arguments(settlements: Sequence[Settlement]) -> dict[str, Any]:
         for settlement in settlements
     ]
     rows = [
-        dict(zip(_GIVEN, (settlement.first_job_id, settlement.fence, *_row_values(row)), strict=True))
+        # Without the fields that are None: they are a third of the cost of reading it.
+        {name: value for name, value in zip(_GIVEN, values, strict=True) if value is not None}
         for settlement in settlements
-        for row in settlement.rows
+        for values in ((settlement.first_job_id, settlement.fence, *_row_values(row)) for row in settlement.rows)
     ]
     failures = [
         {
