@@ -80,7 +80,7 @@ class Settings(BaseSettings):
 
     @property
     def lease(self) -> timedelta:
-        """How long a worker may be unrenewed before its chunks are given to others."""
+        """How long a worker may be silent before its chunks are requeued."""
         return timedelta(seconds=self.lease_seconds)
 
     @property

@@ -1,9 +1,9 @@
-// Types of the YYC3 AI-Call pipeline, made from yyc3.schema.json by `make types`.
+// Types of the YYC3 AI-Call pipeline, generated from yyc3.schema.json by `make types`.
 
-/** What may be submitted, told apart by `kind`. */
+/** What may be submitted, distinguished by `kind`. */
 export type Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob;
 
-/** What does the customer want? `labels` left out means the call-centre set in the text's language. */
+/** What does the customer want? Without `labels`, those of a call centre in the language of the text are used. */
 export type IntentJob = {
   kind: "intent";
   /**
@@ -15,14 +15,14 @@ export type IntentJob = {
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
@@ -36,7 +36,7 @@ export type IntentJob = {
   turns: Turn[];
 });
 
-/** One thing one speaker said. `start_seconds` and `end_seconds` count from the start of the call. */
+/** One utterance of one speaker. `start_seconds` and `end_seconds` count from the start of the call. */
 export type Turn = {
   speaker: Speaker;
   text: string;
@@ -44,25 +44,25 @@ export type Turn = {
   end_seconds?: number | null;
 };
 
-/** Who speaks in a call. */
+/** The speakers of a call. */
 export type Speaker = "customer" | "agent";
 
-/** The languages that prompts are written in. */
+/** The languages of the prompts. */
 export type Language = "zh" | "en";
 
 /** One intent of the caller's set. */
 export type Label = {
-  /** what the result says. */
+  /** the label in the result. */
   name: string;
-  /** what the model is told about it. */
+  /** explains the label to the model. */
   description?: string | null;
-  /** utterances that mean it; they become worked examples in the prompt. */
+  /** utterances of this intent; they become worked examples in the prompt. */
   examples?: string[];
-  /** the word the model answers with, where it should differ from `name`. */
+  /** the word that the model answers with, if it should differ from `name`. */
   word?: string | null;
 };
 
-/** How does the customer feel? `context` holds the turns before the utterance, for the model to understand it. */
+/** How does the customer feel? `context` has the turns before the utterance, so that the model understands it. */
 export type SentimentJob = {
   kind: "sentiment";
   /**
@@ -74,14 +74,14 @@ export type SentimentJob = {
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
@@ -95,7 +95,7 @@ export type SentimentJob = {
   turns: Turn[];
 });
 
-/** Continue a conversation. `stream` sends the answer piece by piece while it is written, see schemas/streams.py. */
+/** Continue a conversation. */
 export type ChatJob = {
   kind: "chat";
   /**
@@ -107,32 +107,26 @@ export type ChatJob = {
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
-  messages: Message[];
   sampling?: Sampling;
   stream?: boolean;
-};
-
-/** One message of a chat. */
-export type Message = {
-  role: "system" | "user" | "assistant";
-  content: string;
+  messages: Message[];
 };
 
 /**
- * How the engine chooses tokens; the names and ranges are vLLM's.
+ * How the engine chooses tokens; names and ranges are vLLM's.
  *
- * `max_tokens` left out is 512, for code 2,048.
+ * The default of `max_tokens` is 512, for code 2,048.
  */
 export type Sampling = {
   max_tokens?: number | null;
@@ -144,7 +138,13 @@ export type Sampling = {
   frequency_penalty?: number | null;
 };
 
-/** Write code. An answer without code, or one that `max_tokens` cut, is a failed try. */
+/** One message of a chat. */
+export type Message = {
+  role: "system" | "user" | "assistant";
+  content: string;
+};
+
+/** Write code. An answer without code, or one that `max_tokens` cut, is a failed attempt. */
 export type CodeJob = {
   kind: "code";
   /**
@@ -156,30 +156,30 @@ export type CodeJob = {
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
+  sampling?: Sampling;
+  stream?: boolean;
   /** what the code should do. */
   instruction: string;
   /** the programming language, such as `python`. */
   language: string;
-  /** code that is there already. */
+  /** existing code. */
   context?: string | null;
-  /** where the code belongs. */
+  /** the file that the code is for. */
   file_name?: string | null;
-  sampling?: Sampling;
-  stream?: boolean;
 };
 
-/** Look at pictures and answer. */
+/** Answer a question about images. */
 export type VisionJob = {
   kind: "vision";
   /**
@@ -191,51 +191,51 @@ export type VisionJob = {
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
+  sampling?: Sampling;
+  stream?: boolean;
   question: string;
   /**
    * data URLs (`data:image/png;base64,...`) of PNG, JPEG, WebP or GIF; an https URL is fetched at submit if its host is
-   * allowed. What is stored is the picture itself, re-encoded.
+   * allowed. The image itself is stored, re-encoded.
    */
   images: string[];
-  /** a JSON schema the answer must obey; without it the answer is text. */
+  /** a JSON schema that the answer must conform to; without it the answer is text. */
   answer_schema?: Record<string, unknown> | null;
-  sampling?: Sampling;
-  stream?: boolean;
 };
 
-/** Keyword arguments of the task `yyc3.submit` on the queue `yyc3.intake`, told apart by `kind`. */
+/** Keyword arguments of the task `yyc3.submit` on the queue `yyc3.intake`, distinguished by `kind`. */
 export type SubmitArguments = IntentArguments | SentimentArguments | ChatArguments | CodeArguments | VisionArguments;
 
-/** What does the customer want? `labels` left out means the call-centre set in the text's language. */
+/** What does the customer want? Without `labels`, those of a call centre in the language of the text are used. */
 export type IntentArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;
-  /** the queue that gets the replies; left out, nobody is told */
+  /** the queue that gets the replies; without it no reply is sent */
   reply_to?: string | null;
   kind: "intent";
   /** a label to count by; keys are unique within it. */
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
@@ -249,25 +249,25 @@ export type IntentArguments = {
   turns: Turn[];
 });
 
-/** How does the customer feel? `context` holds the turns before the utterance, for the model to understand it. */
+/** How does the customer feel? `context` has the turns before the utterance, so that the model understands it. */
 export type SentimentArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;
-  /** the queue that gets the replies; left out, nobody is told */
+  /** the queue that gets the replies; without it no reply is sent */
   reply_to?: string | null;
   kind: "sentiment";
   /** a label to count by; keys are unique within it. */
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
@@ -281,102 +281,102 @@ export type SentimentArguments = {
   turns: Turn[];
 });
 
-/** Continue a conversation. `stream` sends the answer piece by piece while it is written, see schemas/streams.py. */
+/** Continue a conversation. */
 export type ChatArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;
-  /** the queue that gets the replies; left out, nobody is told */
+  /** the queue that gets the replies; without it no reply is sent */
   reply_to?: string | null;
   kind: "chat";
   /** a label to count by; keys are unique within it. */
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
-  messages: Message[];
   sampling?: Sampling;
   stream?: boolean;
+  messages: Message[];
 };
 
-/** Write code. An answer without code, or one that `max_tokens` cut, is a failed try. */
+/** Write code. An answer without code, or one that `max_tokens` cut, is a failed attempt. */
 export type CodeArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;
-  /** the queue that gets the replies; left out, nobody is told */
+  /** the queue that gets the replies; without it no reply is sent */
   reply_to?: string | null;
   kind: "code";
   /** a label to count by; keys are unique within it. */
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
+  sampling?: Sampling;
+  stream?: boolean;
   /** what the code should do. */
   instruction: string;
   /** the programming language, such as `python`. */
   language: string;
-  /** code that is there already. */
+  /** existing code. */
   context?: string | null;
-  /** where the code belongs. */
+  /** the file that the code is for. */
   file_name?: string | null;
-  sampling?: Sampling;
-  stream?: boolean;
 };
 
-/** Look at pictures and answer. */
+/** Answer a question about images. */
 export type VisionArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;
-  /** the queue that gets the replies; left out, nobody is told */
+  /** the queue that gets the replies; without it no reply is sent */
   reply_to?: string | null;
   kind: "vision";
   /** a label to count by; keys are unique within it. */
   tenant?: string;
   /** lower goes first, like vLLM's; 0 is normal. */
   priority?: number;
-  /** after this the job is `expired` without an engine being asked. */
+  /** after this time the job is `expired` and no engine is asked. */
   deadline?: string | null;
   /** for the caller's own bookkeeping; stored, never interpreted. */
   tags?: Record<string, string>;
-  /** an entry of models.toml; left out, the first that can do this kind. */
+  /** an entry of models.toml; by default the first one that supports this kind. */
   model?: string | null;
   /**
-   * whether the answer of an earlier job that asked the same may be taken; only for jobs without randomness (intent,
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
    * sentiment, and temperature 0), and within the tenant.
    */
   cache?: boolean;
+  sampling?: Sampling;
+  stream?: boolean;
   question: string;
   /**
    * data URLs (`data:image/png;base64,...`) of PNG, JPEG, WebP or GIF; an https URL is fetched at submit if its host is
-   * allowed. What is stored is the picture itself, re-encoded.
+   * allowed. The image itself is stored, re-encoded.
    */
   images: string[];
-  /** a JSON schema the answer must obey; without it the answer is text. */
+  /** a JSON schema that the answer must conform to; without it the answer is text. */
   answer_schema?: Record<string, unknown> | null;
-  sampling?: Sampling;
-  stream?: boolean;
 };
 
-/** Everything known about a job. Until it is settled only `state` says something. */
+/** Everything known about a job. Until it is settled, only `state`, `error` and `model` have a meaning. */
 export type Outcome = {
   job_id: number;
   kind: string;
@@ -385,34 +385,34 @@ export type Outcome = {
   error: JobError | null;
   usage: Usage;
   timings: Timings;
-  /** engine attempts that failed and counted. */
-  tries: number;
+  /** engine attempts that failed and count. */
+  attempts: number;
   model: string | null;
-  /** what the endpoint says it serves under the model's name (vLLM: the path or hub name of its weights). */
+  /** what the endpoint serves under the model's name (vLLM: the path or hub name of its weights). */
   model_revision: string | null;
   endpoint: string | null;
-  /** what the endpoint's /version said. */
+  /** from the endpoint's /version. */
   engine_version: string | null;
-  /** which prompt template asked; the same hash means the same words around the caller's. */
+  /** names the prompt template; the same hash means the same words around the caller's. */
   template_hash: string | null;
-  /** true where a simulator answered, for ever. */
+  /** whether a simulator answered; stored with the result. */
   simulated: boolean;
-  /** the earlier job that asked the same, whose answer this is a copy of; no token was spent. */
+  /** the earlier job that asked the same, whose answer was copied; no token was spent. */
   cached_from: number | null;
-  /** rows of the engine request that answered it; 1 where it went alone. */
+  /** rows of the engine request that answered it; 1 if it was sent singly. */
   batch_rows: number | null;
 };
 
-/** Where a job is. The last four never change again. */
+/** The state of a job. The last four are final. */
 export type JobState = "queued" | "running" | "succeeded" | "failed" | "cancelled" | "expired";
 
-/** What a job that succeeded came to, told apart by `kind`. */
+/** The result of a job that succeeded, distinguished by `kind`. */
 export type Result = IntentResult | SentimentResult | ChatResult | CodeResult | VisionResult;
 
 /**
- * The caller's label that fits best.
+ * The label that fits best.
  *
- * `confidence` is its probability among the labels and `probabilities` the whole distribution; both are null where the
+ * `confidence` is its probability among the labels and `probabilities` the whole distribution; both are null if the
  * engine gave no token probabilities.
  */
 export type IntentResult = {
@@ -438,7 +438,7 @@ export type SentimentResult = {
 /** The three sentiments. */
 export type SentimentLabel = "positive" | "neutral" | "negative";
 
-/** The reply. `finish_reason` is `stop`, or `length` where `max_tokens` cut it. */
+/** The reply. `finish_reason` is `stop`, or `length` if `max_tokens` cut it. */
 export type ChatResult = {
   kind: "chat";
   /** the dialogue was longer than the model reads, its middle was left out */
@@ -447,7 +447,7 @@ export type ChatResult = {
   finish_reason: "stop" | "length";
 };
 
-/** The code without its fence. `explanation` is what the model wrote around it, null where it wrote nothing. */
+/** The code without its fence. `explanation` is the text around it, null if there is none. */
 export type CodeResult = {
   kind: "code";
   /** the dialogue was longer than the model reads, its middle was left out */
@@ -457,7 +457,7 @@ export type CodeResult = {
   explanation: string | null;
 };
 
-/** The answer; with an `answer_schema` it is JSON, and `answer` holds it parsed. */
+/** The answer; with an `answer_schema` it is JSON, and `answer` is the parsed value. */
 export type VisionResult = {
   kind: "vision";
   /** the dialogue was longer than the model reads, its middle was left out */
@@ -473,72 +473,72 @@ export type JobError = {
   message: string;
 };
 
-/** What stands in `outcomes.code` and in every refusal. */
+/** The value of `outcomes.code` and of every refusal. */
 export type ErrorCode =
-  /** no entry of that name in models.toml, or it cannot do this kind */
+  /** no entry of that name in models.toml, or it does not support this kind */
   | "unknown_model"
-  /** an environment variable or a file of ours says something impossible */
+  /** an environment variable or a configuration file has an invalid value */
   | "invalid_setting"
   /** refused at submit; the message names the field */
   | "invalid_job"
   /** this idempotency key was used for another job */
   | "duplicate_job"
-  /** too much is queued already; the message says when to submit again */
+  /** the queue is full; the message says when to submit again */
   | "queue_saturated"
-  /** a line of a call file that is no call */
+  /** a line of a call file is not a call */
   | "invalid_call"
   /** Redis or the message broker cannot be reached */
   | "broker_unavailable"
-  /** a queue message that is not ours */
+  /** a queue message that cannot be processed */
   | "undecodable_message"
   /** Postgres cannot be reached */
   | "store_unavailable"
-  /** Postgres cannot store something in it */
-  | "value_refused"
-  /** no job of that id */
+  /** Postgres cannot store one of its values */
+  | "unstorable_value"
+  /** no job with that id */
   | "job_not_found"
-  /** nobody answers at the endpoint */
+  /** the endpoint does not answer */
   | "engine_unavailable"
-  /** the engine refuses more work for now (503, 429) */
+  /** the engine accepts no more work for now (503, 429) */
   | "engine_overloaded"
   /** no answer within the time limit */
   | "engine_timeout"
-  /** the engine broke while it worked (5xx, connection cut) */
+  /** the engine failed during the request (5xx, connection cut) */
   | "engine_failed"
-  /** the engine will not do this request (4xx), now or later */
+  /** the engine refuses this request (4xx), now and later */
   | "request_rejected"
-  /** more tokens than the model's context */
+  /** the prompt has more tokens than the model reads */
   | "prompt_too_long"
-  /** an answer outside what was asked for, empty or unreadable */
+  /** the answer is not what was asked for, is empty or unreadable */
   | "invalid_output"
-  /** a mistake in this program; the worker's log names it */
-  | "own_fault"
-  /** the worker that ran this job died; another takes it */
+  /** a bug in this program; the log of the worker names it */
+  | "internal_error"
+  /** the worker that ran this job was lost; another one runs it */
   | "worker_lost"
-  /** every worker that ran this job alone died */
+  /** every worker that ran this job alone was lost */
   | "crashed_worker"
-  /** the job's own deadline came first */
+  /** the deadline of the job passed first */
   | "deadline_passed"
-  /** somebody cancelled it */
+  /** a caller cancelled the job */
   | "cancelled"
-  /** the caller stopped waiting; the job goes on */
+  /** the caller stopped waiting; the job continues */
   | "result_timeout"
   /** a code of a newer version of this program */
   | "other";
 
-/** Tokens. In a micro-batch the engine reports one sum; prompt tokens are then shared out by text length. */
+/** Tokens. In a micro-batch the engine reports one sum; its prompt tokens are divided by text length. */
 export type Usage = {
   prompt_tokens: number | null;
   completion_tokens: number | null;
 };
 
-/** Seconds of a job's life. The parts need not add up to the total: settling comes after the answer. */
+/** Seconds in the life of a job. The parts need not add up to the total: settling comes after the answer. */
 export type Timings = {
   /** from stored to claimed, on the database clock. */
   queue_wait_seconds: number | null;
   /** from claimed to sent to the engine. */
   batch_wait_seconds: number | null;
-  /** from sent to the first token; null where the answer was not streamed. */
+  /** from sent to the first token; null if the answer was not streamed. */
   first_token_seconds: number | null;
   /** from sent to the whole answer; shared by all rows of a micro-batch. */
   engine_seconds: number | null;
@@ -546,7 +546,7 @@ export type Timings = {
   total_seconds: number | null;
 };
 
-/** One event of a streamed answer, told apart by `event`. */
+/** One event of a streamed answer, distinguished by `event`. */
 export type StreamEvent = TextEvent | RestartEvent | EndEvent;
 
 /** More of the answer. */
@@ -556,21 +556,21 @@ export type TextEvent = {
   text: string;
 };
 
-/** A try failed after it had begun to answer: forget its text, another begins. `try_number` counts from 1. */
+/** An attempt failed after its first piece: discard its text, the next one begins. `attempt` counts from 1. */
 export type RestartEvent = {
   event: "restart";
   job_id: number;
-  try_number: number;
+  attempt: number;
 };
 
-/** The job is settled. All text since the last restart is the stored result's. */
+/** The job is settled. The text since the last restart is that of the stored result. */
 export type EndEvent = {
   event: "end";
   job_id: number;
   outcome: Outcome;
 };
 
-/** Keyword arguments of the task `yyc3.reply`, told apart by `event`. */
+/** Keyword arguments of the task `yyc3.reply`, distinguished by `event`. */
 export type IntakeReply = AcceptedReply | RefusedReply | OutcomeReply;
 
 /** The job is stored; its outcome follows. */
@@ -580,21 +580,21 @@ export type AcceptedReply = {
   job_id: number;
 };
 
-/** Nothing was stored; nothing follows. `job_key` is null where the message had none that can be used. */
+/** Nothing was stored; no outcome follows. `job_key` is null if the message had no valid one. */
 export type RefusedReply = {
   event: "refused";
   job_key: string | null;
   error: RefusalError;
 };
 
-/** Why a job was refused; with `queue_saturated`, after how many seconds the same one may be accepted. */
+/** Why a job was refused; with `queue_saturated`, after how many seconds it may be accepted. */
 export type RefusalError = {
   code: ErrorCode;
   message: string;
   retry_after_seconds: number | null;
 };
 
-/** The job is settled. It may come twice, and then says the same. */
+/** The job is settled. It may be sent twice, with the same content. */
 export type OutcomeReply = {
   event: "outcome";
   job_key: string | null;
@@ -602,21 +602,22 @@ export type OutcomeReply = {
   outcome: Outcome;
 };
 
-/** Keyword arguments of `yyc3.cancel`. The outcome comes to the queue that the job was submitted with. */
+/** Keyword arguments of `yyc3.cancel`. The outcome is sent to the queue that the job was submitted with. */
 export type CancelArguments = {
-  /** of the job to be cancelled. */
+  /** of the job to cancel. */
   job_key: string;
-  /** as it was submitted. */
+  /** of the job. */
   tenant?: string;
-  /** the queue that hears if there is no such job. */
+  /** the queue that gets a reply if there is no such job. */
   reply_to?: string | null;
 };
 
 /**
- * Argument of the Celery task `yyc3.chunk`.
+ * The argument of the Celery task `yyc3.chunk`.
  *
- * Without `chunk` it is a permit: whoever takes it picks the best queued chunk of the model and lane at that moment.
- * With `chunk` it means that one. Either may be lost or come twice; the claim decides.
+ * With `chunk` it names that chunk. Without one it is an open doorbell: the worker that receives it claims
+ * the best queued chunk of the model and lane at that moment. Either may be lost or delivered twice; the
+ * claim decides.
  */
 export type Doorbell = {
   v: 1;
@@ -625,5 +626,5 @@ export type Doorbell = {
   chunk?: number | null;
 };
 
-/** Two lanes a model, never in one worker process. */
+/** The two lanes of a model, never served by one worker process. */
 export type Lane = "interactive" | "bulk";

@@ -9,13 +9,12 @@ from kombu import Connection, Queue
 
 
 class Broker(Protocol):
-    """One kind of message broker.
+    """One kind of message broker."""
 
-    Attributes:
-        publish_options: transport options of the connection that publishes; it must fail fast.
-    """
-
-    publish_options: Mapping[str, Any]
+    @property
+    def publish_options(self) -> Mapping[str, Any]:
+        """Transport options of the connection that publishes; it must fail fast."""
+        ...
 
     def celery_settings(self, url: str, visibility: timedelta) -> dict[str, Any]:
         """Return settings of the Celery application.

@@ -23,26 +23,6 @@ _ABOUT = (
     "the context of a sentiment job goes with text, images are images, an answer_schema is one, no text has a NUL character."
 )
 _Mode = Literal["validation", "serialization"]
-# Jobs as they may be sent, everything else as the pipeline sends it. An open doorbell has no chunk.
-_PUBLISHED: tuple[tuple[str, _Mode, Any, str], ...] = (
-    ("Job", "validation", any_job(), "What may be submitted, distinguished by `kind`."),
-    ("Outcome", "serialization", Outcome, ""),
-    ("Result", "serialization", any_result(), "The result of a job that succeeded, distinguished by `kind`."),
-    ("JobError", "serialization", JobError, ""),
-    ("JobState", "serialization", JobState, ""),
-    ("ErrorCode", "serialization", ErrorCode, ""),
-    ("Usage", "serialization", Usage, ""),
-    ("Timings", "serialization", Timings, ""),
-    ("StreamEvent", "serialization", StreamEvent, "One event of a streamed answer, distinguished by `event`."),
-    (
-        "IntakeReply",
-        "serialization",
-        IntakeReply,
-        "Keyword arguments of the task `yyc3.reply`, distinguished by `event`.",
-    ),
-    ("CancelArguments", "validation", CancelArguments, ""),
-    ("Doorbell", "validation", Doorbell, ""),
-)
 _REPLY_QUEUE = {
     "type": "string",
     "pattern": QUEUE_PATTERN,
@@ -50,6 +30,29 @@ _REPLY_QUEUE = {
         "pattern": "^(yyc3\\.|_kombu|celery|unacked)|\\.pidbox$"
     },  # a lookahead would be shorter, but Go does not support it
 }
+
+
+def _published() -> tuple[tuple[str, _Mode, Any, str], ...]:
+    """Return names, modes, types and descriptions: jobs as they may be sent, everything else as the pipeline sends it."""
+    return (
+        ("Job", "validation", any_job(), "What may be submitted, distinguished by `kind`."),
+        ("Outcome", "serialization", Outcome, ""),
+        ("Result", "serialization", any_result(), "The result of a job that succeeded, distinguished by `kind`."),
+        ("JobError", "serialization", JobError, ""),
+        ("JobState", "serialization", JobState, ""),
+        ("ErrorCode", "serialization", ErrorCode, ""),
+        ("Usage", "serialization", Usage, ""),
+        ("Timings", "serialization", Timings, ""),
+        ("StreamEvent", "serialization", StreamEvent, "One event of a streamed answer, distinguished by `event`."),
+        (
+            "IntakeReply",
+            "serialization",
+            IntakeReply,
+            "Keyword arguments of the task `yyc3.reply`, distinguished by `event`.",
+        ),
+        ("CancelArguments", "validation", CancelArguments, ""),
+        ("Doorbell", "validation", Doorbell, ""),
+    )
 
 
 class _Generator(GenerateJsonSchema):
@@ -104,11 +107,12 @@ def _read(cls: type) -> tuple[str, dict[str, str]]:
 
 def json_schema() -> dict[str, Any]:
     """Return the schema, draft 2020-12; everything is in `$defs`, each definition after those that it uses."""
-    asked = [(name, mode, TypeAdapter(published)) for name, mode, published, _ in _PUBLISHED]
+    published = _published()
+    asked = [(name, mode, TypeAdapter(kind)) for name, mode, kind, _ in published]
     made, document = TypeAdapter.json_schemas(asked, schema_generator=_Generator)
     bare = {name: schema for (name, _), schema in made.items() if "$ref" not in schema}
     definitions = {name: _referring(schema, bare) for name, schema in document["$defs"].items()}
-    about = {name: text for name, _, _, text in _PUBLISHED}
+    about = {name: text for name, _, _, text in published}
     definitions |= {name: {"title": name, "description": about[name], **schema} for name, schema in bare.items()}
     definitions |= _submit_arguments(definitions) | {"ErrorCode": _error_codes()}
     return {

@@ -1,8 +1,9 @@
-"""A million bad inputs for everything that reads what others wrote: `make fuzz`; a small share of it is a test.
+"""Broken input for every parser of what other programs write: `make fuzz` sends a million, a test a small share.
 
-Each target reads valid inputs that are broken in one place or many: values swapped for others, fields lost or renamed, texts
-grown, bytes flipped, cut off. Whatever comes, a target either accepts it or refuses it in one sentence of ours: no other
-exception, no hang, nothing of the caller's words in the sentence, and no neighbour lost.
+Each target parses valid inputs that are broken in one to four places: values swapped for others, fields
+lost or renamed, texts grown, bytes flipped, doubled or cut off. A target either accepts an input or
+refuses it in one sentence of ours: no other exception, no hang, none of the caller's words in the
+sentence, and no lost neighbour.
 """
 
 import argparse
@@ -23,11 +24,11 @@ import orjson
 from PIL import Image
 
 from pipeline import kinds
-from pipeline.broker.quarantine import _is_message
-from pipeline.calls.readers.jsonl import BadLine, read_calls
+from pipeline.broker.redis import _is_message
+from pipeline.calls.readers import BadLine, read_calls
 from pipeline.engine.errors import from_status
-from pipeline.engine.metrics import read_metrics
-from pipeline.engine.responses import StreamedCompletion, read_batch, read_single
+from pipeline.engine.metrics import parse_metrics
+from pipeline.engine.responses import StreamedCompletion, parse_batch, parse_single
 from pipeline.images.decoding import data_url, decode_data_url, reencode
 from pipeline.models import LabelForm
 from schemas.doorbells import Doorbell
@@ -68,13 +69,20 @@ _ODD: list[Any] = [
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointProfile:
-    """What is fuzzed: `read` is given one broken input and does everything that the program does with such a thing."""
+class Target:
+    """A parser under test.
+
+    Attributes:
+        name: in counts and failures.
+        share: of all inputs.
+        make: makes a broken input.
+        check: does with an input all that the program does, and raises where it breaks a promise.
+    """
 
     name: str
     share: float
     make: Callable[[random.Random], Any]
-    read: Callable[[Any], None]
+    check: Callable[[Any], None]
 
 
 def _copied(value: Any) -> Any:
@@ -82,7 +90,7 @@ def _copied(value: Any) -> Any:
 
 
 def broken(value: Any, draw: random.Random) -> Any:
-    """A copy of a JSON value that is broken in one to four places."""
+    """Return a copy of a JSON value that is broken in one to four places."""
     copy = _copied(value)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         copy = _broken_once(copy, draw)
@@ -135,13 +143,13 @@ def _broken_array(value: list[Any], draw: random.Random) -> list[Any]:
     return value
 
 
-def written(value: Any) -> bytes:
-    """A value as JSON, also where it is none that JSON allows."""
+def encoded(value: Any) -> bytes:
+    """Return a value as JSON, also values that JSON does not allow, such as NaN and lone surrogates."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def flipped(raw: bytes, draw: random.Random) -> bytes:
-    """Bytes with some changed, cut off or doubled."""
+    """Return bytes of which some are changed, doubled or cut off."""
     data = bytearray(raw)
     for _ in range(draw.choice((1, 1, 3, 10))):
         if not data:
@@ -159,15 +167,15 @@ def flipped(raw: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def refused(work: Callable[[], object]) -> None:
-    """Run it; a refusal must be a sentence of ours that repeats nothing."""
+def accept_or_refuse(work: Callable[[], object]) -> None:
+    """Run a parser; a refusal has to be one sentence of ours that repeats nothing of the input."""
     try:
         work()
     except PipelineError as error:
-        said = error.message
-        assert 0 < len(said) <= _LONGEST_SENTENCE, said
-        assert "\n" not in said, said
-        assert CANARY not in said, said
+        sentence = error.message
+        assert 0 < len(sentence) <= _LONGEST_SENTENCE, sentence
+        assert "\n" not in sentence, sentence
+        assert CANARY not in sentence, sentence
 
 
 # --- jobs and messages
@@ -175,10 +183,10 @@ def refused(work: Callable[[], object]) -> None:
 
 def _a_job(draw: random.Random) -> Any:
     job = draw.choice(JOBS)
-    return broken(job, draw) if draw.random() < 0.7 else flipped(written(job), draw)
+    return broken(job, draw) if draw.random() < 0.7 else flipped(encoded(job), draw)
 
 
-def _read_job(value: Any) -> None:
+def _check_job(value: Any) -> None:
     def work() -> None:
         job = parse_job(value)
         again = parse_job(canonical(job))
@@ -186,7 +194,7 @@ def _read_job(value: Any) -> None:
         form = LabelForm.WORD if words else LabelForm.WHOLE_WORD
         kinds.build(again, kinds.EndpointProfile(form, kinds.Constraint.STRUCTURED_OUTPUTS, 8_192))
 
-    refused(work)
+    accept_or_refuse(work)
 
 
 def _a_message(draw: random.Random) -> Any:
@@ -194,11 +202,11 @@ def _a_message(draw: random.Random) -> Any:
     return broken(draw.choice([intake, {"v": 1, "model": "m", "lane": "bulk", "chunk": 5}, {"job_key": "k"}]), draw)
 
 
-def _read_message(value: Any) -> None:
+def _check_message(value: Any) -> None:
     if isinstance(value, dict):
-        refused(lambda: parse_intake({str(key): item for key, item in value.items()}, frozenset({"m"})))
+        accept_or_refuse(lambda: parse_intake({str(key): item for key, item in value.items()}, frozenset({"m"})))
     for model in (Doorbell, CancelArguments):
-        with suppress(ValueError):  # pydantic's; ValidatedTask and the door look at nothing else
+        with suppress(ValueError):  # pydantic's; ValidatedTask and the intake validate nothing else
             model.model_validate(value)
 
 
@@ -216,10 +224,10 @@ _ENVELOPE = {
 
 
 def _an_item(draw: random.Random) -> bytes:
-    return written(broken(_ENVELOPE, draw)) if draw.random() < 0.5 else flipped(written(_ENVELOPE), draw)
+    return encoded(broken(_ENVELOPE, draw)) if draw.random() < 0.5 else flipped(encoded(_ENVELOPE), draw)
 
 
-def _read_item(value: bytes) -> None:
+def _check_item(value: bytes) -> None:
     if _is_message(value):
         found = orjson.loads(value)
         assert found["properties"]["delivery_tag"] is not None
@@ -236,40 +244,40 @@ _CHOICE = {
 }
 _BODY = {"id": "x", "choices": [_CHOICE], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
 _JOB = parse_job({"kind": "intent", "text": "我要退款"})
-_ASK = kinds.build(_JOB, kinds.EndpointProfile(LabelForm.WORD, kinds.Constraint.STRUCTURED_OUTPUTS, 8_192))
+_REQUEST = kinds.build(_JOB, kinds.EndpointProfile(LabelForm.WORD, kinds.Constraint.STRUCTURED_OUTPUTS, 8_192))
 _FREE = parse_job({"kind": "code", "instruction": "x", "language": "python"})
 _ROWS = 3
 
 
 def _an_answer(draw: random.Random) -> bytes:
-    return written(broken(_BODY, draw)) if draw.random() < 0.7 else flipped(written(_BODY), draw)
+    return encoded(broken(_BODY, draw)) if draw.random() < 0.7 else flipped(encoded(_BODY), draw)
 
 
-def _read_answer(value: bytes) -> None:
+def _check_answer(value: bytes) -> None:
     def work() -> None:
-        answer = read_single(value, 0.1)
-        orjson.dumps(kinds.read(_JOB, _ASK, answer).model_dump())
+        completion = parse_single(value, 0.1)
+        orjson.dumps(kinds.decode(_JOB, _REQUEST, completion).model_dump())
 
-    refused(work)
-    refused(lambda: kinds.read(_FREE, _ASK, read_single(value, 0.1)))
+    accept_or_refuse(work)
+    accept_or_refuse(lambda: kinds.decode(_FREE, _REQUEST, parse_single(value, 0.1)))
 
 
 def _a_batch(draw: random.Random) -> bytes:
-    """Rows of which one is broken; the others are whole."""
+    """Return a batch of which one row is broken."""
     choices: list[Any] = [{**_CHOICE, "index": i} for i in range(_ROWS)]
     choices[1] = {
         **choices[1],
         "message": broken(_CHOICE["message"], draw),
         "logprobs": broken(_CHOICE["logprobs"], draw),
     }
-    return written({**_BODY, "choices": choices})
+    return encoded({**_BODY, "choices": choices})
 
 
-def _read_batch(value: bytes) -> None:
+def _check_batch(value: bytes) -> None:
     try:
-        rows = read_batch(value, [_ASK] * _ROWS, 0.1)
+        rows = parse_batch(value, [_REQUEST] * _ROWS, 0.1)
     except PipelineError:
-        # Only what is no JSON at all may cost the neighbours their answer: a lone surrogate makes it that.
+        # Only a body that is not JSON may cost the neighbours their answers: a lone surrogate makes it so.
         try:
             orjson.loads(value)
         except orjson.JSONDecodeError:
@@ -278,36 +286,36 @@ def _read_batch(value: bytes) -> None:
     assert len(rows) == _ROWS
     for row in (rows[0], rows[2]):
         assert not isinstance(row, EngineError), "a neighbour was lost"
-        assert kinds.read(_JOB, _ASK, row)
+        assert kinds.decode(_JOB, _REQUEST, row)
 
 
 def _a_stream(draw: random.Random) -> list[bytes]:
     event = {"choices": [{"index": 0, "delta": {"content": "好"}, "finish_reason": None}]}
-    lines = [b"data: " + written(broken(event, draw) if draw.random() < 0.5 else event) for _ in range(4)]
+    lines = [b"data: " + encoded(broken(event, draw) if draw.random() < 0.5 else event) for _ in range(4)]
     lines.append(b"data: [DONE]")
     return [flipped(line, draw) if draw.random() < 0.2 else line for line in lines]
 
 
-def _read_stream(value: list[bytes]) -> None:
+def _check_stream(value: list[bytes]) -> None:
     def work() -> None:
-        said = StreamedCompletion()
+        completion = StreamedCompletion("http://e")
         for line in value:
-            said.feed([line], "http://e")
-        said.answer(0.1, None, "http://e")
+            completion.feed([line])
+        completion.result(0.1, None)
 
-    refused(work)
+    accept_or_refuse(work)
 
 
 def _a_refusal(draw: random.Random) -> tuple[int, bytes]:
     body = {
         "error": {"message": f"This model's maximum context length is 8192 tokens. {CANARY}", "type": "x", "code": 400}
     }
-    return draw.randrange(300, 600), written(broken(body, draw)) if draw.random() < 0.5 else flipped(
-        written(body), draw
+    return draw.randrange(300, 600), encoded(broken(body, draw)) if draw.random() < 0.5 else flipped(
+        encoded(body), draw
     )
 
 
-def _read_refusal(value: tuple[int, bytes]) -> None:
+def _check_refusal(value: tuple[int, bytes]) -> None:
     error = from_status(*value, "http://e")
     assert isinstance(error, EngineError)
     assert CANARY not in error.message
@@ -318,11 +326,11 @@ _PAGE = (
 )
 
 
-def _read_page(value: bytes) -> None:
-    read_metrics(value, "m")
+def _check_page(value: bytes) -> None:
+    parse_metrics(value, "m")
 
 
-# --- files and pictures
+# --- files and images
 
 _CALL = {
     "call_id": "c1",
@@ -332,16 +340,16 @@ _CALLS_A_FILE = 50
 
 
 def _a_file(draw: random.Random) -> list[bytes]:
-    """Broken lines between whole ones."""
+    """Return whole lines with a broken one after each."""
     lines = []
     for i in range(_CALLS_A_FILE):
-        whole = written({**_CALL, "call_id": f"whole {i}"})
-        bad = written(broken(_CALL, draw)) if draw.random() < 0.5 else flipped(written(_CALL), draw)
+        whole = encoded({**_CALL, "call_id": f"whole {i}"})
+        bad = encoded(broken(_CALL, draw)) if draw.random() < 0.5 else flipped(encoded(_CALL), draw)
         lines += [whole, bad.replace(b"\n", b"")]
     return lines
 
 
-def _read_file(lines: list[bytes]) -> None:
+def _check_file(lines: list[bytes]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "calls.jsonl"
         file.write_bytes(b"\n".join(lines) + b"\n")
@@ -351,7 +359,7 @@ def _read_file(lines: list[bytes]) -> None:
     assert not any(CANARY in str(line) for line in found if isinstance(line, BadLine))
 
 
-def _pictures() -> list[bytes]:
+def _images() -> list[bytes]:
     made = []
     for kind in ("PNG", "JPEG", "GIF", "WEBP"):
         stream = BytesIO()
@@ -360,52 +368,54 @@ def _pictures() -> list[bytes]:
     return made
 
 
-_PICTURES = _pictures()
+_IMAGES = _images()
 
 
-def _a_picture(draw: random.Random) -> str:
-    raw = flipped(draw.choice(_PICTURES), draw)
+def _an_image(draw: random.Random) -> str:
+    raw = flipped(draw.choice(_IMAGES), draw)
     url = data_url(draw.choice(("image/png", "image/jpeg", "image/webp", "image/gif")), raw)
     return url if draw.random() < 0.8 else flipped(url.encode(), draw).decode("latin-1")
 
 
-def _read_picture(value: str) -> None:
+def _check_image(value: str) -> None:
     try:
         raw = decode_data_url(value)
         kind, again = reencode(raw)
-    except ValueError as error:  # the door's way to say no; it adds which picture
+    except ValueError as error:  # a refusal; the sanitizer adds which image
         assert "\n" not in str(error)
         return
     assert Image.open(BytesIO(again)).format is not None, kind
 
 
 TARGETS = (
-    EndpointProfile("job", 0.35, _a_job, _read_job),
-    EndpointProfile("queue message", 0.15, _a_message, _read_message),
-    EndpointProfile("broker item", 0.1, _an_item, _read_item),
-    EndpointProfile("engine answer", 0.12, _an_answer, _read_answer),
-    EndpointProfile("engine batch", 0.1, _a_batch, _read_batch),
-    EndpointProfile("engine stream", 0.06, _a_stream, _read_stream),
-    EndpointProfile("engine refusal", 0.06, _a_refusal, _read_refusal),
-    EndpointProfile("metrics page", 0.03, lambda draw: flipped(_PAGE, draw), _read_page),
-    EndpointProfile("call file", 0.0006, _a_file, _read_file),  # a hundred lines each
-    EndpointProfile("picture", 0.02, _a_picture, _read_picture),
+    Target("job", 0.35, _a_job, _check_job),
+    Target("queue message", 0.15, _a_message, _check_message),
+    Target("broker item", 0.1, _an_item, _check_item),
+    Target("engine answer", 0.12, _an_answer, _check_answer),
+    Target("engine batch", 0.1, _a_batch, _check_batch),
+    Target("engine stream", 0.06, _a_stream, _check_stream),
+    Target("engine refusal", 0.06, _a_refusal, _check_refusal),
+    Target("metrics page", 0.03, lambda draw: flipped(_PAGE, draw), _check_page),
+    Target("call file", 0.0006, _a_file, _check_file),  # a hundred lines each
+    Target("image", 0.02, _an_image, _check_image),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An input that a target did not bear."""
+    """An input for which a target broke a promise."""
 
     target: str
     number: int
     reason: str
 
 
-def fuzz(
-    inputs: int, seed: int, targets: Sequence[EndpointProfile] = TARGETS
-) -> tuple[Counter[str], list[Failure], float]:
-    """So many inputs, shared out among the targets; how many each got, what went wrong, and the slowest input's seconds."""
+def fuzz(inputs: int, seed: int, targets: Sequence[Target] = TARGETS) -> tuple[Counter[str], list[Failure], float]:
+    """Divide a number of inputs among the targets by their shares.
+
+    Returns:
+        Inputs of each target, what failed, and the seconds of the slowest input.
+    """
     counts: Counter[str] = Counter()
     failures: list[Failure] = []
     slowest = 0.0
@@ -416,7 +426,7 @@ def fuzz(
             value = target.make(draw)
             began = time.perf_counter()
             try:
-                target.read(value)
+                target.check(value)
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -430,7 +440,7 @@ def fuzz(
 
 
 def main() -> int:
-    """`make fuzz`."""
+    """Run all targets, for `make fuzz`; the last line is a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=None)

@@ -1,17 +1,16 @@
-"""Which endpoint the next rows go to."""
+"""Which endpoint of a model the next rows go to."""
 
-import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.engine import Capabilities, Endpoint, EngineClient, EnginePool
 from pipeline.kinds import Constraint
-from pipeline.kinds.classification import fixed_form
-from pipeline.models import LabelForm, ModelEntry
+from pipeline.models import ModelEntry
 from schemas.errors import EngineFailed, EngineOverloaded, EngineUnavailable, RequestRejected
 
-FACTS = Capabilities("0.32.0", True, Constraint.STRUCTURED_OUTPUTS, "r", 8_192, True)
+CAPABILITIES = Capabilities("0.32.0", True, Constraint.STRUCTURED_OUTPUTS, "r", 8_192, True)
 
 
 def pool_of(*names: str, max_num_seqs: int = 64, batch_rows: int = 32) -> EnginePool:
@@ -25,16 +24,16 @@ def pool_of(*names: str, max_num_seqs: int = 64, batch_rows: int = 32) -> Engine
     )
     pool = EnginePool(entry, EngineClient(timedelta(seconds=1)), 0.125)
     for endpoint in pool.endpoints:
-        endpoint.capabilities = FACTS
+        endpoint.capabilities = CAPABILITIES
     return pool
 
 
-def chosen(pool: EnginePool, prefix: str = "", *avoid: str) -> str | None:
-    endpoint = pool.choose(prefix, [f"http://{name}" for name in avoid])
+def chosen(pool: EnginePool, prefix: str = "", *excluded: str) -> str | None:
+    endpoint = pool.choose(prefix, [f"http://{name}" for name in excluded])
     return endpoint.url[-1] if endpoint else None
 
 
-def test_the_endpoint_with_the_least_to_do_in_tokens_is_next() -> None:
+def test_the_endpoint_with_the_least_load_in_tokens_is_next() -> None:
     pool = pool_of("a", "b")
     a, b = pool.endpoints
     a.in_flight, a.tokens = 1, 50_000
@@ -47,7 +46,7 @@ def test_the_endpoint_with_the_least_to_do_in_tokens_is_next() -> None:
     assert chosen(pool) is None
 
 
-def test_rows_that_begin_alike_go_where_that_was_read_while_loads_are_even() -> None:
+def test_rows_with_a_known_prefix_go_where_it_was_read_while_loads_are_even() -> None:
     pool = pool_of("a", "b")
     a, b = pool.endpoints
     b.tokens = 10
@@ -62,7 +61,7 @@ def test_rows_that_begin_alike_go_where_that_was_read_while_loads_are_even() -> 
     assert chosen(pool, "call 1") == "a"
 
 
-def test_an_endpoint_that_nobody_has_reached_is_not_asked() -> None:
+def test_an_endpoint_that_was_never_reached_is_not_used() -> None:
     pool = pool_of("a")
     pool.endpoints[0].capabilities = None
     assert not pool.available
@@ -70,23 +69,46 @@ def test_an_endpoint_that_nobody_has_reached_is_not_asked() -> None:
     assert not pool.has_alternative(())
 
 
-def test_three_failures_open_the_breaker_and_a_refusal_shrinks_and_pauses() -> None:
-    pool = pool_of("a", "b", max_num_seqs=256)
-    a, b = pool.endpoints
+class Clock:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("pipeline.engine.endpoint.time", SimpleNamespace(monotonic=made.monotonic))
+    return made
+
+
+def test_three_failures_open_the_breaker() -> None:
+    pool = pool_of("a", "b")
     for _ in range(3):
-        a.record_failure(EngineFailed("cut"), 1, 0.0)
+        pool.endpoints[0].record_failure(EngineFailed("cut"), 1, 0.0)
     assert (chosen(pool), pool.has_alternative(["http://b"]), pool.available) == ("b", False, True)
+
+
+def test_a_refusal_shrinks_limit_and_batch_and_pauses_the_endpoint(clock: Clock) -> None:
+    pool = pool_of("b", max_num_seqs=256)
+    (b,) = pool.endpoints
     limit = b.limit.rows
     for rows in (32, 32, 1):  # sent together, refused together: one refusal
-        b.record_failure(EngineOverloaded("full"), rows, time.monotonic() - 1)
+        b.record_failure(EngineOverloaded("full"), rows, clock.now - 1)
     assert (b.largest_batch, b.capacity) == (16, 0)
     assert b.limit.rows < limit
-    assert pool.has_alternative(()), "it is asked again in a moment"
-    time.sleep(max(0.0, b.breaker.until - time.monotonic()))
+    assert pool.has_alternative(()), "it is used again in a moment"
+    clock.now = b.breaker.until - 0.001
+    assert b.capacity == 0
+    clock.now = b.breaker.until
     assert b.capacity == b.limit.rows
 
 
-def test_a_request_that_was_refused_says_nothing_against_the_endpoint() -> None:
+def test_a_rejected_request_does_not_count_against_its_endpoint() -> None:
     pool = pool_of("a")
     for _ in range(5):
         pool.endpoints[0].record_failure(RequestRejected("bad"), 1, 0.0)
@@ -94,13 +116,8 @@ def test_a_request_that_was_refused_says_nothing_against_the_endpoint() -> None:
 
 
 @pytest.mark.parametrize(("max_num_seqs", "batch_rows", "rows"), [(256, 32, 32), (256, 8, 8), (64, 32, 8), (4, 32, 1)])
-def test_a_micro_batch_takes_an_eighth_of_the_seats_at_most(max_num_seqs: int, batch_rows: int, rows: int) -> None:
+def test_a_micro_batch_takes_at_most_an_eighth_of_the_sequences(max_num_seqs: int, batch_rows: int, rows: int) -> None:
     endpoint: Endpoint = pool_of("a", max_num_seqs=max_num_seqs, batch_rows=batch_rows).endpoints[0]
     assert endpoint.largest_batch == rows
     endpoint.lose_batch_route()
     assert endpoint.largest_batch == 1
-
-
-def test_a_fixed_form_gives_way_to_sets_it_cannot_hold() -> None:
-    assert fixed_form(LabelForm.CODE, ["a"] * 20) is LabelForm.CODE
-    assert fixed_form(LabelForm.CODE, ["a"] * 30) is LabelForm.WHOLE_WORD

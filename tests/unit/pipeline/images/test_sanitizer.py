@@ -1,0 +1,132 @@
+"""Hostile images: each is refused in one sentence, and memory stays flat."""
+
+import io
+import resource
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.images.decoding import decode_data_url
+from schemas.errors import InvalidJob
+from schemas.jobs import MAX_IMAGE_BYTES, VisionJob, parse_job
+from tests.unit.pipeline.images.samples import encoded, url, vision
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bomb(side: int, more: bytes = b"") -> bytes:
+    """Return a PNG of a few bytes that claims to be side x side pixels."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + more
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
+        + chunk(b"IEND", b"")
+    )
+
+
+def scan_bomb(scans: int) -> bytes:
+    """A JPEG whose last scan is repeated, each to be decode_data_url over the whole image."""
+    raw = encoded("JPEG", (1_000, 1_000), progressive=True)
+    return raw[:-2] + raw[raw.rindex(b"\xff\xda") : -2] * scans + raw[-2:]
+
+
+def with_archive(raw: bytes) -> bytes:
+    """Return an image with a ZIP behind it, arranged to end as the image does."""
+    packed = io.BytesIO(raw)
+    packed.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("run.js", "alert(1)")
+        archive.comment = raw[-12:]
+    return packed.getvalue()
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+HOSTILE = {
+    "svg": (url("svg+xml", SVG), "not an image of a known type"),
+    "svg declared as png": (url("png", SVG), "not an image of a known type"),
+    "bomb": (url("png", png_bomb(60_000)), "more than 32 million pixels"),
+    "bomb below Pillow's own limit": (url("png", png_bomb(8_000)), "more than 32 million pixels"),
+    "bomb of scans": (url("jpeg", scan_bomb(2_000)), "more than 64 scans"),
+    "bomb of text": (
+        url("png", png_bomb(10, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 90_000_000)))),
+        "a damaged PNG",
+    ),
+    "bomb at the limit of the format": (url("png", png_bomb(2_000_000)), "more than 32 million pixels"),
+    "gif and script": (url("gif", encoded("GIF") + b"*/=1;alert(1)//"), "does not end as a GIF"),
+    "png and archive": (url("png", with_archive(encoded())), "an archive at once"),
+    "jpeg and archive": (url("jpeg", with_archive(encoded("JPEG"))), "an archive at once"),
+    "png and page": (url("png", encoded() + b"<html><script>alert(1)</script>"), "does not end as a PNG"),
+    "jpeg declared as png": (url("png", encoded("JPEG")), "is declared as image/png and is JPEG"),
+    "webp with a tail": (url("webp", encoded("WEBP") + b"MZ" * 50), "does not end as a WEBP"),
+    "pdf": (url("png", b"%PDF-1.7 ..."), "not an image of a known type"),
+    "tiff": (url("png", encoded("TIFF")), "not an image of a known type"),
+    "cut in the middle": (url("jpeg", encoded("JPEG", (900, 900))[:2_000]), "does not end as a JPEG"),
+    "noise": (url("png", b"\x89PNG\r\n\x1a\n" + b"x" * 500 + b"IEND\xaeB`\x82"), "a damaged PNG"),
+    "no base64": ("data:image/png;base64,@@@@", "not base64"),
+    "no data url": ("data:text/html,<script>", "is not a base64 data URL"),
+    "nothing": ("data:image/png;base64,", "not an image of a known type"),
+    "too large": (url("png", encoded() + b"\0" * (MAX_IMAGE_BYTES + 1 - len(encoded()))), "larger than 10 MiB"),
+}
+
+
+@pytest.fixture
+def sanitizer() -> Iterator[ImageSanitizer]:
+    made = ImageSanitizer(Fetcher())
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_image_is_refused_in_one_sentence(sanitizer: ImageSanitizer, name: str) -> None:
+    image, reason = HOSTILE[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidJob, match=reason) as refused:
+        await sanitizer.sanitize(vision(image))
+    assert refused.value.message.startswith("job refused: images.0: ")
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 200
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000, "kilobytes"
+
+
+def test_a_hundred_megabytes_are_refused_before_they_are_decoded() -> None:
+    with pytest.raises(InvalidJob, match=r"images: image 0 is larger than 10 MiB") as refused:
+        vision("data:image/png;base64," + "A" * 100_000_000)
+    assert len(refused.value.message) < 200
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+async def test_an_image_is_reencoded_without_what_was_hidden_in_it(sanitizer: ImageSanitizer, kind: str) -> None:
+    options: dict[str, Any] = {"comment": b"canary"} if kind in {"JPEG", "GIF"} else {}
+    if kind in {"JPEG", "WEBP", "PNG"}:
+        exif = Image.Exif()
+        exif[0x010E] = "canary"
+        options["exif"] = exif
+    raw = encoded(kind, **options)
+    assert b"canary" in raw
+    (image,) = (await sanitizer.sanitize(vision(url(kind.lower(), raw)))).images
+    stored = decode_data_url(image)
+    assert b"canary" not in stored
+    with Image.open(io.BytesIO(stored)) as decoded:
+        assert decoded.format == ("JPEG" if kind == "JPEG" else "PNG")
+        assert decoded.size == (60, 40)
+
+
+async def test_many_large_images_are_decoded_one_after_another(sanitizer: ImageSanitizer) -> None:
+    image = url("png", encoded("PNG", (5_000, 5_000)))
+    await sanitizer.sanitize(vision(image))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    job = parse_job({"kind": "vision", "question": "?", "images": [image] * 8})
+    assert isinstance(job, VisionJob)
+    sanitized = await sanitizer.sanitize(job)
+    assert len(sanitized.images) == 8
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000, "kilobytes"
