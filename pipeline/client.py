@@ -4,16 +4,18 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
-from pipeline.batches import Batch
+from pipeline.batches import Batch, BatchSubmitter
 from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.jobs.cancel import cancel
 from pipeline.jobs.follow import follow
+from pipeline.jobs.submit import Submitter
 from pipeline.jobs.wait import Waiter
 from pipeline.store import batches, queries
 from pipeline.store.batches import BatchProgress
@@ -34,6 +36,14 @@ def _seconds(timeout: float | timedelta | None) -> float | None:
     return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    adapters: Adapters
+    waiter: Waiter
+    submitter: Submitter
+    batches: BatchSubmitter
+
+
 class AsyncClient:
     """Submits jobs and waits for them, from asyncio. Use it as `async with AsyncClient() as client`.
 
@@ -43,16 +53,15 @@ class AsyncClient:
     def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
         self._wiring = Wiring.from_environment(database_url=database_url, redis_url=redis_url)
         self._stack = AsyncExitStack()
-        self._opened: Adapters | None = None
+        self._opened: _Opened | None = None
 
     async def __aenter__(self) -> Self:
         adapters = await self._stack.enter_async_context(self._wiring.adapters())
         channel = f"yyc3.settled.{uuid4().hex}"
-        self._waiter = Waiter(adapters.database, adapters.notifier, channel)
-        self._submitter, self._batches = adapters.submitter(channel), adapters.batch_submitter()
-        await self._waiter.start()
-        self._stack.push_async_callback(self._waiter.stop)
-        self._opened = adapters
+        waiter = Waiter(adapters.database, adapters.notifier, channel)
+        await waiter.start()
+        self._stack.push_async_callback(waiter.stop)
+        self._opened = _Opened(adapters, waiter, adapters.submitter(channel), adapters.batch_submitter())
         return self
 
     async def __aexit__(
@@ -61,7 +70,7 @@ class AsyncClient:
         await self._stack.aclose()
 
     @property
-    def _adapters(self) -> Adapters:
+    def _open(self) -> _Opened:
         if self._opened is None:
             raise RuntimeError(_NOT_OPEN)
         return self._opened
@@ -76,9 +85,8 @@ class AsyncClient:
             QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
             StoreUnavailable: nothing is known to be stored.
         """
-        self._require_open()
-        job_id = await self._submitter.submit(job)
-        self._waiter.track(job_id)
+        job_id = await self._open.submitter.submit(job)
+        self._open.waiter.track(job_id)
         return job_id
 
     async def submit_many(
@@ -92,13 +100,9 @@ class AsyncClient:
         """Store jobs for the bulk lane, all or none, in their order.
 
         Raises:
-            InvalidJob, UnknownModel: names the position of the job; nothing was stored.
-            DuplicateJob: the key was used for other jobs.
-            QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
-            StoreUnavailable: nothing is known to be stored.
+            SubmissionError, StoreUnavailable: as `submit`; nothing was stored. `position` names a refused job.
         """
-        self._require_open()
-        return await self._batches.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key)
+        return await self._open.batches.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key)
 
     async def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:  # noqa: ASYNC109 - part of the promise
         """Wait until a job is settled, whichever client submitted it; without `timeout` as long as it takes.
@@ -107,10 +111,9 @@ class AsyncClient:
             ResultTimeout: it is not settled yet. It continues, and its result can be requested again.
             JobNotFound: there is no such job.
         """
-        self._require_open()
         try:
             async with asyncio.timeout(_seconds(timeout)):
-                return await self._waiter.outcome(job_id)
+                return await self._open.waiter.outcome(job_id)
         except TimeoutError as error:
             message = f"job {job_id} is not finished yet; it continues, request its result again later"
             raise ResultTimeout(message, job_id=job_id) from error
@@ -137,7 +140,7 @@ class AsyncClient:
         Raises:
             JobNotFound: there is no such job.
         """
-        async for event in follow(self._waiter, self._adapters.stream_reader, job_id):
+        async for event in follow(self._open.waiter, self._open.adapters.stream_reader, job_id):
             yield event
 
     async def get(self, job_id: JobId) -> Outcome:
@@ -146,7 +149,7 @@ class AsyncClient:
         Raises:
             JobNotFound: there is no such job.
         """
-        found = await queries.outcomes_of(self._adapters.database, [job_id])
+        found = await queries.outcomes_of(self._open.adapters.database, [job_id])
         if job_id not in found:
             raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
         return found[job_id]
@@ -155,7 +158,7 @@ class AsyncClient:
         self, *, state: JobState | None = None, kind: str | None = None, limit: int = 20
     ) -> list[Outcome]:
         """Return the newest jobs, newest first."""
-        return await queries.recent_jobs(self._adapters.database, state=state, kind=kind, limit=limit)
+        return await queries.recent_jobs(self._open.adapters.database, state=state, kind=kind, limit=limit)
 
     async def cancel(self, job_id: JobId) -> bool:
         """Settle a job as cancelled and abort its engine request; False if it was settled before.
@@ -163,12 +166,12 @@ class AsyncClient:
         Raises:
             JobNotFound: there is no such job.
         """
-        adapters = self._adapters
+        adapters = self._open.adapters
         return await cancel(adapters.database, adapters.notifier, adapters.stream_writer, job_id)
 
     async def batch_progress(self, batch_id: BatchId) -> BatchProgress:
         """Return the progress of a batch."""
-        return await batches.batch_progress(self._adapters.database, batch_id)
+        return await batches.batch_progress(self._open.adapters.database, batch_id)
 
     async def watch_batch(self, batch_id: BatchId) -> AsyncIterator[BatchProgress]:
         """Yield the progress of a batch four times a second until every job is settled."""
@@ -181,11 +184,7 @@ class AsyncClient:
 
     def batch_outcomes(self, batch_id: BatchId) -> AsyncIterator[Outcome]:
         """Yield the outcomes of a batch in the order in which its jobs were submitted, including unsettled jobs."""
-        return batches.batch_outcomes(self._adapters.database, batch_id)
-
-    def _require_open(self) -> None:
-        if self._opened is None:
-            raise RuntimeError(_NOT_OPEN)
+        return batches.batch_outcomes(self._open.adapters.database, batch_id)
 
 
 def _blocking(
@@ -241,8 +240,7 @@ class Client:
     watch_batch = _iterating(AsyncClient.watch_batch)
     batch_outcomes = _iterating(AsyncClient.batch_outcomes)
 
-    @wraps(AsyncClient.submit_many)
-    def submit_many(  # noqa: D102 - documented by wraps
+    def submit_many(
         self,
         jobs: Iterable[Job | dict[str, Any]],
         *,
@@ -250,9 +248,12 @@ class Client:
         tenant: str = "default",
         idempotency_key: str | None = None,
     ) -> Batch:
+        """Store jobs for the bulk lane, all or none, in their order; see AsyncClient.submit_many."""
         # Consumed here: the caller's generator may use this client, and must not run on the client's loop.
         given = list(jobs)
         return self._run(self._async.submit_many(given, name=name, tenant=tenant, idempotency_key=idempotency_key))
+
+    submit_many.__doc__ = AsyncClient.submit_many.__doc__
 
     def __enter__(self) -> Self:
         started = threading.Event()

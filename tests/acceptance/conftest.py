@@ -1,20 +1,40 @@
-"""What acceptance tests need beside real servers."""
+"""Fixtures of the acceptance tests."""
 
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+import redis
 
-from tests.support.sandbox import ROOT
+from pipeline.local.client import SupervisorClient
+from tests.support.sandbox import ROOT, Sandbox, new_database
+
+
+@pytest.fixture(scope="module")
+def module_sandbox(
+    servers: SupervisorClient, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sandbox]:
+    """A sandbox that the tests of a module share. Its Redis database is number 0, which the `sandbox` fixture leaves."""
+    name = re.sub(r"\W", "_", request.module.__name__.rpartition(".")[2])
+    database_url = new_database(servers.urls["postgres"], name, "template_yyc3")
+    redis_url = servers.urls["valkey"].rsplit("/", 1)[0] + "/0"
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    yield Sandbox(database_url, redis_url, tmp_path_factory.mktemp(name))
+    with psycopg.connect(servers.urls["postgres"], autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where Node programs find the packages of tests/node; skipped at a desk without Node, failed in CI."""
+    """A folder in which Node programs find the packages of tests/node; without Node skipped, but in CI a failure."""
     if "CI" not in os.environ and not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("Node is not here")
+        pytest.skip("Node is not installed")
     folder = tmp_path_factory.mktemp("node")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(ROOT / "tests" / "node" / name, folder)

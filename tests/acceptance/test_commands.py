@@ -1,25 +1,26 @@
-"""Commands as an operator types them: what they say when it works, and when it does not."""
+"""Commands as an operator types them: what they print when it works, and when it does not."""
 
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from pipeline.models import DEFAULT_FILE
+from tests.support.exclusive import reserve_port
 from tests.support.sandbox import SHARED, Sandbox, wait_for
 
 CALL = {"call_id": "c1", "turns": [{"speaker": "customer", "text": "我要退款"}, {"speaker": "agent", "text": "好的"}]}
 CROSSWOZ = SHARED / "data" / "crosswoz_val_calls.jsonl"
 
 
-@pytest.fixture
-def running(sandbox: Sandbox) -> Iterator[Sandbox]:
-    with ExitStack() as stack:
-        stack.enter_context(sandbox.simulator())
-        stack.enter_context(sandbox.worker("bulk"))
-        yield sandbox
+@pytest.fixture(scope="module")
+def running(module_sandbox: Sandbox) -> Iterator[Sandbox]:
+    """A simulator and a bulk worker, which the tests of this module share."""
+    with module_sandbox.simulator(), module_sandbox.worker("bulk"):
+        yield module_sandbox
 
 
 def test_calls_come_out_in_order_and_bad_lines_are_named(running: Sandbox, tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_calls_come_out_in_order_and_bad_lines_are_named(running: Sandbox, tmp_p
     assert not target.with_name("reports.jsonl.part").exists()
 
 
-def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_call_whose_jobs_fail_has_the_reasons_and_others_continue(sandbox: Sandbox, tmp_path: Path) -> None:
     script, source, target = (tmp_path / name for name in ("script", "calls.jsonl", "reports.jsonl"))
     script.write_text(json.dumps({"when": "坏话", "status": 400}) + "\n")
     bad = {
@@ -57,7 +58,7 @@ def test_a_call_whose_jobs_fail_says_why_and_the_others_go_on(sandbox: Sandbox, 
     assert {error["turn_index"] for error in second["errors"]} == {None, 1}
 
 
-@pytest.mark.skipif(not CROSSWOZ.exists() and "CI" not in os.environ, reason="the shared dialogues are not here")
+@pytest.mark.skipif(not CROSSWOZ.exists() and "CI" not in os.environ, reason="the shared dialogues are missing")
 def test_real_dialogues_keep_every_customer_turn(running: Sandbox, tmp_path: Path) -> None:
     source, target = tmp_path / "calls.jsonl", tmp_path / "reports.jsonl"
     calls = [json.loads(line) for line in CROSSWOZ.read_text(encoding="utf-8").splitlines()[:60]]
@@ -71,18 +72,21 @@ def test_real_dialogues_keep_every_customer_turn(running: Sandbox, tmp_path: Pat
         assert report["errors"] == []
 
 
-def test_health_says_what_is_wrong_and_what_to_do(sandbox: Sandbox) -> None:
+def test_health_shows_what_is_wrong_and_what_to_do(sandbox: Sandbox, tmp_path: Path) -> None:
+    models, port = tmp_path / "models.toml", reserve_port()
+    models.write_text(re.sub(r"(?m)^port = 9898$", f"port = {port}", DEFAULT_FILE.read_text("utf-8")), "utf-8")
+    sandbox.environment["YYC3_MODELS_FILE"] = str(models)
     with sandbox.simulator(), sandbox.worker("interactive"):
-        # A loaded worker may answer after the inspection has ended: then health says so, and is asked again.
+        # A loaded worker may answer after the inspection has ended: then the command is run again.
         served = "ok   workers of chatglm3-6b: interactive."
-        done = wait_for(lambda: seen if served in (seen := sandbox.yyc3("health", check=3)).stdout else None, served)
-    assert "ok   postgres: answers" in done.stdout
-    assert "ok   redis: answers" in done.stdout
-    assert "ok   chatglm3-6b at http://127.0.0.1" in done.stdout
-    assert "simulator, as vLLM" in done.stdout
-    assert "FAIL cogagent at http://127.0.0.1:9898: nobody answers at http://127.0.0.1:9898" in done.stdout
-    assert "ok   workers of chatglm3-6b: interactive." in done.stdout
-    assert "→ run: yyc3 worker --lane bulk --model chatglm3-6b" in done.stdout
+        printed = wait_for(lambda: text if served in (text := sandbox.yyc3("health", check=3).stdout) else "", served)
+    assert "ok   postgres: answers" in printed
+    assert "ok   redis: answers" in printed
+    assert "ok   chatglm3-6b at http://127.0.0.1" in printed
+    assert "simulator, as vLLM" in printed
+    assert f"FAIL cogagent at http://127.0.0.1:{port}: http://127.0.0.1:{port} does not answer" in printed
+    assert "ok   workers of chatglm3-6b: interactive." in printed
+    assert "→ run: yyc3 worker --lane bulk --model chatglm3-6b" in printed
     findings = [json.loads(line) for line in sandbox.yyc3("health", "--json", check=3).stdout.splitlines()]
     assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis", "broker"}
 
@@ -128,48 +132,48 @@ def test_bad_input_is_one_sentence_and_an_exit_code(
     assert "Traceback" not in done.stderr
 
 
-def test_a_command_without_anything_running_says_what_to_start(sandbox: Sandbox) -> None:
+def test_a_command_without_servers_names_what_to_start(sandbox: Sandbox) -> None:
     done = sandbox.yyc3("queues", check=2, DATABASE_URL="", REDIS_URL="")
     assert "no yyc3 up is running" in done.stderr
 
 
-def test_a_url_of_another_kind_is_refused_without_being_shown(sandbox: Sandbox) -> None:
+def test_a_url_of_another_scheme_is_refused_and_not_printed(sandbox: Sandbox) -> None:
     done = sandbox.yyc3("queues", check=2, DATABASE_URL="mysql://u:geheim@h/d")
     assert "must begin with postgresql://" in done.stderr
     assert "geheim" not in done.stderr
 
 
-def test_queues_and_jobs_show_what_waits_and_why(sandbox: Sandbox) -> None:
+def test_queues_and_jobs_show_queued_jobs_and_why_they_wait(sandbox: Sandbox) -> None:
     sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
-    with sandbox.worker("interactive"):
+    with sandbox.worker("interactive") as worker:
         sandbox.yyc3("submit", "intent", "--text", "我要退款")
-        wait_for(lambda: sandbox.query("SELECT 1 FROM chunks WHERE last_code IS NOT NULL"), "the first try")
-        lines = [json.loads(line) for line in sandbox.yyc3("queues", "--json").stdout.splitlines()]
-        (found,) = [line for line in lines if line["queue"] == "chatglm3-6b"]
-        assert (found["queued_jobs"], found["last_code"]) == (1, "engine_unavailable")
-        (job,) = [json.loads(line) for line in sandbox.yyc3("jobs", "list", "--json").stdout.splitlines()]
-        assert job["state"] == "queued"
-        assert job["error"]["code"] == "engine_unavailable"
+        wait_for(lambda: sandbox.query("SELECT 1 FROM chunks WHERE last_code IS NOT NULL"), "the first attempt")
+        assert worker.terminate() == 0  # it would claim the chunk again
+    lines = [json.loads(line) for line in sandbox.yyc3("queues", "--json").stdout.splitlines()]
+    (found,) = [line for line in lines if line.get("queue") == "chatglm3-6b"]
+    assert (found["queued_jobs"], found["last_code"]) == (1, "engine_unavailable")
+    (job,) = [json.loads(line) for line in sandbox.yyc3("jobs", "list", "--json").stdout.splitlines()]
+    assert job["state"] == "queued"
+    assert job["error"]["code"] == "engine_unavailable"
 
 
-def test_recover_once_says_what_it_did(sandbox: Sandbox) -> None:
+def test_recover_once_prints_what_it_did(sandbox: Sandbox) -> None:
     sandbox.yyc3("submit", "intent", "--text", "我要退款", REDIS_URL="redis://127.0.0.1:9/0")
     done = json.loads(sandbox.yyc3("recover", "--once", "--json").stdout)
-    assert done == {"returned_chunks": 0, "poison_jobs": 0, "expired_jobs": 0, "permits": 1}
-    assert json.loads(sandbox.yyc3("recover", "--once", "--json").stdout)["permits"] == 0
+    assert done == {"requeued_chunks": 0, "poison_jobs": 0, "expired_jobs": 0, "doorbells": 1}
+    assert json.loads(sandbox.yyc3("recover", "--once", "--json").stdout)["doorbells"] == 0
 
 
-def test_somebody_who_waits_is_told_what_for(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_waiting_caller_sees_why_the_jobs_wait(sandbox: Sandbox, tmp_path: Path) -> None:
     source = tmp_path / "calls.jsonl"
     source.write_text(json.dumps(CALL, ensure_ascii=False))
     done = sandbox.yyc3("submit", "intent", "--text", "我要退款", "--wait", "--timeout", "4", check=1)
-    assert "waits: no worker has taken it yet; see: yyc3 health" in done.stderr
-    assert "is not finished yet; it goes on" in done.stderr
+    assert "waits: no worker has claimed it yet; see: yyc3 health" in done.stderr
+    assert "is not finished yet; it continues, request its result again later" in done.stderr
     sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
     with (
         sandbox.worker("bulk"),
         sandbox.process("pipeline.cli", "calls", "analyze", str(source), "--out", "-") as analysis,
     ):
-        wait_for(
-            lambda: analysis.says("some jobs wait for another try: engine_unavailable; see: yyc3 health"), "the reason"
-        )
+        reason = "some jobs wait for another attempt: engine_unavailable; see: yyc3 health"
+        analysis.wait_until_logged(reason, "the reason")

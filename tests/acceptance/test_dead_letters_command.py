@@ -1,4 +1,4 @@
-"""`yyc3 dead-letters`, as an operator uses it at three in the morning."""
+"""`yyc3 dead-letters`, as an operator uses it."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from tests.support.sandbox import ROOT, wait_for
 
 
 def yyc3_command(yyc3: PipelineUnderTest, *arguments: str, check: int = 0) -> str:
-    """Run a command against the pipeline under test; its stdout."""
+    """Run a command against the pipeline under test; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", "dead-letters", *arguments],
         env=yyc3.environment,
@@ -28,7 +28,7 @@ def yyc3_command(yyc3: PipelineUnderTest, *arguments: str, check: int = 0) -> st
     return done.stdout + done.stderr
 
 
-def test_an_operator_finds_mends_and_replays(yyc3: PipelineUnderTest) -> None:
+def test_an_operator_finds_discards_and_replays_dead_letters(yyc3: PipelineUnderTest) -> None:
     yyc3.inject_fault("坏", "422")
     with yyc3.client() as client:
         batch = client.submit_many({"kind": "sentiment", "text": f"坏{i}", "cache": False} for i in range(6))
@@ -41,20 +41,20 @@ def test_an_operator_finds_mends_and_replays(yyc3: PipelineUnderTest) -> None:
         letter = json.loads(yyc3_command(yyc3, "list", *one, "--each", "--limit", "1", "--json"))
         job_id = str(letter["job_id"])
         assert "failed" in yyc3_command(yyc3, "show", job_id)
-        assert "say which" in yyc3_command(yyc3, "replay", check=2)
+        assert "no filter: give --code, --model, " in yyc3_command(yyc3, "replay", check=2)
         assert "1 discarded" in yyc3_command(yyc3, "discard", "--job", job_id)
-        yyc3.reset()  # what was wrong is mended
-        said = yyc3_command(yyc3, "replay", *one, "--code", "request_rejected", "--since", "1h")
-        assert "5 replayed" in said
+        yyc3.reset()  # the fault is repaired
+        printed = yyc3_command(yyc3, "replay", *one, "--code", "request_rejected", "--since", "1h")
+        assert "5 replayed" in printed
         *_, last = client.watch_batch(batch.batch_id)
         assert (last.succeeded, last.failed, last.finished) == (5, 1, True)
         assert client.get(batch.job_ids[0]).state is JobState.SUCCEEDED
         assert client.get(batch.job_ids[-1]).state is JobState.FAILED
-        assert "no dead letters like these" in yyc3_command(yyc3, "list", *one)
+        assert "no dead letters match" in yyc3_command(yyc3, "list", *one)
         assert "0 replayed" in yyc3_command(yyc3, "replay", *one, check=1)
 
 
-def test_a_replay_is_stopped_half_way_with_ctrl_c(yyc3: PipelineUnderTest, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_replay_and_leaves_the_rest_unchanged(yyc3: PipelineUnderTest, tmp_path: Path) -> None:
     yyc3.inject_fault("糟", "422")
     with yyc3.client() as client:
         batch = client.submit_many({"kind": "sentiment", "text": f"糟{i}", "cache": False} for i in range(3_000))
@@ -68,7 +68,7 @@ def test_a_replay_is_stopped_half_way_with_ctrl_c(yyc3: PipelineUnderTest, tmp_p
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
-                # Whoever runs the tests may ignore it, as shells do for what runs in the background.
+                # The shell that runs the tests may ignore SIGINT, as shells do for processes in the background.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         with psycopg.connect(yyc3.database_url, autocommit=True) as connection:
@@ -84,5 +84,5 @@ def test_a_replay_is_stopped_half_way_with_ctrl_c(yyc3: PipelineUnderTest, tmp_p
             wait_for(lambda: replayed() > before, "some to be replayed")
             running.send_signal(signal.SIGINT)
             assert running.wait(20) == 130, log.read_text()
-            assert "the rest stays where it is" in log.read_text()
+            assert "the rest is unchanged" in log.read_text()
             assert replayed() - before < 3_000

@@ -1,9 +1,9 @@
-"""What an operator sees in Flower, and what nobody may see anywhere."""
+"""What Flower shows an operator, and that a caller's text is only in Postgres."""
 
 import json
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -12,20 +12,24 @@ import redis
 
 from pipeline import Client
 from pipeline.local.client import SupervisorClient
-from pipeline.local.servers import free_port
-from tests.support.sandbox import Sandbox, wait_for
+from tests.support.exclusive import reserve_port
+from tests.support.faulty_proxy import Gate, Proxy
+from tests.support.sandbox import Sandbox, Started, wait_for
 
 CANARY = "金丝雀7391canary"
 LOGIN = ("operator", "secret-of-the-test")
 
 
 class Flower:
-    """Flower's pages, logged in."""
+    """A running Flower, and its pages with a login."""
 
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, auth=LOGIN, trust_env=False, timeout=20)
+    def __init__(self, started: Started, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, auth=LOGIN, trust_env=False, timeout=20)
+        wait_for(lambda: started.ended or self._answers(), "Flower")
+        assert not started.ended, started.text
 
-    def answers(self) -> bool:
+    def _answers(self) -> bool:
         try:
             return self.http.get("/healthcheck").status_code == 200
         except httpx.TransportError:
@@ -36,44 +40,42 @@ class Flower:
         return found
 
 
-@pytest.fixture
-def flower(sandbox: Sandbox) -> Iterator[Flower]:
-    port = free_port(15_555)
-    sandbox.environment["YYC3_FLOWER_BASIC_AUTH"] = ":".join(LOGIN)
+@contextmanager
+def running_flower(sandbox: Sandbox) -> Iterator[Flower]:
+    port = reserve_port()
     with sandbox.process("pipeline.cli", "flower", "--port", str(port)) as started:
-        shown = Flower(f"http://127.0.0.1:{port}")
-        wait_for(lambda: shown.answers() or started.ended, "Flower")
-        assert not started.ended, started.text
+        shown = Flower(started, port)
         yield shown
         shown.http.close()
 
 
+@pytest.fixture
+def flower(sandbox: Sandbox) -> Iterator[Flower]:
+    sandbox.environment["YYC3_FLOWER_BASIC_AUTH"] = ":".join(LOGIN)
+    with running_flower(sandbox) as shown:
+        yield shown
+
+
 def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(sandbox: Sandbox, flower: Flower) -> None:
-    with sandbox.simulator("--max-num-seqs", "8", speed=1), sandbox.worker("bulk"):
-        with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
-            batch = client.submit_many([{"kind": "sentiment", "text": f"第{i}句：太差了 {i * 31}"} for i in range(400)])
-
-            def halfway() -> dict[str, Any] | None:
-                shown = [
-                    task for task in flower.tasks().values() if task["rows_done"] and task["rows_done"] < task["rows"]
-                ]
-                return shown[0] if shown else None
-
-            seen = wait_for(halfway, "a chunk that is under way")
-            assert seen["state"] == "STARTED"
-            assert seen["model"] == "chatglm3-6b"
-            assert seen["lane"] == "bulk"
-            assert seen["batch"] == batch.batch_id
-            assert seen["progress"] == f"{seen['rows_done']} / {seen['rows']}"
-            *_, last = client.watch_batch(batch.batch_id)
-            assert last.succeeded == 400
-
-        def done() -> list[Any]:
-            shown = [task for task in flower.tasks().values() if task["rows"]]
-            ended = [task for task in shown if task["state"] == "SUCCESS" and task["rows_done"] == task["rows"]]
-            return ended if sum(task["rows"] for task in ended) == 400 else []
-
-        ended = wait_for(done, "all chunks in Flower")
+    with ExitStack() as stack:
+        simulator = stack.enter_context(sandbox.simulator())
+        proxy = stack.enter_context(Proxy(simulator.url))
+        gate = Gate(proxy, rows=1)  # passes the first request: later rows of its chunk wait until it opens
+        sandbox.environment["AI_BASE_URL"] = proxy.url
+        stack.enter_context(sandbox.worker("bulk"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        batch = client.submit_many([{"kind": "sentiment", "text": f"第{i}句：太差了 {i * 31}"} for i in range(400)])
+        task = wait_for(lambda: chunk_with_some_rows_done(flower), "a chunk with some of its rows done")
+        assert task is not None
+        assert task["state"] == "STARTED"
+        assert task["model"] == "chatglm3-6b"
+        assert task["lane"] == "bulk"
+        assert task["batch"] == batch.batch_id
+        assert task["progress"] == f"{task['rows_done']} / {task['rows']}"
+        gate.open()
+        *_, last = client.watch_batch(batch.batch_id)
+        assert last.succeeded == 400
+        ended = wait_for(lambda: all_ended_chunks(flower, 400), "all chunks in Flower")
         page = flower.http.get(f"/task/{ended[0]['uuid']}").text
         assert "chatglm3-6b" in page
         assert re.search(r"Rows done</dt>\s*<dd>\s*\d+", page)
@@ -84,22 +86,29 @@ def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(sandbox: Sandb
         assert [queue["name"] for queue in worker["active_queues"]] == ["chatglm3-6b.bulk"]
 
 
-def test_without_a_password_flower_only_shows(sandbox: Sandbox) -> None:
-    port = free_port(15_655)
-    with sandbox.process("pipeline.cli", "flower", "--port", str(port)) as started:
-        url = f"http://127.0.0.1:{port}"
-        shown = Flower(url)
-        wait_for(lambda: shown.answers() or started.ended, "Flower")
-        shown.http.close()
-        assert httpx.get(f"{url}/tasks", trust_env=False).status_code == 200
-        assert httpx.post(f"{url}/api/worker/shutdown/x", trust_env=False).status_code in {401, 403}
+def chunk_with_some_rows_done(flower: Flower) -> dict[str, Any] | None:
+    tasks = [task for task in flower.tasks().values() if task["rows_done"] and task["rows_done"] < task["rows"]]
+    return tasks[0] if tasks else None
 
 
-def canaries(text: str) -> bool:
+def all_ended_chunks(flower: Flower, rows: int) -> list[dict[str, Any]]:
+    """Return the chunks that Flower shows as successful and complete, if they have all rows together."""
+    tasks = [task for task in flower.tasks().values() if task["rows"]]
+    ended = [task for task in tasks if task["state"] == "SUCCESS" and task["rows_done"] == task["rows"]]
+    return ended if sum(task["rows"] for task in ended) == rows else []
+
+
+def test_without_a_password_flower_is_read_only(sandbox: Sandbox) -> None:
+    with running_flower(sandbox) as flower:
+        assert httpx.get(f"{flower.url}/tasks", trust_env=False).status_code == 200
+        assert httpx.post(f"{flower.url}/api/worker/shutdown/x", trust_env=False).status_code in {401, 403}
+
+
+def has_canary(text: str) -> bool:
     return CANARY in text or json.dumps(CANARY)[1:-1] in text
 
 
-def test_a_callers_words_are_in_postgres_only(servers: SupervisorClient, sandbox: Sandbox, flower: Flower) -> None:
+def test_a_callers_text_is_only_in_postgres(servers: SupervisorClient, sandbox: Sandbox, flower: Flower) -> None:
     with ExitStack() as stack:
         monitor = stack.enter_context(sandbox.process("celery", "--broker", sandbox.redis_url, "events", "--dump"))
         simulator = stack.enter_context(sandbox.simulator("--fail", "500:0.3", "--fail", "nonsense:0.3"))
@@ -120,12 +129,13 @@ def test_a_callers_words_are_in_postgres_only(servers: SupervisorClient, sandbox
         wait_for(lambda: len(flower.tasks()) >= 3, "tasks in Flower")
         with redis.Redis.from_url(sandbox.redis_url) as broker:
             everything = b"".join(broker.dump(key) or b"" for key in broker.scan_iter())
-        assert not canaries(everything.decode("utf-8", "replace"))
-        assert not canaries(json.dumps(flower.tasks(), ensure_ascii=False))
+        assert not has_canary(everything.decode("utf-8", "replace"))
+        assert not has_canary(json.dumps(flower.tasks(), ensure_ascii=False))
         for log in servers.folder.glob("*.log"):
-            assert not canaries(log.read_text(errors="replace")), log
+            assert not has_canary(log.read_text(errors="replace")), log
         for started in (monitor, simulator.started, *workers, recover):
-            assert not canaries(started.text), started.log
-        assert "task" in monitor.text and "yyc3.chunk" in monitor.text, "the events were seen"
-    ((stored,),) = sandbox.query("SELECT count(*) FROM jobs WHERE request::text LIKE %s", f"%{CANARY}%")
+            assert not has_canary(started.text), started.log
+        assert "task" in monitor.text, "the events were seen"
+        assert "yyc3.chunk" in monitor.text, "the events were seen"
+    ((stored,),) = sandbox.query("SELECT count(*) FROM jobs WHERE convert_from(request, 'UTF8') LIKE %s", f"%{CANARY}%")
     assert stored == 44

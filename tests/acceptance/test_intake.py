@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,39 +18,41 @@ import redis
 from celery import Celery
 
 from pipeline import Client
+from pipeline.broker import QUARANTINE
 from schemas.errors import ErrorCode
+from schemas.intake import CANCEL_TASK, INTAKE_QUEUE, SUBMIT_TASK
 from schemas.results import JobState, Outcome
 from tests.support.sandbox import Sandbox, Started, wait_for
 
-QUEUE = "crm.replies"
 CANARY = "金丝雀在唱歌canary42"
 
 
 class Caller:
-    """A system that speaks Celery, and reads its replies from its own queue."""
+    """A program that uses Celery, and reads its replies from a queue of its own."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._app = Celery("crm", broker=sandbox.redis_url, set_as_current=False)
         self._redis = redis.Redis.from_url(sandbox.redis_url)
+        self.queue = f"crm.replies.{uuid4().hex}"
         self.seen: list[dict[str, Any]] = []
 
     def send(self, /, **arguments: Any) -> None:
-        self._app.send_task("yyc3.submit", kwargs={"reply_to": QUEUE, **arguments}, queue="yyc3.intake")
+        self._app.send_task(SUBMIT_TASK, kwargs={"reply_to": self.queue, **arguments}, queue=INTAKE_QUEUE)
 
     def cancel(self, **arguments: Any) -> None:
-        self._app.send_task("yyc3.cancel", kwargs=arguments, queue="yyc3.intake")
+        self._app.send_task(CANCEL_TASK, kwargs=arguments, queue=INTAKE_QUEUE)
 
     def replies(self, count: int, seconds: float = 20) -> list[dict[str, Any]]:
-        """The next replies."""
+        """Return the next replies."""
         found: list[dict[str, Any]] = []
         end = time.monotonic() + seconds
         while len(found) < count:
             assert time.monotonic() < end, f"{count} replies, found {found}"
-            popped: Any = self._redis.brpop([QUEUE], timeout=1)
+            popped: Any = self._redis.brpop([self.queue], timeout=1)
             if popped:
                 message = json.loads(popped[1])
                 assert message["headers"]["task"] == "yyc3.reply"
-                assert "hidden" in message["headers"]["kwargsrepr"]
+                assert "(redacted)" in message["headers"]["kwargsrepr"]
                 _, arguments, _ = json.loads(base64.b64decode(message["body"]))
                 found.append(arguments)
         self.seen += found
@@ -60,31 +63,63 @@ class Caller:
         self._redis.close()
 
 
+@dataclass(frozen=True)
+class Running:
+    """An intake, a worker, a simulator and recovery, which the tests of this module share."""
+
+    sandbox: Sandbox
+    intake: Started
+
+    def jobs(self) -> int:
+        """Return how many jobs are stored."""
+        ((count,),) = self.sandbox.query("SELECT count(*) FROM jobs")
+        return int(count)
+
+    def wait_until_all_replies_are_sent(self) -> None:
+        wait_for(lambda: pending_replies(self.sandbox) == 0, "every reply to be sent")
+
+
+def pending_replies(sandbox: Sandbox) -> int:
+    ((count,),) = sandbox.query("SELECT count(*) FROM reply_outbox")
+    return int(count)
+
+
+def start_intake(sandbox: Sandbox, stack: ExitStack) -> Started:
+    started = stack.enter_context(sandbox.process("workers.intake"))
+    started.wait_until_ready("the intake")
+    return started
+
+
+def start_worker(sandbox: Sandbox, stack: ExitStack) -> None:
+    stack.enter_context(sandbox.simulator())
+    stack.enter_context(sandbox.worker("interactive"))
+
+
+@pytest.fixture(scope="module")
+def running(module_sandbox: Sandbox) -> Iterator[Running]:
+    with ExitStack() as stack:
+        start_worker(module_sandbox, stack)
+        stack.enter_context(module_sandbox.process("pipeline.cli", "recover"))
+        yield Running(module_sandbox, start_intake(module_sandbox, stack))
+
+
 @pytest.fixture
-def caller(sandbox: Sandbox) -> Iterator[Caller]:
+def caller(running: Running) -> Iterator[Caller]:
+    """A caller of the shared intake."""
+    made = Caller(running.sandbox)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_caller(sandbox: Sandbox) -> Iterator[Caller]:
+    """A caller of a test that starts and stops an intake itself."""
     made = Caller(sandbox)
     yield made
     made.close()
 
 
-def intake(sandbox: Sandbox, stack: ExitStack) -> Started:
-    started = stack.enter_context(sandbox.process("workers.intake"))
-    wait_for(lambda: started.says(r"\"event\": ?\"ready\"") or started.ended, "the intake")
-    assert not started.ended, started.text
-    return started
-
-
-@pytest.fixture
-def running(sandbox: Sandbox) -> Iterator[Sandbox]:
-    with ExitStack() as stack:
-        stack.enter_context(sandbox.simulator())
-        stack.enter_context(sandbox.worker("interactive"))
-        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
-        intake(sandbox, stack)
-        yield sandbox
-
-
-def test_a_message_is_accepted_and_its_outcome_follows(running: Sandbox, caller: Caller) -> None:
+def test_a_message_is_accepted_and_its_outcome_follows(running: Running, caller: Caller) -> None:
     caller.send(kind="intent", text="东西我不要了，我要退款", job_key="order-7")
     accepted, outcome = caller.replies(2)
     assert (accepted["event"], accepted["job_key"]) == ("accepted", "order-7")
@@ -92,21 +127,23 @@ def test_a_message_is_accepted_and_its_outcome_follows(running: Sandbox, caller:
     found = Outcome.model_validate(outcome["outcome"])
     assert found.state is JobState.SUCCEEDED
     assert found.result is not None
-    assert running.query("SELECT count(*) FROM reply_outbox") == [(0,)]
-    assert running.query("SELECT idempotency_key FROM idempotency_keys") == [("order-7",)]
+    running.wait_until_all_replies_are_sent()
+    stored = running.sandbox.query("SELECT idempotency_key FROM idempotency_keys WHERE job_id = %s", accepted["job_id"])
+    assert stored == [("order-7",)]
 
 
-def test_the_same_key_is_the_same_job_and_is_answered_again(running: Sandbox, caller: Caller) -> None:
+def test_the_same_key_is_the_same_job_and_is_answered_again(running: Running, caller: Caller) -> None:
+    before = running.jobs()
     for _ in range(3):
         caller.send(kind="sentiment", text="谢谢", job_key="order-8")
         accepted, outcome = caller.replies(2)
         assert (accepted["event"], outcome["event"]) == ("accepted", "outcome")
     assert len({reply["job_id"] for reply in caller.seen}) == 1
-    assert running.query("SELECT count(*) FROM jobs") == [(1,)]
+    assert running.jobs() == before + 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key", "code", "says"),
+    ("arguments", "key", "code", "field"),
     [
         ({"kind": "intent", "job_key": "a"}, "a", ErrorCode.INVALID_JOB, "text"),
         ({"kind": "weather", "text": "x", "job_key": "b"}, "b", ErrorCode.INVALID_JOB, "kind"),
@@ -127,18 +164,19 @@ def test_the_same_key_is_the_same_job_and_is_answered_again(running: Sandbox, ca
         ),
     ],
 )
-def test_what_is_refused_is_said_in_a_sentence_that_names_the_field(
-    running: Sandbox, caller: Caller, arguments: dict[str, Any], key: str | None, code: ErrorCode, says: str
+def test_a_refusal_is_one_sentence_that_names_the_field(
+    running: Running, caller: Caller, arguments: dict[str, Any], key: str | None, code: ErrorCode, field: str
 ) -> None:
+    before = running.jobs()
     caller.send(**arguments)
     (refused,) = caller.replies(1)
     assert (refused["event"], refused["job_key"]) == ("refused", key)
     assert refused["error"]["code"] == code
-    assert says in refused["error"]["message"]
-    assert running.query("SELECT count(*) FROM jobs") == [(0,)]
+    assert field in refused["error"]["message"]
+    assert running.jobs() == before
 
 
-def test_a_key_of_another_job_is_refused(running: Sandbox, caller: Caller) -> None:
+def test_a_key_of_another_job_is_refused(caller: Caller) -> None:
     caller.send(kind="sentiment", text="谢谢", job_key="k")
     caller.replies(2)
     caller.send(kind="sentiment", text="太差", job_key="k")
@@ -146,136 +184,142 @@ def test_a_key_of_another_job_is_refused(running: Sandbox, caller: Caller) -> No
     assert refused["error"]["code"] == ErrorCode.DUPLICATE_JOB
 
 
-def test_a_job_is_cancelled_by_its_key_and_its_outcome_says_so(sandbox: Sandbox, caller: Caller) -> None:
+def test_a_reply_queue_that_the_pipeline_uses_is_refused(running: Running, caller: Caller) -> None:
+    reserved = ("chatglm3-6b", "cogagent.bulk", "yyc3.intake", "_kombu.x", "unacked_mutex", "a b", "x" * 300)
+    before = running.jobs()
+    for number, queue in enumerate(reserved):
+        caller.send(kind="sentiment", text="好", job_key=f"reserved-{number}", reply_to=queue)
+    wait_for(
+        lambda: running.intake.text.count("a job was refused, and its message names no reply queue") == len(reserved),
+        "every message to be refused",
+    )
+    caller.send(kind="sentiment", text="好", job_key="fine")
+    caller.replies(2)
+    assert running.jobs() == before + 1
+
+
+def test_a_job_is_cancelled_by_its_key_and_its_outcome_is_sent(sandbox: Sandbox, own_caller: Caller) -> None:
+    caller = own_caller
     with ExitStack() as stack:
-        intake(sandbox, stack)
+        start_intake(sandbox, stack)
         caller.send(kind="sentiment", text="谢谢", job_key="k", tenant="shop")
         (accepted,) = caller.replies(1)
-        caller.cancel(job_key="k", reply_to=QUEUE)
+        caller.cancel(job_key="k", reply_to=caller.queue)
         (refused,) = caller.replies(1)
         assert (refused["event"], refused["error"]["code"]) == ("refused", ErrorCode.JOB_NOT_FOUND)
         caller.cancel(job_key="k", tenant="shop")
         (outcome,) = caller.replies(1)
         assert (outcome["event"], outcome["job_id"]) == ("outcome", accepted["job_id"])
         assert outcome["outcome"]["state"] == "cancelled"
-        caller.cancel(job_key="k", tenant="shop", colour="red", reply_to=QUEUE)
+        caller.cancel(job_key="k", tenant="shop", colour="red", reply_to=caller.queue)
         (refused,) = caller.replies(1)
         assert "colour" in refused["error"]["message"]
 
 
-def test_nobody_can_have_replies_sent_into_our_own_queues(running: Sandbox, caller: Caller) -> None:
-    for queue in ("chatglm3-6b", "cogagent.bulk", "yyc3.intake", "_kombu.x", "unacked_mutex", "a b", "x" * 300):
-        caller.send(kind="sentiment", text="好", job_key="q", reply_to=queue)
-    caller.send(kind="sentiment", text="好", job_key="fine")
-    caller.replies(2)
-    assert running.query("SELECT count(*) FROM jobs") == [(1,)]
-
-
-def test_words_are_hidden_from_events_inspection_and_logs(sandbox: Sandbox, caller: Caller) -> None:
+def test_a_callers_text_is_redacted_in_events_inspection_and_logs(sandbox: Sandbox, own_caller: Caller) -> None:
     with ExitStack() as stack:
-        # The database is away, so that the message stays in the worker while it is looked at.
-        there = sandbox.environment["DATABASE_URL"]
+        # The database is unavailable, so the message stays in the intake while it is inspected.
+        database_url = sandbox.environment["DATABASE_URL"]
         sandbox.environment["DATABASE_URL"] = "postgresql://nobody@127.0.0.1:9/none"
-        started = intake(sandbox, stack)
-        sandbox.environment["DATABASE_URL"] = there
+        intake = start_intake(sandbox, stack)
+        sandbox.environment["DATABASE_URL"] = database_url
         dump = stack.enter_context(sandbox.process("celery", "-b", sandbox.redis_url, "events", "--dump"))
-        wait_for(lambda: dump.says("heartbeat"), "events")
-        caller.send(kind="sentiment", text=CANARY, job_key="secret")
-        wait_for(lambda: dump.says("task received"), "the event of the message")
-        app = Celery("watch", broker=sandbox.redis_url, set_as_current=False)
-
-        def active() -> dict[str, Any]:
-            found: dict[str, Any] = app.control.inspect(timeout=1).active() or {}
-            return found if any(found.values()) else {}
-
-        assert "(redacted)" in json.dumps(wait_for(active, "the message in hand"))
-        assert CANARY not in json.dumps(active(), ensure_ascii=False)
-        app.close()
-        client = redis.Redis.from_url(sandbox.redis_url)
-        client.lpush("yyc3.intake", json.dumps({"body": CANARY, "headers": {}, "properties": {}}))
-        client.lpush("yyc3.intake", foreign({"task": "yyc3.other"}, [[CANARY], {}, {}]))
-        wait_for(lambda: started.text.count("its content is not logged") >= 1, "the broken message to be put aside")
-        # It is the only copy of the job: a worker that stops hands the message back.
-        assert started.terminate() == 0
-        assert CANARY not in started.text
+        dump.wait_until_logged("heartbeat", "events")
+        own_caller.send(kind="sentiment", text=CANARY, job_key="secret")
+        dump.wait_until_logged("task received", "the event of the message")
+        assert_active_tasks_are_redacted(sandbox.redis_url)
+        with redis.Redis.from_url(sandbox.redis_url) as broker:
+            broker.lpush(INTAKE_QUEUE, json.dumps({"body": CANARY, "headers": {}, "properties": {}}))
+            broker.lpush(INTAKE_QUEUE, foreign({"task": "yyc3.other"}, [[CANARY], {}, {}]))
+        for line in ("an item that is not a message was quarantined", "a message was quarantined; its content is not"):
+            intake.wait_until_logged(line, line)
+        # The message is the only copy of its job: an intake that stops returns it to the queue.
+        assert intake.terminate() == 0
+        assert CANARY not in intake.text
         assert CANARY not in dump.text
         assert "(redacted)" in dump.text
-        client.close()
-        sandbox.environment["DATABASE_URL"] = there
-        stack.enter_context(sandbox.simulator())
-        stack.enter_context(sandbox.worker("interactive"))
-        intake(sandbox, stack)
-        assert [reply["event"] for reply in caller.replies(2)] == ["accepted", "outcome"]
+        start_worker(sandbox, stack)
+        start_intake(sandbox, stack)
+        assert [reply["event"] for reply in own_caller.replies(2)] == ["accepted", "outcome"]
 
 
-def test_messages_that_are_no_messages_are_put_aside_and_the_door_stays_open(sandbox: Sandbox, caller: Caller) -> None:
-    job = {"kind": "sentiment", "text": CANARY, "job_key": "j", "reply_to": QUEUE}
-    junk = [
-        foreign({"task": "yyc3.submit"}, body) for body in ([], {}, "text", [[], [], {}], [5, job, {}], [[], "x", {}])
-    ]
+def assert_active_tasks_are_redacted(redis_url: str) -> None:
+    app = Celery("watch", broker=redis_url, set_as_current=False)
+
+    def active() -> dict[str, Any]:
+        found: dict[str, Any] = app.control.inspect(timeout=1).active() or {}
+        return found if any(found.values()) else {}
+
+    shown = json.dumps(wait_for(active, "the message in the intake"), ensure_ascii=False)
+    app.close()
+    assert "(redacted)" in shown
+    assert CANARY not in shown
+
+
+def test_invalid_messages_are_quarantined_and_the_intake_continues(sandbox: Sandbox, own_caller: Caller) -> None:
+    job = {"kind": "sentiment", "text": CANARY, "job_key": "j", "reply_to": own_caller.queue}
+    bodies: list[Any] = [[], {}, "text", [[], [], {}], [5, job, {}], [[], "x", {}]]
+    junk = [foreign({"task": "yyc3.submit"}, body) for body in bodies]
     junk += [foreign({"task": "yyc3.submit", **header}, [[], job, {}]) for header in ({"timelimit": "x"}, {"eta": "x"})]
     junk += [foreign({"task": "yyc3.submit", "id": {}}, [[], job, {}])]
-    followers = {"callbacks": ["X"], "errbacks": ["X"], "chain": ["X"], "chord": "X"}
+    callbacks = {"callbacks": ["X"], "errbacks": ["X"], "chain": ["X"], "chord": "X"}
     with ExitStack() as stack:
-        started = intake(sandbox, stack)
+        intake = start_intake(sandbox, stack)
         with redis.Redis.from_url(sandbox.redis_url) as broker:
             for message in junk:
-                broker.lpush("yyc3.intake", message)
-            for number in range(70):  # more than there are threads
-                broker.lpush(
-                    "yyc3.intake", foreign({"task": "yyc3.submit"}, [[], {**job, "job_key": f"{number}"}, followers])
-                )
-            assert {reply["event"] for reply in caller.replies(70)} == {"accepted"}
-            caller.send(kind="sentiment", text="谢谢", job_key="good", self="x")
-            (refused,) = caller.replies(1)
+                broker.lpush(INTAKE_QUEUE, message)
+            for number in range(70):  # more than the intake has threads
+                message = foreign({"task": "yyc3.submit"}, [[], {**job, "job_key": f"{number}"}, callbacks])
+                broker.lpush(INTAKE_QUEUE, message)
+            assert {reply["event"] for reply in own_caller.replies(70)} == {"accepted"}
+            own_caller.send(kind="sentiment", text="谢谢", job_key="good", self="x")
+            (refused,) = own_caller.replies(1)
             assert (refused["event"], refused["job_key"]) == ("refused", "good")
             assert "self" in refused["error"]["message"]
             wait_for(
-                lambda: broker.llen("yyc3.intake") == 0 and not broker.exists("yyc3.unacked"), "nothing to be held"
+                lambda: broker.llen(INTAKE_QUEUE) == 0 and not broker.exists("yyc3.unacked"),
+                "no message in the queue or unacknowledged",
             )
-        assert not started.ended
-        assert started.terminate() == 0
-        assert CANARY not in started.text
+            assert broker.llen(QUARANTINE) == len(junk)
+        assert not intake.ended
+        assert intake.terminate() == 0
+        assert CANARY not in intake.text
 
 
-def test_a_reply_that_cannot_be_sent_holds_up_no_other(sandbox: Sandbox, caller: Caller) -> None:
+def test_a_reply_that_cannot_be_sent_delays_no_other(sandbox: Sandbox, own_caller: Caller) -> None:
     with ExitStack() as stack:
-        started = intake(sandbox, stack)
+        intake = start_intake(sandbox, stack)
         with redis.Redis.from_url(sandbox.redis_url) as broker:
             broker.hset("crm.hash", "a", "b")
-        for number, queue in enumerate([QUEUE, "crm.hash", QUEUE]):
-            caller.send(kind="sentiment", text="谢谢", job_key=f"{number}", reply_to=queue)
-        caller.replies(2)
-        stack.enter_context(sandbox.simulator())
-        stack.enter_context(sandbox.worker("interactive"))
+        for number, queue in enumerate([own_caller.queue, "crm.hash", own_caller.queue]):
+            own_caller.send(kind="sentiment", text="谢谢", job_key=f"{number}", reply_to=queue)
+        own_caller.replies(2)
+        start_worker(sandbox, stack)
         stack.enter_context(sandbox.process("pipeline.cli", "recover"))
-        assert {reply["job_key"] for reply in caller.replies(2)} == {"0", "2"}
-        wait_for(
-            lambda: sandbox.query("SELECT count(*) FROM reply_outbox") == [(0,)], "every debt to be paid or dropped"
-        )
-        assert started.says("a reply was dropped")
+        assert {reply["job_key"] for reply in own_caller.replies(2)} == {"0", "2"}
+        wait_for(lambda: pending_replies(sandbox) == 0, "every reply to be sent or dropped")
+        assert intake.logged("a reply was dropped")
 
 
-def test_a_killed_intake_loses_nothing_that_was_accepted(sandbox: Sandbox, caller: Caller) -> None:
+def test_a_killed_intake_loses_nothing_that_was_accepted(sandbox: Sandbox, own_caller: Caller) -> None:
     with ExitStack() as stack:
-        first = intake(sandbox, stack)
+        first = start_intake(sandbox, stack)
         for number in range(50):
-            caller.send(kind="sentiment", text=f"第{number}位：谢谢", job_key=f"order-{number}")
-        accepted = caller.replies(50)
+            own_caller.send(kind="sentiment", text=f"第{number}位：谢谢", job_key=f"order-{number}")
+        accepted = own_caller.replies(50)
         first.kill()
         assert {reply["event"] for reply in accepted} == {"accepted"}
-        stack.enter_context(sandbox.simulator())
-        stack.enter_context(sandbox.worker("interactive"))
+        start_worker(sandbox, stack)
         stack.enter_context(sandbox.process("pipeline.cli", "recover"))
-        intake(sandbox, stack)
-        replies = caller.replies(50, 30)
+        start_intake(sandbox, stack)
+        replies = own_caller.replies(50, 30)
         assert {reply["event"] for reply in replies} == {"outcome"}
         assert {reply["job_key"] for reply in replies} == {f"order-{number}" for number in range(50)}
-        wait_for(lambda: sandbox.query("SELECT count(*) FROM reply_outbox") == [(0,)], "every reply to be sent")
+        wait_for(lambda: pending_replies(sandbox) == 0, "every reply to be sent")
 
 
 def foreign(headers: dict[str, Any], body: Any) -> str:
-    """A Celery message as another implementation writes it."""
+    """Return a Celery message as another implementation writes it."""
     identity = str(uuid4())
     return json.dumps(
         {
@@ -300,7 +344,7 @@ import { randomUUID } from "node:crypto";
 const url = new URL(process.env.REDIS_URL);
 const id = randomUUID();
 const body = [[], { kind: "chat", messages: [{ role: "user", content: "你好" }], job_key: "from-node",
-  reply_to: "crm.replies" }, {}];
+  reply_to: process.env.REPLY_QUEUE }, {}];
 const message = JSON.stringify({
   body: Buffer.from(JSON.stringify(body)).toString("base64"),
   "content-encoding": "utf-8",
@@ -312,23 +356,24 @@ const message = JSON.stringify({
 const command = (...parts) =>
   `*${parts.length}\\r\\n` + parts.map((part) => `$${Buffer.byteLength(part)}\\r\\n${part}\\r\\n`).join("");
 const socket = net.connect(Number(url.port), url.hostname);
-let heard = "";
-socket.on("data", (data) => { heard += data; if (heard.includes(":1\\r\\n")) socket.end(); });
-socket.on("close", () => process.exit(heard.includes(":1") ? 0 : 1));
+let received = "";
+socket.on("data", (data) => { received += data; if (received.includes(":1\\r\\n")) socket.end(); });
+socket.on("close", () => process.exit(received.includes(":1") ? 0 : 1));
 const login = url.password ? command("AUTH", decodeURIComponent(url.password)) : "";
 socket.write(login + command("SELECT", url.pathname.slice(1) || "0") + command("LPUSH", "yyc3.intake", message));
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None and "CI" not in os.environ, reason="Node is not here")
-def test_a_bare_node_program_submits_and_the_outcome_can_be_asked_for_from_python(
-    running: Sandbox, caller: Caller, tmp_path: Path
+@pytest.mark.skipif(shutil.which("node") is None and "CI" not in os.environ, reason="Node is not installed")
+def test_a_bare_node_program_submits_and_python_reads_the_outcome(
+    running: Running, caller: Caller, tmp_path: Path
 ) -> None:
     program = tmp_path / "submit.mjs"
     program.write_text(NODE, encoding="utf-8")
-    subprocess.run(["node", str(program)], env={**os.environ, "REDIS_URL": running.redis_url}, check=True, timeout=20)
+    environment = {**os.environ, "REDIS_URL": running.sandbox.redis_url, "REPLY_QUEUE": caller.queue}
+    subprocess.run(["node", str(program)], env=environment, check=True, timeout=20)
     accepted, outcome = caller.replies(2)
     assert (accepted["event"], accepted["job_key"]) == ("accepted", "from-node")
     assert outcome["outcome"]["result"]["text"]
-    with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
+    with Client(database_url=running.sandbox.database_url, redis_url=running.sandbox.redis_url) as client:
         assert client.get(accepted["job_id"]).state is JobState.SUCCEEDED

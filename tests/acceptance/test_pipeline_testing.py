@@ -1,4 +1,4 @@
-"""The pipeline for callers' own test suites: every error code can be provoked, and tests do not see each other."""
+"""The pipeline for test suites of callers: every error code can be provoked, and tests are isolated from each other."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import Client
 from pipeline.broker import TASK_NAME, Notifier, make_app
-from pipeline.calls.readers.jsonl import read_calls
+from pipeline.calls import read_calls
 from pipeline.testing import PipelineUnderTest
 from schemas.doorbells import Lane
 from schemas.errors import (
@@ -28,7 +28,6 @@ from schemas.errors import (
     PipelineError,
     ResultTimeout,
     StoreUnavailable,
-    UndecodableMessage,
     UnknownModel,
 )
 from schemas.ids import JobId
@@ -48,15 +47,15 @@ def settled(yyc3: PipelineUnderTest, job: dict[str, Any]) -> Outcome:
 
 
 def waiting(yyc3: PipelineUnderTest, job: dict[str, Any], code: ErrorCode) -> Outcome:
-    """The job while it waits for another try because of this."""
+    """Return the job while it waits for another attempt because of this code."""
     with yyc3.client() as client:
         job_id = client.submit(job)
 
-        def look() -> Outcome | None:
+        def failed_attempt() -> Outcome | None:
             seen = client.get(job_id)
             return seen if seen.error is not None and seen.error.code is code else None
 
-        seen = wait_for(look, f"a try that ends with {code}", 20)
+        seen = wait_for(failed_attempt, f"an attempt that ends with {code}", 20)
         assert seen is not None
         assert not seen.settled
         client.cancel(job_id)
@@ -79,7 +78,7 @@ FAULTS = {
 
 
 def provoke_in_answers(yyc3: PipelineUnderTest, code: ErrorCode) -> Outcome:
-    """Codes that stand in outcomes."""
+    """Provoke a code that an outcome has."""
     if code in FAULTS:
         yyc3.inject_fault("provoked", FAULTS[code])
         return waiting(yyc3, chat("provoked"), code)
@@ -97,7 +96,7 @@ def provoke_in_answers(yyc3: PipelineUnderTest, code: ErrorCode) -> Outcome:
                 job_id = client.submit(chat("provoked"))
                 client.cancel(job_id)
                 return client.result(job_id, timeout=10)
-        case _:  # these take long, or a mistake of ours, to come up by themselves
+        case _:  # to occur by themselves they need long, or a bug of ours
             with yyc3.client() as client:
                 return client.get(yyc3.dead_letter(FEELING, code))
 
@@ -122,7 +121,7 @@ def without_database(yyc3: PipelineUnderTest) -> None:
         lost.submit(FEELING)
 
 
-# Codes that a caller meets as an exception, and how.
+# Codes that a caller gets as an exception, and calls that raise it.
 IN_CALLS: dict[ErrorCode, tuple[type[PipelineError], Callable[[PipelineUnderTest, Client, Path], Any]]] = {
     ErrorCode.UNKNOWN_MODEL: (UnknownModel, lambda _, client, __: client.submit({**FEELING, "model": "gpt"})),
     ErrorCode.INVALID_SETTING: (InvalidSetting, lambda *_: Client(redis_url="http://nowhere")),
@@ -140,12 +139,12 @@ IN_CALLS: dict[ErrorCode, tuple[type[PipelineError], Callable[[PipelineUnderTest
 
 
 def undecodable(yyc3: PipelineUnderTest) -> ErrorCode:
-    """A message that is no doorbell: a worker says so in its log, and goes on."""
+    """Send a message that is not a doorbell: a worker logs that, and continues."""
     app, log = make_app(yyc3.redis_url), yyc3.home / "worker-interactive.log"
     app.send_task(TASK_NAME, args=["what?"], queue="chatglm3-6b")
     app.close()
-    wait_for(lambda: UndecodableMessage.code in log.read_text(), "the worker to say so")
-    return UndecodableMessage.code
+    wait_for(lambda: ErrorCode.UNDECODABLE_MESSAGE in log.read_text(), "the worker to log it")
+    return ErrorCode.UNDECODABLE_MESSAGE
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))
@@ -162,13 +161,13 @@ def test_every_error_code_can_be_provoked(yyc3: PipelineUnderTest, code: ErrorCo
         assert outcome.error.code == code
 
 
-def test_what_one_test_taught_the_engines_the_next_does_not_see(yyc3: PipelineUnderTest) -> None:
+def test_a_fault_of_one_test_is_gone_in_the_next(yyc3: PipelineUnderTest) -> None:
     outcome = settled(yyc3, chat("provoked"))
     assert isinstance(outcome.result, ChatResult)
     assert "模拟" in outcome.result.text or "simulated" in outcome.result.text
 
 
-def test_the_last_lesson_comes_first_and_only_as_often_as_it_says(yyc3: PipelineUnderTest) -> None:
+def test_the_newest_stub_comes_first_and_as_often_as_requested(yyc3: PipelineUnderTest) -> None:
     yyc3.stub_answer("箱子", "always")
     yyc3.stub_answer("箱子压扁了", "once", times=1)
     texts = [getattr(settled(yyc3, chat("我的箱子压扁了")).result, "text", None) for _ in range(2)]
@@ -180,11 +179,13 @@ def test_the_last_lesson_comes_first_and_only_as_often_as_it_says(yyc3: Pipeline
 
 
 def test_a_killed_worker_loses_no_job(yyc3: PipelineUnderTest) -> None:
-    yyc3.inject_fault("slowly", "slow", seconds=1.5)
+    yyc3.inject_fault("unanswered", "hang")
     with yyc3.client() as client:
-        job_id = client.submit(chat("slowly"))
-        wait_for(lambda: client.get(job_id).state is JobState.RUNNING, "a worker to take it")
+        job_id = client.submit(chat("unanswered"))
+        wait_for(lambda: client.get(job_id).state is JobState.RUNNING, "a worker to claim it")
         yyc3.kill_worker(Lane.INTERACTIVE)
+        assert not client.get(job_id).settled
+        yyc3.reset()
         assert client.result(job_id, timeout=30).state is JobState.SUCCEEDED
 
 
@@ -198,7 +199,7 @@ def test_the_example_of_the_module_runs_in_a_suite_of_its_own(tmp_path: Path) ->
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", str(tmp_path), "--rootdir", str(tmp_path), "-p", "no:cacheprovider"],
-        env={**environment, "DATABASE_URL": "postgresql://somebody@elsewhere/production"},
+        env={**environment, "DATABASE_URL": "postgresql://user@elsewhere/production"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -1,18 +1,20 @@
-"""Every command of the README runs, as a newcomer types it, in order, in one home."""
+"""Every command of the README runs, as a new user types it, in order, in one home."""
 
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.sandbox import ROOT, Sandbox, wait_for
+from tests.support.exclusive import exclusive
+from tests.support.sandbox import ROOT, Sandbox
 
 READMES = ["README.md", "README.zh-CN.md"]
-# `make test` is this very run; the export is done by the environment below.
+# `make test` runs this test; the environment below does what the export does.
 ELSEWHERE = {"make test", 'export PATH="$PWD/.venv/bin:$PATH"'}
 
 
@@ -26,7 +28,7 @@ def commands(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    home = tmp_path_factory.mktemp("newcomer")
+    home = tmp_path_factory.mktemp("new_user")
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("YYC3_", "AI_", "DATABASE", "REDIS"))
     }
@@ -37,9 +39,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def up(environment: dict[str, str]) -> Iterator[None]:
     sandbox = Sandbox("", "", Path(environment["HOME"]))
     sandbox.environment = environment
-    with sandbox.process("pipeline.cli", "up", "--simulate") as started:
-        wait_for(lambda: started.says("ready") or started.ended, "up", 60)
-        assert not started.ended, started.text
+    with ExitStack() as stack:
+        with exclusive("ports"):
+            started = stack.enter_context(sandbox.process("pipeline.cli", "up", "--simulate"))
+            started.wait_until_logged("ready    try: ", "yyc3 up")
         yield
         assert started.terminate(60) == 0
 
@@ -55,15 +58,16 @@ def test_both_readmes_have_the_same_commands_and_programs() -> None:
     assert blocks(READMES[0], "python") == blocks(READMES[1], "python")
 
 
-def test_the_demo_runs_alone_and_prints_what_it_found(environment: dict[str, str]) -> None:
+def test_the_demo_runs_alone_and_prints_what_it_finds(environment: dict[str, str]) -> None:
     assert "make demo" in commands("README.md")
-    done = run("make demo", environment, ROOT)
+    with exclusive("ports"):
+        done = run("make demo", environment, ROOT)
     assert done.returncode == 0, done.stderr
     assert "28 calls, 118 jobs, 0 failed" in done.stdout
     assert "simulated engines answered" in done.stdout
 
 
-def test_every_target_the_readme_and_make_name_exists(environment: dict[str, str]) -> None:
+def test_make_lists_every_target_of_the_readme(environment: dict[str, str]) -> None:
     printed = run("make", environment, ROOT).stdout
     for target in ("demo", "up", "test", "check", "bench", "venv", "clean"):
         assert re.search(rf"^  make {target} +\S", printed, re.MULTILINE)
