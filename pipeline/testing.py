@@ -256,7 +256,9 @@ class PipelineUnderTest:
                     continue  # recovery published its doorbell, and a worker was first
                 (claim,) = claimed.values()
                 state = _STATES.get(code, JobState.FAILED)
-                row = SettledRow(job_id, 0, job.kind, state, code=code, message=f"stored for a test: {code}")
+                row = SettledRow(
+                    job_id, 0, job.tenant, job.kind, state, code=code, message=f"stored for a test: {code}"
+                )
                 await settlement.settle(
                     adapters.database, [Settlement(job_id, claim.fence, [row], next_state=ChunkState.DONE)]
                 )

@@ -1,4 +1,8 @@
-"""One real Postgres and one real Valkey for the session, a database of its own for every test."""
+"""One real Postgres and one real Valkey for each test process, and a database of its own for every test.
+
+pytest-xdist gives every worker process a session of its own, so each has its own servers, on ports that
+the supervisor chose; within a process tests run one after another.
+"""
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
@@ -13,21 +17,25 @@ from pipeline.store import Database
 from tests.support.sandbox import Sandbox, new_database
 
 pytest_plugins = ["pipeline.testing"]
+_TEMPLATE = "template_yyc3"
+_REDIS_DATABASES = 15  # of 16, without the default one
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorClient]:
-    with SupervisorClient(tmp_path_factory.mktemp("servers"), ["postgres", "valkey"]) as home:
-        new_database(home.urls["postgres"], "template_yyc3")
-        yield home
+    """The servers of this process, with a database that is copied for every test."""
+    with SupervisorClient(tmp_path_factory.mktemp("servers"), ["postgres", "valkey"]) as running:
+        new_database(running.urls["postgres"], _TEMPLATE)
+        yield running
 
 
 @pytest.fixture
 def sandbox(servers: SupervisorClient, tmp_path: Path) -> Iterator[Sandbox]:
+    """A database with our tables and an empty Redis, for one test."""
     number = next(_numbers)
-    database_url = new_database(servers.urls["postgres"], f"test_{number}", "template_yyc3")
-    redis_url = servers.urls["valkey"].rsplit("/", 1)[0] + f"/{number % 15 + 1}"
+    database_url = new_database(servers.urls["postgres"], f"test_{number}", _TEMPLATE)
+    redis_url = servers.urls["valkey"].rsplit("/", 1)[0] + f"/{number % _REDIS_DATABASES + 1}"
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
     yield Sandbox(database_url, redis_url, tmp_path)
@@ -37,6 +45,7 @@ def sandbox(servers: SupervisorClient, tmp_path: Path) -> Iterator[Sandbox]:
 
 @pytest.fixture
 async def database(sandbox: Sandbox) -> AsyncIterator[Database]:
+    """The pool of the sandbox's database."""
     opened = await Database(sandbox.database_url).open()
     yield opened
     await opened.close()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 import structlog
@@ -73,20 +73,25 @@ async def retry_while_unavailable(
                 raise Stopped from None
 
 
-async def keep_subscribed(subscription: Callable[[], Awaitable[None]], warning: str) -> NoReturn:
-    """Run a subscription again whenever it ends, until cancelled.
+async def keep_subscribed(
+    subscribe: Callable[[], AsyncIterator[T]], handle: Callable[[T], Awaitable[None]], warning: str
+) -> NoReturn:
+    """Handle the messages of a subscription, and subscribe again whenever it ends, until cancelled.
 
-    The delay is reset after a subscription that lasted ten seconds.
+    The delay is reset by every message, and by a subscription that lasted ten seconds.
 
     Args:
-        subscription: subscribes and handles messages until the connection breaks.
+        subscribe: makes a new subscription.
+        handle: called with each message.
         warning: logged when a service is unavailable.
     """
     backoff = Backoff()
     while True:
         started = time.monotonic()
         try:
-            await subscription()
+            async for message in subscribe():
+                backoff.reset()
+                await handle(message)
         except (StoreUnavailable, BrokerUnavailable) as error:
             _log.warning(warning, reason=error.message)
         if time.monotonic() - started > _STABLE_SECONDS:

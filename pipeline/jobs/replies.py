@@ -1,7 +1,7 @@
 """Replies to callers of the intake queue: sent when their jobs are settled, and not before `accepted`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -80,7 +80,7 @@ class Replies:
     async def serve(self) -> None:
         """Send replies as jobs are settled, and look now and then for those whose notification was lost."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(keep_subscribed(self._receive, _LATE))
+            group.create_task(keep_subscribed(self._subscribe, self._deliver_all, _LATE))
             group.create_task(self._sweep())
 
     @contextmanager
@@ -129,9 +129,11 @@ class Replies:
             raise unavailable
         return [None] * len(job_ids)
 
-    async def _receive(self) -> None:
-        async for job_ids in self._notifier.subscribe(self._channel, asyncio.Event()):
-            await asyncio.gather(*[self._deliver(job_id) for job_id in job_ids])
+    def _subscribe(self) -> AsyncIterator[list[JobId]]:
+        return self._notifier.subscribe(self._channel, asyncio.Event())
+
+    async def _deliver_all(self, job_ids: list[JobId]) -> None:
+        await asyncio.gather(*[self._deliver(job_id) for job_id in job_ids])
 
     async def _sweep(self) -> None:
         """Deliver a page of pending replies every few seconds: notifications and the intakes they are for may be lost."""
@@ -139,7 +141,7 @@ class Replies:
         while True:
             try:
                 page = await reply_outbox.pending_after(self._database, after, _PAGE_JOBS)
-                await asyncio.gather(*[self._deliver(job_id) for job_id in page])
+                await self._deliver_all(page)
                 after = page[-1] if len(page) == _PAGE_JOBS else JobId(0)
             except (BrokerUnavailable, StoreUnavailable) as error:
                 _log.warning(_LATE, reason=error.message)

@@ -71,10 +71,9 @@ class Submitter:
         repeated = set(_repeated_keys(new))
         first = [index for index in range(len(new)) if index not in repeated]
         stored = dict(zip(first, await self._store([new[index] for index in first]), strict=True))
-        if repeated:
+        for index in sorted(repeated):
             # The same key twice in one flush: the second is looked up after the first is stored.
-            again = sorted(repeated)
-            stored |= dict(zip(again, await self._store([new[index] for index in again]), strict=True))
+            (stored[index],) = await self._store([new[index]])
         return [stored[index] for index in range(len(new))]
 
     async def _store(self, new: Sequence[NewJob]) -> Sequence[JobId | BaseException]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator
 
 from pipeline.broker import Notifier
 from pipeline.concurrency.backoff import keep_subscribed, retry_while_unavailable
@@ -42,7 +43,7 @@ class Waiter:
     async def start(self) -> None:
         """Subscribe; returns when no later notification is missed, or at once where there is no broker."""
         warning = "notifications unavailable, polling twice a second"
-        self._subscription = asyncio.create_task(keep_subscribed(self._receive, warning))
+        self._subscription = asyncio.create_task(keep_subscribed(self._subscribe, self._wake, warning))
         await self._ready.wait()
 
     async def stop(self) -> None:
@@ -92,13 +93,16 @@ class Waiter:
         )
         return [found.get(job_id) or JobNotFound(f"there is no job {job_id}", job_id=job_id) for job_id in job_ids]
 
-    async def _receive(self) -> None:
+    async def _subscribe(self) -> AsyncIterator[list[JobId]]:
         try:
             async for job_ids in self._notifier.subscribe(self._channel, self._ready):
-                for job_id in job_ids:
-                    if job_id in self._tracked:
-                        self._tracked[job_id] = True
-                    for event in self._waiting.get(job_id, ()):
-                        event.set()
+                yield job_ids
         finally:
             self._ready.set()
+
+    async def _wake(self, job_ids: list[JobId]) -> None:
+        for job_id in job_ids:
+            if job_id in self._tracked:
+                self._tracked[job_id] = True
+            for event in self._waiting.get(job_id, ()):
+                event.set()

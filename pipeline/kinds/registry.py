@@ -43,8 +43,14 @@ def decode(job: Job, request: CompletionRequest, completion: Completion) -> Resu
 
 
 def measures(result: Result) -> Measures:
-    """Return what is counted and filtered of a result."""
-    return KINDS[result.kind].measures(result)
+    """Return what is counted and filtered of a result, its numbers rounded to six places."""
+    found = KINDS[result.kind].measures(result)
+    return Measures(found.label, _rounded(found.confidence), _rounded(found.score))
+
+
+def _rounded(value: float | None) -> float | None:
+    # A column of single precision refuses numbers that are almost zero.
+    return None if value is None else round(value, 6)
 
 
 def headline(result: Result) -> str:

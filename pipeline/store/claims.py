@@ -32,6 +32,7 @@ class ClaimedJob:
 
     job_id: JobId
     replay: int
+    tenant: str
     kind: str
     request: bytes
     queue_wait_seconds: float
@@ -108,7 +109,7 @@ UPDATE chunks c SET {_CLAIMED}
 """
 # The ids are repeated in every join: without them the planner may read a whole partition.
 _ROWS = f"""
-SELECT j.job_id, coalesce(r.replay + 1, 0)::int AS replay, j.kind, j.request,
+SELECT j.job_id, coalesce(r.replay + 1, 0)::int AS replay, j.tenant, j.kind, j.request,
        extract(epoch FROM now() - coalesce(r.at, j.created_at))::float8 AS queue_wait_seconds,
        extract(epoch FROM j.deadline - now())::float8 AS seconds_to_deadline,
        coalesce(f.attempts, 0) AS failed_attempts
@@ -123,7 +124,7 @@ ORDER BY j.job_id
 """
 # A chunk that is claimed for the first time, and of which no row was cancelled, has neither outcomes nor failed attempts.
 _ROWS_UNTOUCHED = """
-SELECT job_id, 0 AS replay, kind, request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
+SELECT job_id, 0 AS replay, tenant, kind, request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
        extract(epoch FROM deadline - now())::float8 AS seconds_to_deadline, 0 AS failed_attempts
 FROM jobs WHERE job_id = ANY(%(ids)s) ORDER BY job_id
 """

@@ -144,9 +144,9 @@ class Database:
 
     def _check_waited(self, seconds: float) -> None:
         if self._in_use and seconds >= _BUSY_SECONDS:
-            raise StoreUnavailable(f"Postgres is busy: no connection became free in {seconds:.0f} s")
+            raise StoreUnavailable(f"Postgres is busy: no connection became free in {seconds:.0f} s") from None
         if not self._in_use and seconds >= _UNREACHABLE_SECONDS:
-            raise StoreUnavailable(f"Postgres cannot be reached: no connection in {seconds:.0f} s")
+            raise StoreUnavailable(f"Postgres cannot be reached: no connection in {seconds:.0f} s") from None
 
     async def _discard(self, connection: AsyncConnection[DictRow]) -> None:
         """Close a connection; the pool opens another one in its place."""

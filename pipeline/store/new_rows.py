@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from pipeline.policies.chunking import LARGEST_CHUNK_BYTES, split_by_weight
+from pipeline.policies.chunking import LARGEST_CHUNK_BYTES
 from schemas.doorbells import Lane
 from schemas.ids import JobId
 
@@ -48,10 +48,15 @@ def new_chunk(first_job_id: JobId, jobs: Sequence[NewJob], tenant: str, lane: La
     return NewChunk(first_job_id, len(jobs), jobs[0].model, tenant, lane, jobs[0].priority, deadline)
 
 
-def cut(rows: Sequence[NewJob], chunk_rows: int) -> list[int]:
-    """Lengths of the chunks of these neighbours: at most `chunk_rows` rows and LARGEST_CHUNK_BYTES each."""
+def cut(jobs: Sequence[NewJob], chunk_rows: int) -> list[int]:
+    """Return lengths of the chunks of these neighbours: at most `chunk_rows` rows and LARGEST_CHUNK_BYTES each."""
     lengths: list[int] = []
-    for start in range(0, len(rows), chunk_rows):
-        sizes = [len(job.request) for job in rows[start : start + chunk_rows]]
-        lengths += split_by_weight(sizes, LARGEST_CHUNK_BYTES)
-    return lengths
+    rows = weight = 0
+    for job in jobs:
+        size = len(job.request)
+        if rows and (rows == chunk_rows or weight + size > LARGEST_CHUNK_BYTES):
+            lengths.append(rows)
+            rows = weight = 0
+        rows += 1
+        weight += size
+    return [*lengths, rows] if rows else lengths

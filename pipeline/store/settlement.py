@@ -41,6 +41,7 @@ class SettledRow:
 
     job_id: JobId
     replay: int
+    tenant: str
     kind: str
     state: JobState
     answer: bytes | None = None
@@ -70,6 +71,7 @@ class FailedAttempt:
 
     job_id: JobId
     replay: int
+    tenant: str
     attempt: int
     code: ErrorCode
     endpoint: str | None
@@ -99,6 +101,7 @@ class Settlement:
 _OUTCOME = {
     "job_id": "bigint",
     "replay": "smallint",
+    "tenant": "text",
     "kind": "text",
     "state": "text",
     "code": "text",
@@ -127,7 +130,14 @@ _OUTCOME = {
 _COLUMNS = [path.rpartition(".")[2] for path in _OUTCOME]
 _GIVEN = ["chunk", "fence", "cache_key", *_COLUMNS]
 _GIVEN_TYPES = ["bigint", "int", "uuid", *_OUTCOME.values()]
-_FAILURE = {"job_id": "bigint", "replay": "smallint", "attempt": "smallint", "code": "text", "endpoint": "text"}
+_FAILURE = {
+    "job_id": "bigint",
+    "replay": "smallint",
+    "tenant": "text",
+    "attempt": "smallint",
+    "code": "text",
+    "endpoint": "text",
+}
 _row_values = attrgetter("cache_key", *_OUTCOME)
 _failure_values = attrgetter(*_FAILURE)
 
@@ -141,26 +151,27 @@ WITH settlement AS (
     SELECT * FROM json_to_recordset(%(settlements)s::json)
         AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
 ), held AS MATERIALIZED (
-    SELECT c.first_job_id, c.rows, c.fence, c.tenant FROM chunks c
+    SELECT c.first_job_id, c.rows, c.fence FROM chunks c
     JOIN settlement r ON r.chunk = c.first_job_id AND r.fence = c.fence
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
 ), given AS MATERIALIZED (
-    SELECT g.*, h.tenant FROM ROWS FROM (
+    SELECT g.* FROM ROWS FROM (
         json_to_recordset(%(rows)s::json) AS ({_declared(_GIVEN, _GIVEN_TYPES)}), unnest(%(answers)b::bytea[])
     ) AS g({", ".join(_GIVEN)}, answer)
     JOIN held h ON h.first_job_id = g.chunk AND h.fence = g.fence
 ), stored AS (
-    INSERT INTO outcomes (tenant, answer, {", ".join(_COLUMNS)}) SELECT tenant, answer, {", ".join(_COLUMNS)}
+    INSERT INTO outcomes (answer, {", ".join(_COLUMNS)}) SELECT answer, {", ".join(_COLUMNS)}
     FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens, cached_from
 ), cached AS (
     -- The newest answer is the one to find: an older one may be deleted, or have lost to a cancel.
     INSERT INTO answer_cache (key, tenant, job_id, replay)
     SELECT DISTINCT ON (cache_key) cache_key, tenant, job_id, replay FROM given WHERE cache_key IS NOT NULL
     ORDER BY cache_key
-    ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, replay = excluded.replay, created_at = excluded.created_at
+    ON CONFLICT (key) DO UPDATE
+        SET job_id = excluded.job_id, replay = excluded.replay, tenant = excluded.tenant, created_at = excluded.created_at
 ), failed AS (
-    INSERT INTO failed_attempts (tenant, {", ".join(_FAILURE)})
-    SELECT h.tenant, {", ".join(f"f.{name}" for name in _FAILURE)} FROM json_to_recordset(%(failures)s::json)
+    INSERT INTO failed_attempts ({", ".join(_FAILURE)})
+    SELECT {", ".join(f"f.{name}" for name in _FAILURE)} FROM json_to_recordset(%(failures)s::json)
         AS f(chunk bigint, fence int, {_declared([*_FAILURE], [*_FAILURE.values()])})
     JOIN held h ON h.first_job_id = f.chunk AND h.fence = f.fence ON CONFLICT DO NOTHING
 ), counted AS (

@@ -86,7 +86,9 @@ async def insert_interactive(
         for index, job in enumerate(new):
             if index not in entries and index not in admitted:
                 admitted[index] = admit(job)
-        entries |= {index: refusal for index, refusal in admitted.items() if refusal is not None}
+        for index, refusal in admitted.items():
+            if refusal is not None:
+                entries.setdefault(index, refusal)  # a key that was stored meanwhile is that job
         fresh = {index: job for index, job in enumerate(new) if index not in entries}
         placed = await _place(ids, fresh, chunk_rows)
         try:

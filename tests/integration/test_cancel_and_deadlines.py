@@ -1,4 +1,4 @@
-"""A cancelled job costs no more tokens, and a job past its deadline costs none."""
+"""A cancelled job costs no further tokens, and a job past its deadline costs none."""
 
 import json
 from contextlib import ExitStack
@@ -17,33 +17,33 @@ LONG = {"kind": "chat", "messages": [{"role": "user", "content": "讲个故事"}
 
 
 def story(sandbox: Sandbox) -> tuple[str, str]:
-    """Arguments of a simulator that tells a story of a thousand tokens, 15 s long."""
+    """Return the arguments of a simulator that answers with a thousand tokens, which takes 15 s."""
     answers = sandbox.home / "answers.jsonl"
     answers.write_text(json.dumps({"when": "故事", "answer": "从前有一座山。" * 200}))
     return "--answers", str(answers)
 
 
-def opened(sandbox: Sandbox, stack: ExitStack) -> Client:
+def open_client(sandbox: Sandbox, stack: ExitStack) -> Client:
     return stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
 
 
-def stopped(simulator: Simulator) -> bool:
+def has_stopped(simulator: Simulator) -> bool:
     state = simulator.state()
     return state["aborted"] > 0 and state["running"] == 0
 
 
-def test_a_running_job_is_cancelled_at_the_engine(sandbox: Sandbox) -> None:
+def test_a_cancel_aborts_the_request_of_a_running_job(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
         simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
         stack.enter_context(sandbox.worker("interactive"))
-        client = opened(sandbox, stack)
+        client = open_client(sandbox, stack)
         job_id, other = client.submit(LONG), client.submit({"kind": "sentiment", "text": "谢谢"})
         assert client.result(other, timeout=20).state is JobState.SUCCEEDED
         wait_for(lambda: simulator.state()["running"] == 1, "the engine to begin")
         assert client.cancel(job_id) is True
         assert client.cancel(job_id) is False
-        assert client.result(job_id, timeout=5).state is JobState.CANCELLED
-        wait_for(lambda: stopped(simulator), "the engine to stop", 5)
+        assert client.result(job_id, timeout=20).state is JobState.CANCELLED
+        wait_for(lambda: has_stopped(simulator), "the engine to stop")
         wait_for(
             lambda: (
                 sandbox.query("SELECT state, cancelled FROM chunks WHERE first_job_id = %s", job_id) == [("done", 1)]
@@ -52,31 +52,31 @@ def test_a_running_job_is_cancelled_at_the_engine(sandbox: Sandbox) -> None:
         )
 
 
-def test_word_of_a_cancel_that_is_lost_comes_with_the_next_renewal(sandbox: Sandbox) -> None:
+def test_a_cancel_without_a_notification_is_found_at_the_renewal(sandbox: Sandbox) -> None:
     sandbox.environment["YYC3_LEASE_SECONDS"] = "3"
     with ExitStack() as stack:
         simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
         stack.enter_context(sandbox.worker("interactive"))
-        client = opened(sandbox, stack)
+        client = open_client(sandbox, stack)
         job_id = client.submit(LONG)
         wait_for(lambda: simulator.state()["running"] == 1, "the engine to begin")
-        # What `cancel` stores, without the word it sends.
+        # What `cancel` stores, without its notification.
         sandbox.query(
-            """WITH o AS (INSERT INTO outcomes (job_id, replay, state, code, message)
-                          VALUES (%s, 1, 'cancelled', 'cancelled', 'by hand'))
+            """WITH o AS (INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message)
+                          VALUES (%s, 0, 'default', 'chat', 'cancelled', 'cancelled', 'by hand'))
                UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s""",
             job_id,
             job_id,
         )
-        wait_for(lambda: stopped(simulator), "the engine to stop", 10)
+        wait_for(lambda: has_stopped(simulator), "the engine to stop")
 
 
-def test_a_row_of_a_shared_micro_batch_is_cancelled_without_its_neighbours(sandbox: Sandbox) -> None:
+def test_a_cancelled_row_of_a_micro_batch_leaves_its_neighbours(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
-        simulator = stack.enter_context(sandbox.simulator("--fail", "slow:1:3", speed=100))
+        simulator = stack.enter_context(sandbox.simulator("--fail", "slow:1:6", speed=100))
         stack.enter_context(sandbox.worker("bulk"))
         stack.enter_context(sandbox.process("pipeline.cli", "recover"))
-        client = opened(sandbox, stack)
+        client = open_client(sandbox, stack)
         batch = client.submit_many([{"kind": "sentiment", "text": f"太差了 {i}"} for i in range(20)])
         wait_for(lambda: simulator.state()["requests"] > 0, "the rows to be sent")
         assert client.cancel(batch.job_ids[7])
@@ -85,19 +85,20 @@ def test_a_row_of_a_shared_micro_batch_is_cancelled_without_its_neighbours(sandb
         assert client.get(batch.job_ids[7]).state is JobState.CANCELLED
 
 
-def test_rows_that_are_cancelled_before_they_are_sent_are_never_sent(sandbox: Sandbox) -> None:
+def test_rows_cancelled_before_they_are_sent_are_never_sent(sandbox: Sandbox) -> None:
     models = sandbox.home / "models.toml"
-    models.write_text('[models.chatglm3-6b]\nkinds = ["chat", "sentiment"]\nport = 10086\nseats = 1\n')
+    models.write_text('[models.chatglm3-6b]\nkinds = ["chat", "sentiment"]\nport = 10086\nmax_num_seqs = 1\n')
     sandbox.environment["YYC3_MODELS_FILE"] = str(models)
     with ExitStack() as stack:
         simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
         stack.enter_context(sandbox.worker("interactive"))
-        client = opened(sandbox, stack)
+        client = open_client(sandbox, stack)
         first = client.submit(LONG)
-        wait_for(lambda: simulator.state()["running"] == 1, "the only seat to be taken")
+        wait_for(lambda: simulator.state()["running"] == 1, "the only slot to be used")
         waiting = [client.submit({"kind": "sentiment", "text": f"第{i}位：谢谢"}) for i in range(3)]
         wait_for(
-            lambda: sandbox.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(4,)], "all to be taken"
+            lambda: sandbox.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(4,)],
+            "all chunks to be claimed",
         )
         for job_id in waiting:
             assert client.cancel(job_id)
@@ -106,31 +107,31 @@ def test_rows_that_are_cancelled_before_they_are_sent_are_never_sent(sandbox: Sa
         assert simulator.state()["rows"] == 1
 
 
-def test_a_deadline_that_comes_while_a_job_waits_for_a_seat_expires_it_unsent(sandbox: Sandbox) -> None:
+def test_a_job_that_waits_for_capacity_past_its_deadline_is_not_sent(sandbox: Sandbox) -> None:
     models = sandbox.home / "models.toml"
-    models.write_text('[models.chatglm3-6b]\nkinds = ["chat", "sentiment"]\nport = 10086\nseats = 1\n')
+    models.write_text('[models.chatglm3-6b]\nkinds = ["chat", "sentiment"]\nport = 10086\nmax_num_seqs = 1\n')
     sandbox.environment["YYC3_MODELS_FILE"] = str(models)
     with ExitStack() as stack:
         simulator = stack.enter_context(sandbox.simulator(*story(sandbox), speed=1))
         stack.enter_context(sandbox.worker("interactive"))
-        client = opened(sandbox, stack)
+        client = open_client(sandbox, stack)
         first = client.submit(LONG)
-        wait_for(lambda: simulator.state()["running"] == 1, "the only seat to be taken")
+        wait_for(lambda: simulator.state()["running"] == 1, "the only slot to be used")
         soon = datetime.now(UTC) + timedelta(seconds=2)
         late = client.submit({"kind": "sentiment", "text": "谢谢", "deadline": soon})
-        wait_for(lambda: datetime.now(UTC) > soon, "the deadline", 5)
+        wait_for(lambda: datetime.now(UTC) > soon, "the deadline")
         client.cancel(first)
-        outcome = client.result(late, timeout=10)
+        outcome = client.result(late, timeout=20)
         assert outcome.state is JobState.EXPIRED
         assert outcome.error is not None
         assert outcome.error.code is ErrorCode.DEADLINE_PASSED
         assert simulator.state()["rows"] == 1
 
 
-def test_a_queued_job_expires_although_nobody_serves_its_model(sandbox: Sandbox) -> None:
+def test_a_queued_job_expires_without_a_worker_for_its_model(sandbox: Sandbox) -> None:
     with ExitStack() as stack:
         stack.enter_context(sandbox.process("pipeline.cli", "recover"))
-        client = opened(sandbox, stack)
+        client = open_client(sandbox, stack)
         soon = datetime.now(UTC) + timedelta(seconds=1)
         events = client.stream({**LONG, "deadline": soon})
         *_, end = events
@@ -141,7 +142,7 @@ def test_a_queued_job_expires_although_nobody_serves_its_model(sandbox: Sandbox)
         assert [fields["event"] for _, fields in found] == ["end"]
 
 
-async def test_of_a_queued_chunk_only_the_rows_past_their_deadline_expire(sandbox: Sandbox, database: Database) -> None:
+async def test_only_the_rows_of_a_chunk_past_their_deadline_expire(sandbox: Sandbox, database: Database) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         jobs: list[dict[str, Any]] = [{"kind": "sentiment", "text": f"好 {i}"} for i in range(4)]

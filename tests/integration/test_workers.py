@@ -27,7 +27,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def running(sandbox: Sandbox) -> Iterator[Sandbox]:
-    """A simulator, one worker a lane, and recovery."""
+    """A simulator, a worker of each lane and recovery."""
     with ExitStack() as stack:
         stack.enter_context(sandbox.simulator())
         stack.enter_context(sandbox.worker("interactive"))
@@ -36,7 +36,7 @@ def running(sandbox: Sandbox) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def sync_door(sandbox: Sandbox, job: dict[str, Any]) -> Outcome:
+def result_of(sandbox: Sandbox, job: dict[str, Any]) -> Outcome:
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         return client.result(client.submit(job), timeout=20)
 
@@ -46,7 +46,7 @@ def test_own_labels_come_back_with_other_always_among_them(running: Sandbox) -> 
         {"name": "换货", "description": "要换一件"},
         {"name": "催单", "description": "催快点发货", "examples": ["快点发"]},
     ]
-    outcome = sync_door(running, {"kind": "intent", "text": "我想换货，换一件大号的", "labels": labels})
+    outcome = result_of(running, {"kind": "intent", "text": "我想换货，换一件大号的", "labels": labels})
     assert isinstance(outcome.result, IntentResult)
     assert outcome.result.label == "换货"
     assert set(outcome.result.probabilities or ()) == {"换货", "催单", "other"}
@@ -57,15 +57,15 @@ def test_labels_that_begin_alike_are_asked_for_by_letter(running: Sandbox) -> No
         {"name": "refund money", "description": "wants money back"},
         {"name": "refund points", "description": "points"},
     ]
-    outcome = sync_door(running, {"kind": "intent", "text": "I want my money back, refund my money", "labels": labels})
+    outcome = result_of(running, {"kind": "intent", "text": "I want my money back, refund my money", "labels": labels})
     assert isinstance(outcome.result, IntentResult)
     assert outcome.result.label == "refund money"
     assert outcome.result.confidence is not None
 
 
-def test_more_labels_than_alternatives_are_asked_for_whole_and_have_no_confidence(running: Sandbox) -> None:
+def test_more_labels_than_alternatives_have_no_confidence(running: Sandbox) -> None:
     labels = [{"name": f"主题{i}号"} for i in range(30)]
-    outcome = sync_door(running, {"kind": "intent", "text": "我要办主题7号的业务", "labels": labels})
+    outcome = result_of(running, {"kind": "intent", "text": "我要办主题7号的业务", "labels": labels})
     assert isinstance(outcome.result, IntentResult)
     assert outcome.result.label in {label["name"] for label in labels} | {"other"}
     assert outcome.result.confidence is None
@@ -75,18 +75,18 @@ def test_a_bad_job_is_refused_with_a_sentence_that_names_the_field(sandbox: Sand
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         with pytest.raises(InvalidJob, match=r"text: .*at most 20000"):
             client.submit({"kind": "intent", "text": "x" * 20_001})
-        with pytest.raises(InvalidJob, match="either text"):
+        with pytest.raises(InvalidJob, match="provide exactly one of text"):
             client.submit({"kind": "sentiment"})
         with pytest.raises(UnknownModel, match=r"model: 'gpt-9' is not in models.toml; known are chatglm3-6b"):
             client.submit(JOBS["intent"] | {"model": "gpt-9"})
-        with pytest.raises(UnknownModel, match="cannot do intent"):
+        with pytest.raises(UnknownModel, match="does not support intent"):
             client.submit(JOBS["intent"] | {"model": "cogagent"})
         with pytest.raises(InvalidJob, match=r"job 1: .*messages"):
             client.submit_many([JOBS["chat"], {"kind": "chat", "messages": []}])
     assert sandbox.query("SELECT count(*) FROM jobs") == [(0,)]
 
 
-def test_the_same_key_is_the_same_job_and_another_job_with_it_is_refused(running: Sandbox) -> None:
+def test_a_key_returns_its_job_and_refuses_another_job(running: Sandbox) -> None:
     with Client(database_url=running.database_url, redis_url=running.redis_url) as client:
         job = JOBS["intent"] | {"idempotency_key": "order-1"}
         first = client.submit(job)
@@ -97,10 +97,10 @@ def test_the_same_key_is_the_same_job_and_another_job_with_it_is_refused(running
         assert client.submit(job) == first
 
 
-def test_giving_up_leaves_the_job_running_and_says_so(sandbox: Sandbox) -> None:
+def test_a_timeout_leaves_the_job_running(sandbox: Sandbox) -> None:
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         job_id = client.submit(JOBS["intent"])
-        with pytest.raises(ResultTimeout, match=rf"job {job_id} is not finished yet; it goes on"):
+        with pytest.raises(ResultTimeout, match=rf"job {job_id} is not finished yet; it continues"):
             client.result(job_id, timeout=timedelta(seconds=0.2))
         assert client.get(job_id).state is JobState.QUEUED
         with sandbox.simulator(), sandbox.worker("interactive"):
@@ -123,7 +123,7 @@ def test_callers_that_submit_at_once_share_chunks(running: Sandbox) -> None:
     assert chunks <= 8
 
 
-def test_a_job_past_its_deadline_expires_without_a_token_being_spent(sandbox: Sandbox) -> None:
+def test_a_job_past_its_deadline_expires_without_using_a_token(sandbox: Sandbox) -> None:
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         job_id = client.submit(JOBS["intent"] | {"deadline": datetime.now(UTC) + timedelta(milliseconds=50)})
         wait_for(lambda: sandbox.query("SELECT now() > deadline FROM jobs")[0][0], "the deadline")
@@ -138,7 +138,7 @@ def test_a_cancelled_job_stays_cancelled(sandbox: Sandbox) -> None:
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         job_id = client.submit(JOBS["intent"])
         assert sandbox.yyc3("jobs", "cancel", str(job_id)).stdout == f"job {job_id} is cancelled\n"
-        assert sandbox.yyc3("jobs", "cancel", str(job_id), check=1).stdout == f"job {job_id} was settled already\n"
+        assert sandbox.yyc3("jobs", "cancel", str(job_id), check=1).stdout == f"job {job_id} was settled before\n"
         assert client.result(job_id, 5).state is JobState.CANCELLED
         assert "there is no job 5" in sandbox.yyc3("jobs", "cancel", "5", check=1).stderr
 
@@ -151,7 +151,7 @@ def counter(url: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in metrics(url).splitlines() if line.startswith(f"vllm:{name}{{"))
 
 
-def test_one_bad_row_fails_alone_and_its_neighbours_do_not(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_rejected_row_fails_alone(sandbox: Sandbox, tmp_path: Path) -> None:
     script = tmp_path / "answers.jsonl"
     script.write_text(json.dumps({"when": "POISONED", "status": 400}) + "\n")
     with (
@@ -168,7 +168,7 @@ def test_one_bad_row_fails_alone_and_its_neighbours_do_not(sandbox: Sandbox, tmp
         assert all(o.error and o.error.code is ErrorCode.REQUEST_REJECTED for o in failed)
 
 
-def test_an_old_server_without_batch_route_gets_single_requests_and_guided_choice(sandbox: Sandbox) -> None:
+def test_an_old_server_gets_single_requests_and_guided_choice(sandbox: Sandbox) -> None:
     with (
         sandbox.simulator("--vllm-version", "0.10.2") as simulator,
         sandbox.worker("bulk"),
@@ -190,7 +190,7 @@ SCRIPTS: dict[ErrorCode, dict[str, Any]] = {
 }
 
 
-def test_every_engine_error_ends_in_its_own_code_and_every_try_is_recorded(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_every_engine_error_has_its_code_and_its_attempts_recorded(sandbox: Sandbox, tmp_path: Path) -> None:
     script = tmp_path / "answers.jsonl"
     lines = [{"when": f"<{code}>", **what} for code, what in SCRIPTS.items()]
     script.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -213,7 +213,7 @@ def test_every_engine_error_ends_in_its_own_code_and_every_try_is_recorded(sandb
             ]
 
 
-def test_passing_faults_are_tried_again_and_the_jobs_succeed(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_attempts_that_fail_for_a_while_are_repeated_until_they_succeed(sandbox: Sandbox, tmp_path: Path) -> None:
     faults: list[dict[str, Any]] = [{"status": 503}, {"status": 429}]
     faults += [{"fault": kind} for kind in ("cut", "garbage", "abort", "empty")]
     script = tmp_path / "answers.jsonl"
@@ -228,35 +228,36 @@ def test_passing_faults_are_tried_again_and_the_jobs_succeed(sandbox: Sandbox, t
         for job_id, fault in zip(ids, faults, strict=True):
             outcome = client.result(job_id, 30)
             assert outcome.state is JobState.SUCCEEDED, (fault, outcome.error)
-            assert outcome.attempts == (0 if "status" in fault else 2), "an engine that is full costs no try"
+            assert outcome.attempts == (0 if "status" in fault else 2), "an overloaded engine costs no attempt"
 
 
-def test_an_engine_that_is_away_costs_no_try_and_jobs_wait_for_it(sandbox: Sandbox) -> None:
+def test_an_unavailable_engine_costs_no_attempt_and_jobs_wait_for_it(sandbox: Sandbox) -> None:
     sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
         with sandbox.worker("interactive") as worker:
             job_id = client.submit(JOBS["intent"])
             wait_for(
-                lambda: sandbox.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"), "the first try"
+                lambda: sandbox.query("SELECT 1 FROM chunks WHERE last_code = 'engine_unavailable'"),
+                "the first attempt",
             )
             seen = client.get(job_id)
             assert seen.state is JobState.QUEUED
             assert seen.error is not None
             assert seen.error.code is ErrorCode.ENGINE_UNAVAILABLE
-            assert worker.says("nobody answers at http://127.0.0.1:9")
+            assert worker.logged("http://127.0.0.1:9 does not answer")
         with sandbox.simulator(), sandbox.worker("interactive"), sandbox.process("pipeline.cli", "recover"):
             outcome = client.result(job_id, 30)
             assert (outcome.state, outcome.attempts) == (JobState.SUCCEEDED, 0)
 
 
-def test_a_foreign_message_in_our_queue_is_dropped_and_the_next_job_runs(running: Sandbox) -> None:
+def test_a_foreign_message_in_our_queue_does_not_stop_the_next_job(running: Sandbox) -> None:
     app = make_app(running.redis_url)
     app.send_task("yyc3.chunk", args=({"v": 9, "words": "x"},), queue="chatglm3-6b")
     app.close()
-    assert sync_door(running, JOBS["intent"]).state is JobState.SUCCEEDED
+    assert result_of(running, JOBS["intent"]).state is JobState.SUCCEEDED
 
 
-def test_a_dialogue_longer_than_the_engines_context_loses_its_middle_and_succeeds(sandbox: Sandbox) -> None:
+def test_a_dialogue_that_is_too_long_loses_its_middle_and_succeeds(sandbox: Sandbox) -> None:
     turns = [{"speaker": "customer", "text": f"第{i}句，我要退款，" + "说来话长" * 10} for i in range(60)]
     with (
         sandbox.simulator("--max-model-len", "1200"),

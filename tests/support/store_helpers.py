@@ -1,63 +1,100 @@
-"""The store alone: jobs that come in, claims and reports, without a worker."""
+"""The store alone: jobs, claims and settlements without a worker."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
-from pipeline.store import Database, claims, recovery, submission
+from pipeline.store import Database, batches, claims, recovery, submission
+from pipeline.store.batches import NewBatch, StoredBatch
+from pipeline.store.cancellation import SettledWithoutRun
 from pipeline.store.claims import Claim
 from pipeline.store.ids import JobIds
-from pipeline.store.settlement import ChunkState, SettledRow, SettledWithoutRun, Settlement
-from pipeline.store.submission import NewJob, StoredBatch
+from pipeline.store.new_rows import NewJob
+from pipeline.store.settlement import ChunkState, SettledRow, Settlement
+from pipeline.store.submission import Submission
 from schemas.doorbells import Lane
 from schemas.errors import ErrorCode
 from schemas.results import JobState
 from schemas.timings import Usage
 
 LEASE = timedelta(seconds=30)
-GONE = timedelta(seconds=-1)
+EXPIRED = timedelta(seconds=-1)
+"""A lease that has expired when the claim is made."""
 
 
-def new(
-    text: str = "hi", *, key: str | None = None, payload: bytes = b"p", priority: int = 0, **fields: object
-) -> NewJob:
-    """A job nobody has stored yet."""
+def admit_all(_: object = None) -> None:
+    """Admit every job: a queue without a limit."""
+
+
+def new_job(text: str = "hi", *, key: str | None = None, payload: bytes = b"p", **fields: Any) -> NewJob:
+    """Return an intent job of the model `m` that is not stored yet; `fields` are those of NewJob."""
     request = f'{{"kind":"intent",  "text":"{text}"}}'.encode()
-    return NewJob("intent", "default", request, "m", priority, idempotency_key=key, payload_hash=payload, **fields)  # type: ignore[arg-type]
+    given = {"kind": "intent", "tenant": "default", "request": request, "model": "m", "priority": 0}
+    return NewJob(**{**given, "idempotency_key": key, "payload_hash": payload, **fields})
 
 
-async def batch(database: Database, jobs: int, chunk_rows: int = 10, **fields: object) -> StoredBatch:
-    """A stored batch of intents."""
-    given: dict[str, object] = {"name": "b", "tenant": "default", "idempotency_key": None, "payload_hash": b"x"}
-    return await submission.insert_batch(
-        database,
-        JobIds(database),
-        [new(f"row {i}") for i in range(jobs)],
-        chunk_rows=chunk_rows,
-        admit=all_admitted,
-        **(given | fields),  # type: ignore[arg-type]
+async def store_jobs(
+    database: Database,
+    jobs: Sequence[NewJob],
+    *,
+    reply_to: str | None = None,
+    chunk_rows: int = 64,
+    ids: JobIds | None = None,
+) -> Submission:
+    """Store interactive jobs."""
+    return await submission.insert_interactive(
+        database, ids or JobIds(database), jobs, reply_to=reply_to, chunk_rows=chunk_rows, admit=admit_all
     )
 
 
-async def lost(database: Database) -> tuple[int, list[SettledWithoutRun]]:
-    """What recovery does with runs that are expired_leases and silent."""
-    return await recovery.requeue_lost(database, await recovery.expired_leases(database, LEASE))
+async def store_batch(
+    database: Database,
+    jobs: int | Sequence[NewJob],
+    *,
+    chunk_rows: int = 10,
+    tenant: str = "default",
+    key: str | None = None,
+    payload: bytes = b"x",
+    ids: JobIds | None = None,
+) -> StoredBatch:
+    """Store a batch: these jobs, or so many intent jobs of the same tenant."""
+    rows = [new_job(f"row {i}", tenant=tenant) for i in range(jobs)] if isinstance(jobs, int) else jobs
+    return await batches.insert_batch(
+        database,
+        ids or JobIds(database),
+        rows,
+        NewBatch("b", tenant, key, payload),
+        chunk_rows=chunk_rows,
+        admit=admit_all,
+    )
 
 
-def all_admitted(_: object = None) -> None:
-    """A queue without an end."""
-
-
-async def take(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim | None:
-    """The next chunk."""
+async def claim_next(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim | None:
+    """Claim the next chunk of the model `m`; None if no chunk is queued."""
     return await claims.claim_best(database, "m", lane, uuid4(), worker="w", lease=lease)
 
 
-def report(claim: Claim, rows: int | None = None, next_state: ChunkState = ChunkState.DONE) -> Settlement:
-    """Each of the first rows succeeded."""
+async def claim_queued(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim:
+    """Claim the next chunk of the model `m`, which is queued."""
+    claim = await claim_next(database, lane, lease)
+    assert claim is not None
+    return claim
+
+
+async def requeue_expired(database: Database) -> tuple[int, list[SettledWithoutRun]]:
+    """Do what recovery does with the chunks of leases that have expired and are not renewed."""
+    return await recovery.requeue_lost(database, await recovery.expired_leases(database, LEASE))
+
+
+def succeeded(claim: Claim, rows: int | None = None, next_state: ChunkState = ChunkState.DONE) -> Settlement:
+    """Return a settlement in which the first rows of a claim succeeded."""
     settled = [
         SettledRow(
             job.job_id,
             job.replay,
+            job.tenant,
+            job.kind,
             JobState.SUCCEEDED,
             b'{"kind":"intent","label":"x"}',
             usage=Usage(prompt_tokens=3, completion_tokens=1),
@@ -68,9 +105,19 @@ def report(claim: Claim, rows: int | None = None, next_state: ChunkState = Chunk
 
 
 def failed(claim: Claim, code: ErrorCode = ErrorCode.INVALID_OUTPUT) -> Settlement:
-    """Each row failed for good."""
+    """Return a settlement in which every row of a claim failed for good."""
     settled = [
-        SettledRow(job.job_id, job.replay, JobState.FAILED, code=code, message="why", attempts=5, model="m")
+        SettledRow(
+            job.job_id,
+            job.replay,
+            job.tenant,
+            job.kind,
+            JobState.FAILED,
+            code=code,
+            message="why",
+            attempts=5,
+            model="m",
+        )
         for job in claim.jobs
     ]
     return Settlement(claim.first_job_id, claim.fence, settled, next_state=ChunkState.DONE)

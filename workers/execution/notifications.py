@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import structlog
 
@@ -11,6 +11,7 @@ from pipeline.concurrency.backoff import keep_subscribed
 from pipeline.engine import EnginePool
 from schemas.doorbells import Lane
 from schemas.errors import BrokerUnavailable
+from schemas.ids import JobId
 from workers.execution.leases import Leases
 
 _log = structlog.get_logger(__name__)
@@ -41,10 +42,10 @@ class WorkerNotifications:
         """Handle notifications until cancelled."""
         async with asyncio.TaskGroup() as group:
             warning = "cancelled jobs are noticed later for now"
-            group.create_task(keep_subscribed(self._watch_cancellations, warning))
+            group.create_task(keep_subscribed(self._subscribe_cancelled, self._cancel, warning))
             if self._lane is Lane.BULK:
                 warning = "interactive demand is not noticed for now"
-                group.create_task(keep_subscribed(self._watch_interactive, warning))
+                group.create_task(keep_subscribed(self._notifier.subscribe_interactive, self._reserve, warning))
 
     def announce_interactive(self, model: str) -> None:
         """Announce that a model serves an interactive job, at most once a second, without waiting for it."""
@@ -63,18 +64,19 @@ class WorkerNotifications:
         except BrokerUnavailable as error:
             _log.warning("interactive demand was not announced to bulk", model=model, reason=error.message)
 
-    async def _watch_cancellations(self) -> None:
-        async for job_ids in self._notifier.subscribe(CANCELLED, asyncio.Event()):
-            self._leases.cancel(job_ids)
+    def _subscribe_cancelled(self) -> AsyncIterator[list[JobId]]:
+        return self._notifier.subscribe(CANCELLED, asyncio.Event())
 
-    async def _watch_interactive(self) -> None:
+    async def _cancel(self, job_ids: list[JobId]) -> None:
+        self._leases.cancel(job_ids)
+
+    async def _reserve(self, model: str) -> None:
         """Reserve slots from the first announcement of a model until 30 s after the last."""
+        pool = self._pools.get(model)
+        if pool is None:
+            return
+        pool.set_interactive(True)
+        if model in self._release:
+            self._release[model].cancel()
         loop = asyncio.get_running_loop()
-        async for model in self._notifier.subscribe_interactive():
-            pool = self._pools.get(model)
-            if pool is None:
-                continue
-            pool.set_interactive(True)
-            if model in self._release:
-                self._release[model].cancel()
-            self._release[model] = loop.call_later(_DEMAND_SECONDS, pool.set_interactive, False)
+        self._release[model] = loop.call_later(_DEMAND_SECONDS, pool.set_interactive, False)

@@ -167,8 +167,8 @@ class Run:
 
     def past_deadline(self, job: ClaimedJob) -> bool:
         """Whether the deadline of a job has passed."""
-        left = job.seconds_to_deadline
-        return left is not None and time.perf_counter() - self.started >= left
+        seconds = job.seconds_to_deadline
+        return seconds is not None and time.perf_counter() - self.started >= seconds
 
     def cancel(self, job_ids: Iterable[JobId]) -> None:
         """Drop jobs that have an outcome already, and abort requests that no other row needs."""
@@ -220,12 +220,14 @@ class Run:
         if isinstance(error, PromptTooLong) and row.can_be_shortened:
             row.too_long = True
             return
-        job_id = row.job_id
+        claimed, job_id = row.claimed, row.job_id
         self.last_code = error.code
         url = endpoint.url if endpoint else None
         if error.consumes_attempt:
             self.attempts[job_id] += 1
-            self.failures.append(FailedAttempt(job_id, row.claimed.replay, self.attempts[job_id], error.code, url))
+            self.failures.append(
+                FailedAttempt(job_id, claimed.replay, claimed.tenant, self.attempts[job_id], error.code, url)
+            )
         if is_final(error, self.attempts[job_id]):
             settled = self._settled_row(row, endpoint, None)
             settled.code, settled.message = error.code, error.message
@@ -234,14 +236,13 @@ class Run:
 
     def refuse(self, job: ClaimedJob, state: JobState, code: ErrorCode, message: str) -> None:
         """Settle a row that no engine is asked about."""
-        row = SettledRow(job.job_id, job.replay, job.kind, state, code=code, message=message, model=self.claim.model)
-        self._settle(row)
+        known = (job.job_id, job.replay, job.tenant, job.kind, state)
+        self._settle(SettledRow(*known, code=code, message=message, model=self.claim.model))
         self.failed += state is JobState.FAILED
 
     def expire(self, job: ClaimedJob) -> None:
         """Settle a row whose deadline passed before an engine was asked."""
-        message = "its deadline passed before an engine was asked"
-        self.refuse(job, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, message)
+        self.refuse(job, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, "its deadline passed before an engine was asked")
 
     def end(self) -> None:
         """Mark the end: no row is added any more."""
@@ -265,6 +266,7 @@ class Run:
         return SettledRow(
             job_id=row.job_id,
             replay=row.claimed.replay,
+            tenant=row.claimed.tenant,
             kind=row.job.kind,
             state=JobState.FAILED,
             timings=self._timings(row, completion),
@@ -292,9 +294,7 @@ class Run:
 
 def _same_engine(row: Row, completion: Completion) -> bool:
     """Whether the engine that answered is still the one that the key of the question names."""
-    answered = row.in_request.capabilities if row.in_request else None
-    expected = row.capabilities
+    answered, expected = (row.in_request.capabilities if row.in_request else None), row.capabilities
     if answered is None or expected is None:
         return False
-    simulated = expected.simulated or completion.simulated
-    return (answered.revision, answered.simulated) == (expected.revision, simulated)
+    return (answered.revision, answered.simulated) == (expected.revision, expected.simulated or completion.simulated)

@@ -1,7 +1,7 @@
 """Delays between retries: they grow, start again after a success, and end when a process stops."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
 from types import SimpleNamespace
@@ -149,13 +149,15 @@ class Subscriptions:
 
     def __init__(self, *lives: float | Exception) -> None:
         self.lives = list(lives)
+        self.messages: list[str] = []
+        self.handled: list[str] = []
         self.now = 0.0
         self.subscribed = asyncio.Event()
 
     def monotonic(self) -> float:
         return self.now
 
-    async def subscribe(self) -> None:
+    async def subscribe(self) -> AsyncIterator[str]:
         if not self.lives:
             self.subscribed.set()
             await asyncio.Event().wait()
@@ -163,13 +165,20 @@ class Subscriptions:
         if isinstance(life, Exception):
             raise life
         self.now += life
+        for message in self.messages:
+            yield message
+
+    async def handle(self, message: str) -> None:
+        self.handled.append(message)
 
 
 async def rounds_until_the_last_one(
     subscriptions: Subscriptions, monkeypatch: pytest.MonkeyPatch, delays: Delays
 ) -> list[int]:
     monkeypatch.setattr("pipeline.concurrency.backoff.time", SimpleNamespace(monotonic=subscriptions.monotonic))
-    task = asyncio.create_task(keep_subscribed(subscriptions.subscribe, "notifications unavailable"))
+    task = asyncio.create_task(
+        keep_subscribed(subscriptions.subscribe, subscriptions.handle, "notifications unavailable")
+    )
     await asyncio.wait_for(subscriptions.subscribed.wait(), DEADLINE_SECONDS)
     assert not task.done()
     task.cancel()
@@ -196,10 +205,20 @@ async def test_a_subscription_that_lasted_ten_seconds_resets_the_delay(
     assert await rounds_until_the_last_one(subscriptions, monkeypatch, delays) == [1, 2, 1, 2, 1]
 
 
-async def test_an_unexpected_error_of_a_subscription_is_raised(delays: Delays) -> None:
-    async def subscribe() -> None:
+async def test_every_message_resets_the_delay(monkeypatch: pytest.MonkeyPatch, delays: Delays) -> None:
+    subscriptions = Subscriptions(1.0, BrokerUnavailable("no broker"), 2.0, 3.0)
+    subscriptions.messages = ["settled"]
+    assert await rounds_until_the_last_one(subscriptions, monkeypatch, delays) == [1, 2, 1, 1]
+    assert subscriptions.handled == ["settled"] * 3
+
+
+async def test_an_unexpected_error_of_a_handler_is_raised(delays: Delays) -> None:
+    subscriptions = Subscriptions(1.0)
+    subscriptions.messages = ["settled"]
+
+    async def handle(_message: str) -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        await keep_subscribed(subscribe, "notifications unavailable")
+        await keep_subscribed(subscriptions.subscribe, handle, "notifications unavailable")
     assert delays.rounds == []

@@ -20,7 +20,7 @@ PROFILE = EndpointProfile(LabelForm.WORD, Constraint.STRUCTURED_OUTPUTS, 8_192)
 
 
 def claimed(job_id: int) -> ClaimedJob:
-    return ClaimedJob(JobId(job_id), 0, "intent", b"", 0.0, None, 0)
+    return ClaimedJob(JobId(job_id), 0, "default", "intent", b"", 0.0, None, 0)
 
 
 def rows_of(*keys: UUID | None, priority: int = 0) -> list[Row]:
