@@ -5,11 +5,12 @@ from uuid import uuid4
 
 import pytest
 
+from pipeline import kinds
 from pipeline.local.client import SupervisorClient
 from pipeline.store import Database, claims, recovery, settlement
 from pipeline.store.settlement import ChunkState, FailedAttempt, SettledRow, Settlement
 from schemas.errors import ErrorCode, UnstorableValue
-from schemas.results import JobState
+from schemas.results import JobState, SentimentLabel, SentimentResult
 from tests.support.sandbox import Sandbox
 from tests.support.store_helpers import (
     EXPIRED,
@@ -103,11 +104,12 @@ async def test_a_score_too_small_for_its_column_is_stored(database: Database, sa
     """The columns have single precision; a probability of the engine may be smaller than that has."""
     await store_batch(database, 1)
     claim = await claim_queued(database)
-    row = SettledRow(
-        claim.jobs[0].job_id, 0, "default", "sentiment", JobState.SUCCEEDED, score=score, confidence=abs(score)
-    )
+    result = SentimentResult(label=SentimentLabel.NEUTRAL, score=score, confidence=abs(score))
+    found = kinds.measures(result)
+    row = SettledRow(claim.jobs[0].job_id, 0, "default", "sentiment", JobState.SUCCEEDED)
+    row.score, row.confidence = found.score, found.confidence
     done = Settlement(claim.first_job_id, claim.fence, [row], next_state=ChunkState.DONE)
     assert await settlement.settle(database, [done]) == {(claim.first_job_id, claim.fence)}
     assert sandbox.query("SELECT score, confidence FROM outcomes") == [
-        (pytest.approx(score), pytest.approx(abs(score)))
+        (pytest.approx(score, abs=1e-6), pytest.approx(abs(score), abs=1e-6))
     ]
