@@ -108,7 +108,7 @@ class PipelineUnderTest:
         return AsyncClient(database_url=self.database_url, redis_url=self.redis_url)
 
     def start_intake(self) -> None:
-        """Run the intake queue too, for callers that speak Celery; does nothing if it runs."""
+        """Run the intake queue too, for callers that use Celery; does nothing if it runs."""
         if "intake" not in self._starts:
             self._start_process("intake", "workers.intake")
             self._wait_until_ready("intake")

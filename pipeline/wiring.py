@@ -1,13 +1,13 @@
 """Adapters from settings: the one place where addresses become connections."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
+import uvloop
 from celery import Celery
 
 from pipeline.batches import BatchSubmitter
@@ -140,12 +140,8 @@ class Wiring:
         """Return the Celery application; see make_app."""
         return make_app(self.broker_url, **options)
 
-    def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
-        """Return uvloop's factory where uvloop exists."""
-        if sys.platform == "win32":
-            return None
-        import uvloop  # does not exist on Windows
-
+    def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        """Return the factory of uvloop."""
         return uvloop.new_event_loop
 
     @asynccontextmanager

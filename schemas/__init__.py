@@ -4,7 +4,7 @@ jobs           what may be submitted, one model for each kind
 results        results, one model for each kind, and outcomes
 errors         every way in which a job or a call can fail
 doorbells      messages without payload
-intake         the queue for callers that speak Celery
+intake         the queue for callers that use Celery
 streams        streamed answers
 calls          recorded calls and their reports
 answer_schema  JSON schemas of callers

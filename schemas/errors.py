@@ -226,7 +226,7 @@ class InvalidOutput(EngineError):
 
 
 class InternalError(EngineError):
-    """A bug of ours was met during an attempt. It counts, so that a job cannot be retried without end."""
+    """Our own code failed during an attempt. It counts, so that a job cannot be retried without end."""
 
     code = ErrorCode.INTERNAL_ERROR
     retryable = True

@@ -1,4 +1,4 @@
-"""The intake queue, for any system that speaks Celery: task `yyc3.submit` on queue `yyc3.intake`, replies as `yyc3.reply`.
+"""The intake queue, for any system that uses Celery: task `yyc3.submit` on queue `yyc3.intake`, replies as `yyc3.reply`.
 
 Keyword arguments of `yyc3.submit` are the fields of a job, and `job_key` and `reply_to`; of `yyc3.cancel`
 they are `job_key`, `tenant` and `reply_to`. Only `yyc3.submit` has the words of a caller, and only the reply

@@ -94,7 +94,7 @@ class Label(BaseModel):
 
 
 class IntentJob(UtteranceJob):
-    """What does the customer want? Without `labels`, those of a call centre in the language of the text are used."""
+    """Find what the customer wants. Without `labels`, those of a call centre in the language of the text are used."""
 
     kind: Literal["intent"] = "intent"
     labels: tuple[Label, ...] | None = Field(default=None, min_length=1, max_length=MAX_LABELS)
@@ -112,7 +112,7 @@ class IntentJob(UtteranceJob):
 
 
 class SentimentJob(UtteranceJob):
-    """How does the customer feel? `context` has the turns before the utterance, so that the model understands it."""
+    """Find how the customer feels. `context` has the turns before the utterance, so that the model understands it."""
 
     kind: Literal["sentiment"] = "sentiment"
     context: tuple[Turn, ...] = Field(default=(), max_length=50)

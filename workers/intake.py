@@ -1,4 +1,4 @@
-"""The intake process: jobs that arrive as messages, for callers that speak Celery and not Python."""
+"""The intake process: jobs that arrive as messages, for callers that use Celery and not Python."""
 
 import os
 import socket
@@ -46,7 +46,7 @@ class RedactedRequest(Request):
 
 
 class IntakeTask(ValidatedTask):
-    """Acknowledged when the job is stored: until then the message is its only copy."""
+    """A task that is acknowledged when its job is stored: until then the message is the only copy."""
 
     acks_late = True
     ignore_result = True

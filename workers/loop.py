@@ -23,7 +23,7 @@ class LoopThread(Generic[ServedT]):
     """Runs `serve` until it is closed.
 
     Args:
-        loop_factory: makes the loop; None for the default loop.
+        loop_factory: makes the loop.
         serve: opens what it needs, passes what it serves to the function that it is given, and runs
             until it is cancelled. If it ends by itself the process gets SIGTERM: it is better to stop
             and be started again.
@@ -31,7 +31,7 @@ class LoopThread(Generic[ServedT]):
 
     def __init__(
         self,
-        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop],
         serve: Callable[[Callable[[ServedT], None]], Awaitable[None]],
     ) -> None:
         self._loop_factory = loop_factory

@@ -3,7 +3,7 @@
 /** What may be submitted, distinguished by `kind`. */
 export type Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob;
 
-/** What does the customer want? Without `labels`, those of a call centre in the language of the text are used. */
+/** Find what the customer wants. Without `labels`, those of a call centre in the language of the text are used. */
 export type IntentJob = {
   kind: "intent";
   /**
@@ -62,7 +62,7 @@ export type Label = {
   word?: string | null;
 };
 
-/** How does the customer feel? `context` has the turns before the utterance, so that the model understands it. */
+/** Find how the customer feels. `context` has the turns before the utterance, so that the model understands it. */
 export type SentimentJob = {
   kind: "sentiment";
   /**
@@ -217,7 +217,7 @@ export type VisionJob = {
 /** Keyword arguments of the task `yyc3.submit` on the queue `yyc3.intake`, distinguished by `kind`. */
 export type SubmitArguments = IntentArguments | SentimentArguments | ChatArguments | CodeArguments | VisionArguments;
 
-/** What does the customer want? Without `labels`, those of a call centre in the language of the text are used. */
+/** Find what the customer wants. Without `labels`, those of a call centre in the language of the text are used. */
 export type IntentArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;
@@ -249,7 +249,7 @@ export type IntentArguments = {
   turns: Turn[];
 });
 
-/** How does the customer feel? `context` has the turns before the utterance, so that the model understands it. */
+/** Find how the customer feels. `context` has the turns before the utterance, so that the model understands it. */
 export type SentimentArguments = {
   /** the caller's name for the job; the same key with the same job is the same job */
   job_key: string;

@@ -1,4 +1,4 @@
-"""Notifications through Redis: settled and cancelled jobs, and models with interactive demand. Losing one costs a moment."""
+"""Notifications through Redis: settled and cancelled jobs, interactive demand. A lost one only causes a delay."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,15 @@
-"""The `yyc3` command. Exit codes: 0 done, 1 some jobs failed, 2 bad usage or input, 3 a service could not be reached."""
+"""The `yyc3` command. Exit codes: 0 done, 1 some jobs failed, 2 bad usage or input, 3 a service could not be reached.
+
+up, demo       run everything on this machine
+submit, jobs   single jobs
+calls          recorded calls
+dead_letters   jobs that failed for good
+queues, health status of queues and parts
+services       one part each: worker, intake, recover, flower, simulator, db
+schema         JSON Schema and TypeScript types
+console        what every command shares
+rendering      how outcomes are printed
+"""
 
 import typer
 
@@ -40,6 +51,6 @@ app.add_typer(services.db, name="db")
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     configure_logging()  # to stderr: results go to stdout
     app()

@@ -14,7 +14,7 @@ from pipeline.operations.health import Finding
 def health(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each part.")] = False,
 ) -> None:
-    """Check Redis, Postgres, each endpoint with one small completion, and the workers."""
+    """Check Redis, Postgres, the broker, each endpoint with one small completion, and the workers."""
 
     async def check() -> list[Finding]:
         async with wiring().adapters() as a:

@@ -46,7 +46,7 @@ def recover(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print the result as JSON.")] = False,
 ) -> None:
-    """Requeue the chunks of lost workers and wake workers for queued chunks. Several instances may run."""
+    """Requeue the chunks of lost workers and publish doorbells for queued chunks. Several instances may run."""
     asyncio.run(_recover_once(as_json) if once else _recover_forever())
 
 
@@ -100,7 +100,7 @@ def simulator(context: typer.Context) -> None:
 @db.command("upgrade")
 @command
 def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the revision as JSON.")] = False) -> None:
-    """Upgrade the tables to the newest revision; does nothing if they are."""
+    """Upgrade the tables to the newest revision; does nothing if they are up to date."""
     from pipeline.store.schema import migrate
 
     revision = migrate.upgrade(wiring().database_url)

@@ -23,7 +23,7 @@ def up(
     speed: Annotated[float, typer.Option(help="Speed of the simulators; 1 is life-like.", min=0.01)] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as one JSON line.")] = False,
 ) -> None:
-    """Run everything on this machine: Redis, Postgres, workers, recovery, Flower. Ctrl-C stops it all."""
+    """Run everything on this machine: Redis, Postgres, workers, intake, recovery, Flower. Ctrl-C stops it all."""
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)

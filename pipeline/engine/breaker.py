@@ -1,4 +1,4 @@
-"""A circuit breaker: when an endpoint is not used, and for how long. Pure."""
+"""A circuit breaker: it decides when an endpoint is not used, and for how long. Pure."""
 
 from enum import StrEnum
 

@@ -22,7 +22,7 @@ class Capabilities:
         version: of the engine; None if it has no /version.
         simulated: whether it reports that it is a simulator.
         revision: what it serves under the model's name; vLLM gives the path of the weights.
-        max_model_len: tokens that the served model reads; None if it does not say.
+        max_model_len: tokens that the served model reads; None if not reported.
         batch_route: whether it has vLLM's /v1/chat/completions/batch.
     """
 

@@ -20,7 +20,7 @@ _NAMES = {b"gpu_cache_usage_perc": b"kv_cache_usage_perc", b"request_success_tot
 
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
-    """One poll of an engine; `kv_usage` is the share of the KV cache in use, 0 to 1, None if it does not say."""
+    """One poll of an engine; `kv_usage` is the share of the KV cache in use, 0 to 1, None if not reported."""
 
     gauges: Gauges
     kv_usage: float | None

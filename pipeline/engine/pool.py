@@ -101,12 +101,11 @@ class EnginePool:
         """
         now = time.monotonic()
         if not self.available:
-            await asyncio.gather(
-                *[self._probe(one) for one in self.endpoints if not one.probed_at or self._probe_due(one, now)]
-            )
+            due = [one for one in self.endpoints if not one.probed_at or self._probe_due(one, now)]
+            await asyncio.gather(*[self._await_probe(one) for one in due])
         for endpoint in sorted(self.endpoints, key=lambda one: one.state is BreakerState.OPEN):
             if endpoint.capabilities is not None and now - endpoint.probed_at > _PROBE_VALID_SECONDS:
-                await self._probe(endpoint)  # after a pause another engine may answer there
+                await self._await_probe(endpoint)  # after a pause another engine may answer there
             if endpoint.capabilities is not None:
                 return endpoint.capabilities
         problem = self.endpoints[0].problem
@@ -215,6 +214,10 @@ class EnginePool:
         if task is None or task.done():
             task = self._probing[endpoint.url] = asyncio.create_task(self._run_probe(endpoint))
         return task
+
+    async def _await_probe(self, endpoint: Endpoint) -> None:
+        """Wait for a probe, which other runs may wait for too: cancelling one of them does not cancel it."""
+        await asyncio.shield(self._probe(endpoint))
 
     async def _run_probe(self, endpoint: Endpoint) -> None:
         was = endpoint.state

@@ -16,7 +16,7 @@ async def cancel(database: Database, notifier: Notifier, streams: StreamWriter, 
     """Settle a job as cancelled, and abort its engine request if it is in flight.
 
     The worker that runs it aborts the engine request at once; in a shared micro-batch its answer is
-    discarded. If Redis is unavailable, workers learn of it when they next renew their leases.
+    discarded. If Redis is unavailable, workers find it when they next renew their leases.
 
     Returns:
         False if the job was settled before.
@@ -33,6 +33,6 @@ async def cancel(database: Database, notifier: Notifier, streams: StreamWriter, 
         try:
             await notifier.notify(CANCELLED, [job_id])
         except BrokerUnavailable as error:
-            _log.warning("workers learn of the cancelled job a moment later", reason=error.message)
+            _log.warning("workers find the cancelled job a moment later", reason=error.message)
         await notify_settled_without_run(notifier, streams, [job])
     return cancelled_now

@@ -1,4 +1,4 @@
-"""Follow a streamed answer: frames bring new text, the store has the truth."""
+"""Follow a streamed answer: frames bring new text, the stored outcome decides."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Store a job that a caller waits for, and publish its doorbell: the first half of the life of a job."""
+"""Store a job that a caller waits for, and publish its doorbell."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Wait for outcomes: a notification triggers a look at the store, which has the truth."""
+"""Wait for outcomes: a notification triggers a look at the stored outcome."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What the kinds that answer in free text share. They are streamed, so that the time to the first token is known. Pure."""
+"""What the kinds that answer in free text share: sampling, system prompt, finish reason. Pure."""
 
 from hashlib import sha256
 from typing import Any, Literal
@@ -38,7 +38,7 @@ def free_text_template(
         parameters["stop_token_ids"] = list(profile.stop_token_ids)
     key = f"{kind}:{orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS).decode()}"
     template_hash = _AS_GIVEN if words is None else sha256(words.encode()).hexdigest()[:16]
-    return RequestTemplate(key=key, prefix=(), parameters=parameters, template_hash=template_hash, streamed=True)
+    return RequestTemplate(key=key, prefix=(), parameters=parameters, template_hash=template_hash, free_text=True)
 
 
 def system_messages(profile: EndpointProfile) -> tuple[dict[str, Any], ...]:

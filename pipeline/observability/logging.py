@@ -31,7 +31,7 @@ def configure_logging() -> None:
 
 
 class _WithoutBodies(logging.Filter):
-    """Celery logs the whole content of a message that it cannot process. It may hold the words of a caller."""
+    """Removes the content of messages, which Celery logs if it cannot process one: it may be the words of a caller."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if "body" in str(record.msg) or "body" in str(record.args):

@@ -1,4 +1,4 @@
-"""How often leases are renewed, and how often recovery looks for leases that are not. Pure.
+"""How often leases are renewed, and how often recovery looks for those that were not renewed. Pure.
 
 A worker renews its leases once every renewal interval. Recovery looks once every scan interval at the
 expired leases, and requeues the runs whose lease it saw twice with the same end. A scan interval is

@@ -63,7 +63,7 @@ def _first_line(error: Exception) -> str:
 
 
 async def _is_alive(connection: AsyncConnection[DictRow]) -> bool:
-    """Whether an idle connection works. Only its end arrives unasked, so only then a round trip is needed."""
+    """Whether an idle connection works. Unexpected data usually means that the server closed it: only then it is tested."""
     try:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN)

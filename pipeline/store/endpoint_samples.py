@@ -1,4 +1,4 @@
-"""How worker processes see their endpoints, every few seconds: `yyc3 queues` shows the newest; kept for a week."""
+"""Measurements of endpoints by worker processes, every few seconds: `yyc3 queues` shows the newest; kept for a week."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
@@ -12,7 +12,7 @@ _KEEP_DAYS = 7
 
 @dataclass(frozen=True, slots=True)
 class EndpointSample:
-    """One endpoint as one worker process sees it.
+    """One endpoint as one worker process measured it.
 
     Attributes:
         state: of the circuit breaker: closed (in use), paused or open.

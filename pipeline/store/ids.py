@@ -20,21 +20,21 @@ _PARTITION_LOCK = 0x79796333  # any constant that all our processes share
 class JobIds:
     """Allocates ids for new jobs without a round trip for each.
 
-    A block that is unused for ten minutes is given up, so that an idle producer never writes far
-    below the others. Gaps between ids are normal.
+    A block is given up ten minutes after it was taken, so that an idle producer never writes far below
+    the others. Gaps between ids are normal.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._next = 0
         self._end = 0
-        self._used_at = 0.0
+        self._taken_at = 0.0
         self._partitions: set[int] = set()
 
     async def allocate(self, counts: list[int]) -> list[int]:
         """Return the first id of each run of consecutive ids, one run for each count; a count is at most BLOCK_JOBS."""
         firsts: list[int] = []
-        if time.monotonic() - self._used_at > _KEEP_SECONDS:
+        if time.monotonic() - self._taken_at > _KEEP_SECONDS:
             self._next = self._end = 0
         blocks: list[int] = []
         for count in counts:
@@ -44,7 +44,7 @@ class JobIds:
                 # A run may not cross blocks, so packing can need one block more than the sum suggests.
                 block = blocks.pop(0)
                 self._next, self._end = block * BLOCK_JOBS, (block + 1) * BLOCK_JOBS
-                self._used_at = time.monotonic()
+                self._taken_at = time.monotonic()
             firsts.append(self._next)
             self._next += count
         return firsts

@@ -21,7 +21,7 @@ ATTEMPTS_PER_RUN = 100
 """Orders that one run of a chunk may use; see `StreamWriter.begin`."""
 
 # Once for each frame: its attempt follows from the entry before it. A frame that exists already was written by a command
-# whose reply was lost; one that Redis refuses belongs to an attempt that was overtaken.
+# whose reply was lost; one that Redis refuses belongs to an attempt that was superseded.
 _WRITE = """
 local refused = {}
 for i, key in ipairs(KEYS) do
@@ -51,19 +51,19 @@ return refused
 
 @dataclass(slots=True)
 class _OpenAttempt:
-    """One attempt of one job whose answer is being written; `unsure` are frames that may have been written."""
+    """One attempt of one job whose answer is being written; `unconfirmed` are frames that may have been written."""
 
     job_id: JobId
     order: int
     frames: int = 0
     pieces: list[str] = field(default_factory=list)
-    unsure: list[tuple[int, str]] = field(default_factory=list)
-    overtaken: bool = False
+    unconfirmed: list[tuple[int, str]] = field(default_factory=list)
+    superseded: bool = False
 
     def seal(self) -> None:
         """Make a frame of the pieces since the last one; when it is sent again it stays the same."""
         if self.pieces:
-            self.unsure.append((self.frames, "".join(self.pieces)))
+            self.unconfirmed.append((self.frames, "".join(self.pieces)))
             self.frames += 1
             self.pieces.clear()
 
@@ -76,8 +76,8 @@ class StreamWriter:
         self._script = self._redis.register_script(_WRITE)
         self._pending: dict[JobId, _OpenAttempt] = {}
         self._ended: dict[JobId, None] = {}
-        self._something = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._has_pending = asyncio.Event()
+        self._flush_now = asyncio.Event()
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -89,12 +89,12 @@ class StreamWriter:
         opened = _OpenAttempt(job_id, order)
 
         def write(text: str) -> None:
-            if opened.overtaken:
+            if opened.superseded:
                 return
             first = not opened.pieces and not opened.frames
             opened.pieces.append(text)
             self._pending[job_id] = opened
-            self._wake(hurry=first)
+            self._wake(now=first)
 
         return write
 
@@ -103,33 +103,33 @@ class StreamWriter:
         ended = dict.fromkeys(job_ids)
         if ended:
             self._ended |= ended
-            self._wake(hurry=True)
+            self._wake(now=True)
 
     async def close(self) -> None:
         """Write what is pending, if Redis accepts it, and close."""
         if self._task is not None:
             self._closing.set()
-            self._wake(hurry=True)
+            self._wake(now=True)
             await asyncio.wait({self._task})
             await self._flush(everything=True)  # what arrived during the last flush
         await self._redis.aclose()
 
-    def _wake(self, *, hurry: bool) -> None:
+    def _wake(self, *, now: bool) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._write_forever())
-        self._something.set()
-        if hurry:
-            self._hurry.set()
+        self._has_pending.set()
+        if now:
+            self._flush_now.set()
 
     async def _write_forever(self) -> None:
         """Flush every 40 ms; an answer that begins or ends is flushed at once, without the half frames of others."""
         due, backoff = 0.0, Backoff()
         while not self._closing.is_set():
-            await self._something.wait()
+            await self._has_pending.wait()
             everything = False
             try:
                 async with asyncio.timeout_at(due):
-                    await self._hurry.wait()
+                    await self._flush_now.wait()
             except TimeoutError:
                 everything = True
                 due = asyncio.get_running_loop().time() + _FRAME_SECONDS
@@ -140,7 +140,7 @@ class StreamWriter:
 
     async def _flush(self, *, everything: bool) -> bool:
         """Write pending frames in one command; False where that failed, and they are kept for the next one."""
-        self._hurry.clear()
+        self._flush_now.clear()
         taken = {
             job_id: attempt
             for job_id, attempt in self._pending.items()
@@ -151,8 +151,8 @@ class StreamWriter:
             del self._pending[job_id]
             attempt.seal()
         if not self._pending:
-            self._something.clear()
-        frames = [(attempt, number, text) for attempt in taken.values() for number, text in attempt.unsure]
+            self._has_pending.clear()
+        frames = [(attempt, number, text) for attempt in taken.values() for number, text in attempt.unconfirmed]
         if not frames and not ended:
             return True
         try:
@@ -162,13 +162,13 @@ class StreamWriter:
             # Frames of settled jobs are not kept: their readers find the stored result.
             self._pending = {job_id: kept for job_id, kept in taken.items() if job_id not in ended} | self._pending
             if self._pending:
-                self._something.set()
+                self._has_pending.set()
             return False
         for attempt in taken.values():
-            attempt.unsure.clear()
+            attempt.unconfirmed.clear()
         for place in refused:
             if place <= len(frames):
-                frames[place - 1][0].overtaken = True
+                frames[place - 1][0].superseded = True
         return True
 
     async def _send(self, frames: list[tuple[_OpenAttempt, int, str]], ended: Iterable[JobId]) -> list[int]:

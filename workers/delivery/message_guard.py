@@ -20,7 +20,7 @@ _Steps: Any = Consumer.Blueprint
 
 
 class _Blueprint(_Steps):  # type: ignore[misc]
-    """Without the 28 exchanges and queues that Celery creates in RabbitMQ for delayed tasks: none of ours is delayed."""
+    """Celery's steps without delayed tasks, for which it creates 28 exchanges and queues in RabbitMQ."""
 
     default_steps: ClassVar[list[str]] = [step for step in _Steps.default_steps if "DelayedDelivery" not in step]
 

@@ -65,7 +65,7 @@ class Row:
         self.priority = claim.priority - int(self.claimed.queue_wait_seconds // AGING_SECONDS)
         self.tokens = self.request.tokens
         # A row that failed before is sent alone: if it crashes its engine, it harms no other row.
-        alone = self.request.template.streamed or self.run.attempts[self.job_id] > 0
+        alone = self.request.template.free_text or self.run.attempts[self.job_id] > 0
         self.group = self.job_id if alone else (self.request.template.key, claim.batch_id, claim.priority)
 
     @property

@@ -41,7 +41,7 @@ class Sender:
             on_text = self._streams.begin(row.job_id, order)
             row.times_sent += 1
         # The first token of a bulk row is not read by anyone, and a stream costs a hundred times as much as one body.
-        streamed = row.request.template.streamed and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
+        streamed = row.request.template.free_text and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
         return await self._client.complete(
             endpoint.url, self._model, row.request, _priority(run), streamed=streamed, on_text=on_text
         )

@@ -43,7 +43,7 @@ class Consumption(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """How a worker process is called and what it serves.
+    """The name of a worker process, and its limits in time.
 
     Attributes:
         name: the Celery node name, shown with chunks.

@@ -24,7 +24,7 @@ def _id(name: str) -> sa.Column[int]:
 
 
 def _replay() -> sa.Column[int]:
-    """0, and one more for every replay of a dead letter."""
+    """The replay number: 0, and one more for every replay of a dead letter."""
     return sa.Column("replay", sa.SmallInteger, primary_key=True, autoincrement=False)
 
 
@@ -188,7 +188,7 @@ failed_attempts = sa.Table(
     sa.Column("code", sa.Text, nullable=False),
     sa.Column("endpoint", sa.Text),
     _instant("at"),
-    comment="Engine attempts that failed and were the job's. Rows stay as long as their jobs.",
+    comment="Engine attempts that failed and count against the job. Rows stay as long as their jobs.",
 )
 
 dead_letter_decisions = sa.Table(

@@ -17,7 +17,7 @@ CHAT = {
 def test_chat_passes_the_callers_parameters_on() -> None:
     _, request = build(CHAT)
     assert request.template.parameters == {"max_tokens": 5, "stop": ["x"], "seed": 3}
-    assert request.template.streamed
+    assert request.template.free_text
 
 
 def test_an_empty_reply_fails_the_attempt() -> None:

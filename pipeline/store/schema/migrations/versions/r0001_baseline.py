@@ -114,7 +114,7 @@ CREATE TABLE failed_attempts (
     at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     CONSTRAINT pk_failed_attempts PRIMARY KEY (job_id, replay, attempt)
 );
-COMMENT ON TABLE failed_attempts IS 'Engine attempts that failed and were the job''s. Rows stay as long as their jobs.';
+COMMENT ON TABLE failed_attempts IS 'Engine attempts that failed and count against the job. Rows stay as long as their jobs.';
 CREATE TABLE idempotency_keys (
     tenant TEXT NOT NULL,
     idempotency_key TEXT NOT NULL,
