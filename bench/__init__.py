@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench.NAME`, each prints its setting and compares within one run."""
+"""Benchmarks: `python -m bench.NAME` prints its setting and compares within one run."""

@@ -1,8 +1,8 @@
-"""CPU of our processes for one bulk job, beside the plain stack in the same run.
+"""Measure the CPU time of our processes for one bulk job, beside the plain stack in the same run.
 
-20,000 different intent jobs through the pipeline; then the plain way (one Celery prefork task a job, httpx.Client, one INSERT
-a result) with 2,000 of the same jobs, same simulator, same servers. Counted is user and system time of producer and worker;
-the servers and the simulator are not counted. The simulator runs 1,000 times faster than life; no cache is involved.
+20,000 different intent jobs go through the pipeline, then 2,000 of them through the plain stack (one Celery prefork task
+a job, httpx.Client, one INSERT a result) with the same simulator and servers. Counted is user and system time of producer
+and worker, not of the servers and the simulator. The simulator runs 1,000 times faster than life; no cache is involved.
 """
 
 import os
@@ -24,7 +24,7 @@ PLAIN_JOBS = 2_000
 
 
 def texts(count: int) -> list[str]:
-    """Different utterances of a usual length."""
+    """Make different utterances of a usual length."""
     return [
         f"您好，我是第{i}位客户，上个月的账单多扣了{i % 97}元，之前客服说会退，到现在也没有退回来，麻烦查一下。"
         for i in range(count)
@@ -55,11 +55,11 @@ def pipeline_way(stack: Stack) -> dict[str, float]:
 
 def plain_way(stack: Stack) -> dict[str, float]:
     """Submit one message a job, wait for all rows."""
-    running = stack.running
-    url = running.simulated["chatglm3-6b"]
-    with psycopg.connect(running.database_url, autocommit=True) as connection:
+    addresses = stack.addresses
+    url = addresses.simulated["chatglm3-6b"]
+    with psycopg.connect(addresses.database_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE plain_results (job int PRIMARY KEY, answer text, prompt_tokens int)")
-    environment = {"PLAIN_REDIS": running.redis_url, "PLAIN_DATABASE": running.database_url, "PLAIN_ENGINE": url}
+    environment = {"PLAIN_REDIS": addresses.redis_url, "PLAIN_DATABASE": addresses.database_url, "PLAIN_ENGINE": url}
     arguments = [
         sys.executable,
         "-m",
@@ -76,18 +76,18 @@ def plain_way(stack: Stack) -> dict[str, float]:
     ]
     worker = subprocess.Popen([*arguments, "-Q", "plain"], env={**os.environ, **environment})
     try:
-        app = make_app(running.redis_url)
+        app = make_app(addresses.redis_url)
         while not app.control.ping(timeout=0.5):
             assert worker.poll() is None
         for i in range(4):
             app.send_task("plain", args=(-1 - i, "预热"), queue="plain")
-        _wait(running.database_url, 4)
+        _wait(addresses.database_url, 4)
         tree = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
         before, mine, started = cpu_seconds(tree), time.process_time(), time.perf_counter()
         for i, text in enumerate(texts(PLAIN_JOBS)):
             app.send_task("plain", args=(i, text), queue="plain")
         producer = time.process_time() - mine
-        _wait(running.database_url, 4 + PLAIN_JOBS)
+        _wait(addresses.database_url, 4 + PLAIN_JOBS)
         seconds = time.perf_counter() - started
         used = cpu_seconds(tree) - before
     finally:
@@ -106,9 +106,9 @@ def _wait(database_url: str, rows: int) -> None:
 
 
 def main() -> None:
-    """Run both and compare."""
+    """Run both and compare them."""
     with fast_pipeline() as stack:
-        httpx.get(stack.running.simulated["chatglm3-6b"] + "/health", trust_env=False).raise_for_status()
+        httpx.get(stack.addresses.simulated["chatglm3-6b"] + "/health", trust_env=False).raise_for_status()
         idle = Idle()
         ours = pipeline_way(stack)
         idle_share = idle.share()

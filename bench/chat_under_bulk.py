@@ -1,9 +1,9 @@
-"""What somebody who chats feels of a re-analysis: time to the first token, alone, beside bulk of ours, beside ungated bulk.
+"""Measure how bulk work delays chats: time to the first token alone, beside our bulk lane, and beside ungated bulk.
 
-A life-like simulator (256 max_num_seqs), two chats a second with a history of a usual length, streamed to a reader. First with the
-engine idle; then with the pipeline's own bulk lane at work (which leaves max_num_seqs free, and whose rows have a lower priority);
-then with an asyncio client in its place that keeps four times the max_num_seqs in flight without a priority. `bulk_kept`: tokens a
-second of gated bulk over those of ungated bulk.
+A life-like simulator with 256 slots answers two chats a second, each with a history of a usual length, streamed to a
+reader: first without other work; then beside the pipeline's own bulk lane, which leaves slots free and whose rows have a
+lower priority; then beside an asyncio client that keeps four times 256 rows in flight without a priority. `bulk_kept`:
+tokens a second of gated bulk over those of ungated bulk.
 """
 
 import asyncio
@@ -33,19 +33,19 @@ HISTORY = [
 
 
 def question(number: int) -> dict[str, Any]:
-    """A chat with a history; no two are alike."""
+    """Make a chat with a history; no two are equal."""
     history = [{"role": role, "content": f"{words}（{number}）"} for role, words in HISTORY]
     messages = [*history, {"role": "user", "content": f"那大概什么时候能送到？我第{number}次问了。"}]
     return {"kind": "chat", "messages": messages, "sampling": {"max_tokens": 64}}
 
 
 def bulk(number: int) -> dict[str, Any]:
-    """Answers of 96 to 287 tokens: of equal ones all would end, and begin, together."""
+    """Make a chat of 96 to 287 tokens: answers of equal length would all end, and begin, together."""
     return chat(number, 96 + number * 37 % 192)
 
 
 async def first_token(client: AsyncClient, number: int) -> float:
-    """Milliseconds from submit to the first piece of text; reads on to the end."""
+    """Return the milliseconds from submit to the first piece of text; reads on to the end."""
     started, first = time.perf_counter(), None
     async for event in client.stream(question(number)):
         if first is None and isinstance(event, TextEvent):
@@ -55,18 +55,18 @@ async def first_token(client: AsyncClient, number: int) -> float:
 
 
 async def chats(client: AsyncClient, offset: int) -> list[float]:
-    """Two a second, whether the ones before are answered or not."""
-    asked = []
+    """Submit two a second, whether the earlier ones are answered or not."""
+    submitted = []
     for number in range(CHATS):
-        asked.append(asyncio.create_task(first_token(client, offset + number)))
+        submitted.append(asyncio.create_task(first_token(client, offset + number)))
         await asyncio.sleep(1 / CHATS_A_SECOND)
-    return await asyncio.gather(*asked)
+    return await asyncio.gather(*submitted)
 
 
 async def beside(
     client: AsyncClient, engine: Engine, offset: int, burden: Awaitable[None]
 ) -> tuple[list[float], float]:
-    """First tokens beside some bulk work, and the engine's tokens a second meanwhile."""
+    """Measure first tokens beside bulk work, and the engine's tokens a second meanwhile."""
     work = asyncio.ensure_future(burden)
     await first_token(client, offset - 1)
     await asyncio.sleep(WARM_SECONDS)
@@ -80,8 +80,8 @@ async def beside(
     return found, (after.tokens - before.tokens) / seconds
 
 
-async def of_ours(client: AsyncClient, numbers: range) -> None:
-    """Bulk through the pipeline; what is left is cancelled."""
+async def through_pipeline(client: AsyncClient, numbers: range) -> None:
+    """Run bulk through the pipeline; cancels what is left."""
     batch = await client.submit_many([bulk(number) for number in numbers])
     try:
         async for _ in client.watch_batch(batch.batch_id):
@@ -91,13 +91,13 @@ async def of_ours(client: AsyncClient, numbers: range) -> None:
 
 
 async def measure(engine: Engine) -> dict[str, float]:
-    """Alone, gated, ungated."""
+    """Measure chats alone, beside gated and beside ungated bulk."""
     async with AsyncClient() as client:
         for number in range(5):
             await first_token(client, -100 - number)
         idle = Idle()
         alone = await chats(client, 0)
-        gated, kept = await beside(client, engine, 10_000, of_ours(client, range(BULK_JOBS)))
+        gated, kept = await beside(client, engine, 10_000, through_pipeline(client, range(BULK_JOBS)))
         await _until_idle(engine)
         many = [bulk(number) for number in range(BULK_JOBS, 4 * BULK_JOBS)]
         ungated, free = await beside(client, engine, 20_000, Direct(engine.url, 4 * MAX_NUM_SEQS).run(many))
@@ -127,7 +127,7 @@ async def _until_idle(engine: Engine) -> None:
 
 
 def main() -> None:
-    """Run and show."""
+    """Run it and show the figures."""
     with (
         tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder,
         engines(Path(folder), 1, speed=1.0) as (engine,),

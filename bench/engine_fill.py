@@ -1,9 +1,9 @@
-"""How full the pipeline keeps an engine: output tokens a second through it, over a direct client at its best concurrency.
+"""Measure how full the pipeline keeps an engine: its output tokens a second over those of the best direct client.
 
-The same life-like simulator (256 max_num_seqs, a few times faster than life) is driven in turns by an asyncio client that does nothing
-else, at several numbers of requests in flight, and by the pipeline with one and with four bulk workers. Counted are the
-tokens that the engine itself reports, from its first to its last. Rows are unique, the cache is off. With
-`--vllm URL` a real vLLM takes the simulator's place (short answers; it is slow on a CPU).
+The same simulator (256 slots, a few times faster than life) is driven in turns by an asyncio client that does nothing
+else, with several numbers of requests in flight, and by the pipeline with one and with four bulk workers. Counted are the
+tokens that the engine itself reports, from its first to its last. Rows are unique, the cache is off. With `--vllm URL` a
+real vLLM replaces the simulator (short answers; it is slow on a CPU).
 """
 
 import asyncio
@@ -56,7 +56,7 @@ LONGER = 3  # times as many jobs as in the sweep, so that beginning and end weig
 
 
 async def tokens_per_second(url: str, jobs: int, run: Callable[[], Awaitable[None]]) -> float:
-    """Tokens that the engine wrote, from the moment it had something to do to the moment that all were done."""
+    """Return the tokens a second that the engine generated, from its first row until all were done."""
     async with looking() as http:
         before = await counted(http, [url])
         work = asyncio.ensure_future(run())
@@ -76,7 +76,7 @@ async def tokens_per_second(url: str, jobs: int, run: Callable[[], Awaitable[Non
 
 
 async def through(jobs: list[Job]) -> None:
-    """The pipeline's way."""
+    """Run jobs through the pipeline."""
     async with AsyncClient() as client:
         batch = await client.submit_many(jobs)
         async for progress in client.watch_batch(batch.batch_id):
@@ -85,12 +85,12 @@ async def through(jobs: list[Job]) -> None:
 
 
 def fresh(make: Callable[[int], Job], number: int) -> list[Job]:
-    """Jobs that nobody asked before."""
+    """Make jobs that were not used before."""
     return [make(next(_numbers)) for _ in range(number)]
 
 
 def measure(url: str, make: Callable[[int], Job], jobs: int, workers: int) -> dict[str, float]:
-    """The sweep, then both sides in turns."""
+    """Sweep the direct client, then measure both in turns."""
 
     def direct(concurrency: int, many: int) -> float:
         return asyncio.run(tokens_per_second(url, many, lambda: Direct(url, concurrency).run(fresh(make, many))))
@@ -114,7 +114,7 @@ def measure(url: str, make: Callable[[int], Job], jobs: int, workers: int) -> di
 
 
 def main() -> None:
-    """Each workload with one and with four workers."""
+    """Run each workload with one and with four workers."""
     real = sys.argv[sys.argv.index("--vllm") + 1] if "--vllm" in sys.argv else None
     workloads = REAL if real else WORKLOADS
     chosen = [name for name in workloads if name in sys.argv] or list(workloads)
@@ -134,7 +134,7 @@ def main() -> None:
                 os.environ.pop("YYC3_MODELS_FILE")
             numbers |= {f"{workload}_{workers}w_{name}": value for name, value in found.items() if name != "workers"}
             show(f"engine fill: {workload}, {workers} workers", found)
-    show("how full the engine is", numbers)
+    show("engine fill", numbers)
 
 
 if __name__ == "__main__":

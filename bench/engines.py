@@ -18,7 +18,7 @@ import httpx
 
 from pipeline import kinds
 from pipeline.engine import EngineClient
-from pipeline.engine.metrics import read_metrics
+from pipeline.engine.metrics import parse_metrics
 from pipeline.kinds import CompletionRequest, Constraint, EndpointProfile
 from pipeline.models import LabelForm
 from pipeline.stack import Stack
@@ -32,7 +32,7 @@ _LONG_ANSWERS = {"answers": [{"when": "退货的流程", "answer": "请先确认
 
 
 def free_port() -> int:
-    """A port that nobody has now."""
+    """Return a port that is free now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @dataclass
 class Engine:
-    """One simulator process; it can be killed and come back at its address."""
+    """One simulator process; it can be killed and started again at its address."""
 
     speed: float
     max_num_seqs: int = MAX_NUM_SEQS
@@ -49,7 +49,7 @@ class Engine:
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """Start and wait until it answers."""
+        """Start it and wait until it answers."""
         self.port = self.port or free_port()
         arguments = ["--model", MODEL, "--port", str(self.port), "--speed", str(self.speed)]
         self.process = subprocess.Popen(
@@ -64,20 +64,20 @@ class Engine:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Send SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Its base URL."""
         return f"http://127.0.0.1:{self.port}"
 
 
 @contextmanager
 def engines(folder: Path, count: int, *, speed: float, max_num_seqs: int = MAX_NUM_SEQS) -> Iterator[list[Engine]]:
-    """Simulators of one model, and a models.toml that names them."""
+    """Run simulators of one model, and write a models.toml that names them."""
     started = [Engine(speed, max_num_seqs) for _ in range(count)]
     try:
         for engine in started:
@@ -90,7 +90,7 @@ def engines(folder: Path, count: int, *, speed: float, max_num_seqs: int = MAX_N
 
 
 def write_models(folder: Path, urls: Sequence[str], max_num_seqs: int, max_model_len: int = 8_192) -> None:
-    """One model at these addresses, for the processes that are started from now on."""
+    """Configure one model at these addresses for the processes that start from now on."""
     file = folder / "models.toml"
     lines = [
         f"[models.{MODEL}]",
@@ -104,7 +104,7 @@ def write_models(folder: Path, urls: Sequence[str], max_num_seqs: int, max_model
 
 
 def more_workers(stack: Stack, count: int) -> None:
-    """Bulk workers beside the first one."""
+    """Start bulk workers beside the first one."""
     for number in range(count):
         log = stack.folder / f"worker-more-{number}.log"
         stack.start(f"worker-more-{number}", ["-m", "workers.main", "bulk"])
@@ -114,7 +114,7 @@ def more_workers(stack: Stack, count: int) -> None:
 
 @dataclass
 class Count:
-    """What engines have done together since they started."""
+    """What engines did together since they started."""
 
     finished: float
     tokens: float
@@ -122,14 +122,14 @@ class Count:
 
 
 async def counted(http: httpx.AsyncClient, urls: Sequence[str]) -> Count:
-    """Look at all of them; one that is away counts nothing."""
+    """Read the metrics of all of them; one that is away counts nothing."""
     total = Count(0.0, 0.0, 0.0)
     for url in urls:
         try:
             page = (await http.get(f"{url}/metrics")).content
         except httpx.TransportError:
             continue
-        metrics = read_metrics(page, MODEL)
+        metrics = parse_metrics(page, MODEL)
         if metrics is not None:
             total.finished += metrics.gauges.finished
             total.running += metrics.gauges.running
@@ -141,30 +141,30 @@ async def counted(http: httpx.AsyncClient, urls: Sequence[str]) -> Count:
 
 @asynccontextmanager
 async def looking() -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client for looking at engines."""
+    """Open an HTTP client that reads metrics."""
     async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
         yield http
 
 
 def intent(number: int) -> dict[str, Any]:
-    """A job that ends with its first token."""
+    """Make a job that ends with its first token."""
     text = f"您好，我是第{number}位客户，上个月的账单多扣了{number % 97}元，之前客服说会退，到现在也没有退回来，麻烦查一下。"
     return {"kind": "intent", "text": text, "cache": False}
 
 
 def sentiment(number: int) -> dict[str, Any]:
-    """The same with a short prompt, for engines with a small context."""
+    """Make the same with a short prompt, for engines with a small context."""
     return {"kind": "sentiment", "text": f"第{number}位客户：等了{number % 60}分钟。", "cache": False}
 
 
 def chat(number: int, max_tokens: int = 256) -> dict[str, Any]:
-    """A job that writes."""
+    """Make a job that is answered in free text."""
     words = f"我是第{number}位客户，请把退货的流程详细讲一遍，每一步都讲清楚，再举{number % 9 + 2}个例子。"
     return {"kind": "chat", "messages": [{"role": "user", "content": words}], "sampling": {"max_tokens": max_tokens}}
 
 
 class Direct:
-    """An asyncio client that keeps so many single requests at one engine, and does nothing else."""
+    """An asyncio client that keeps a number of single requests in flight at one engine, and does nothing else."""
 
     def __init__(self, url: str, concurrency: int) -> None:
         self._url = url
@@ -172,25 +172,25 @@ class Direct:
         self._client = EngineClient(timedelta(minutes=10))
 
     async def run(self, jobs: Sequence[dict[str, Any]]) -> None:
-        """All of them."""
-        asks: Iterator[CompletionRequest] = iter([_ask(job) for job in jobs])
+        """Send them all and wait for the answers."""
+        requests: Iterator[CompletionRequest] = iter([_request(job) for job in jobs])
 
         async def one_after_another() -> None:
-            for ask in asks:
-                with suppress(InvalidOutput):  # a real model of random weights says what cannot be stored
-                    await self._client.complete(self._url, MODEL, ask)
+            for request in requests:
+                with suppress(InvalidOutput):  # a real model of random weights writes text that cannot be stored
+                    await self._client.complete(self._url, MODEL, request)
 
         await asyncio.gather(*[one_after_another() for _ in range(self._concurrency)])
         await self._client.close()
 
 
-def _ask(job: dict[str, Any]) -> CompletionRequest:
+def _request(job: dict[str, Any]) -> CompletionRequest:
     return kinds.build(parse_job(job), EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 8_192))
 
 
 __all__ = [
-    "MODEL",
     "MAX_NUM_SEQS",
+    "MODEL",
     "Count",
     "Direct",
     "Engine",

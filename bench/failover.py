@@ -1,8 +1,8 @@
-"""One of three engines is killed under load and comes back: what is lost, and how soon the others and then all three are full.
+"""Kill one of three engines under load and start it again: how many jobs fail, and how soon the rate is back.
 
 Rates are rows finished a second over all engines, as they count them themselves, in windows of half a second.
-`seconds_to_two_thirds`: from the kill until the rate is two thirds of what it was. `seconds_to_full`: from the moment that the
-engine answers again until the rate is 95 % of what it was. `failed`: jobs without an answer, aim 0.
+`seconds_to_two_thirds`: from the kill until the rate is two thirds of what it was. `seconds_to_full`: from the moment that
+the engine answers again until the rate is 95 % of what it was. `failed`: jobs without an answer; the aim is 0.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ STEADY_SECONDS = 5.0
 
 
 class Rate:
-    """Rows finished a second over the last window; an engine that starts again counts from nought."""
+    """Rows finished a second over the last window; an engine that restarts counts from 0."""
 
     def __init__(self, http: httpx.AsyncClient, urls: list[str]) -> None:
         self._http = http
@@ -37,8 +37,8 @@ class Rate:
         self._seen: deque[tuple[float, float]] = deque()
         self._total = 0.0
 
-    async def look(self) -> float:
-        """Now."""
+    async def update(self) -> float:
+        """Return the rate now."""
         for url in self._urls:
             finished = (await counted(self._http, [url])).finished
             self._total += max(0.0, finished - self._last.get(url, finished))
@@ -51,27 +51,27 @@ class Rate:
         return (self._total - count) / (now - first) if now > first else 0.0
 
     async def until(self, reached: Callable[[float], bool]) -> float:
-        """Seconds until the rate is as it should be."""
+        """Return the seconds until the rate fulfils a condition."""
         started = time.perf_counter()
         while True:
-            rate = await self.look()
+            rate = await self.update()
             assert time.perf_counter() - started < LONGEST_SECONDS, "the rate is not reached; is there enough work?"
             if time.perf_counter() - started > WINDOW_SECONDS and reached(rate):
                 return time.perf_counter() - started
             await asyncio.sleep(0.05)
 
     async def mean(self, seconds: float) -> float:
-        """The usual rate."""
-        await self.look()
+        """Return the mean rate over this time."""
+        await self.update()
         started, before = time.perf_counter(), self._total
         while time.perf_counter() - started < seconds:
-            await self.look()
+            await self.update()
             await asyncio.sleep(0.05)
         return (self._total - before) / (time.perf_counter() - started)
 
 
 async def measure(replicas: list[Engine]) -> dict[str, float]:
-    """Fill, kill, come back, end."""
+    """Fill the engines, kill one, start it again, and wait for the end."""
     async with AsyncClient() as client, looking() as http:
         rate = Rate(http, [engine.url for engine in replicas])
         batch = await client.submit_many([chat(number, 128) for number in range(JOBS)])
@@ -97,7 +97,7 @@ async def measure(replicas: list[Engine]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run and show."""
+    """Run it and show the figures."""
     with (
         tempfile.TemporaryDirectory(prefix="yyc3-models-") as folder,
         engines(Path(folder), 3, speed=SPEED, max_num_seqs=MAX_NUM_SEQS) as replicas,

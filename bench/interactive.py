@@ -1,4 +1,4 @@
-"""What the pipeline adds to a single job that somebody waits for: submit to result, less the engine's own time.
+"""Measure what the pipeline adds to a single job whose caller waits: submit to result, less the engine's own time.
 
 Different intent jobs from one process, one after another (c1) and by 64 callers at once (c64). The simulator runs 1,000 times
 faster than life, so that the engine is not what is measured.
@@ -16,7 +16,7 @@ CALLERS = 64
 
 
 async def one(client: AsyncClient, number: int) -> float:
-    """Overhead of one job in milliseconds."""
+    """Return the overhead of one job in milliseconds."""
     started = time.perf_counter()
     job_id = await client.submit(
         {"kind": "intent", "text": f"我是第{number}位客户，我要退款，麻烦快一点。", "cache": False}
@@ -29,7 +29,7 @@ async def one(client: AsyncClient, number: int) -> float:
 
 
 async def measure() -> dict[str, float]:
-    """Alone, then together."""
+    """Measure one caller, then many."""
     async with AsyncClient() as client:
         for i in range(50):
             await one(client, -i)
@@ -53,7 +53,7 @@ async def measure() -> dict[str, float]:
 
 
 def main() -> None:
-    """Run and show."""
+    """Run it and show the figures."""
     with fast_pipeline():
         import uvloop
 

@@ -14,7 +14,7 @@ from schemas.jobs import parse_job
 
 
 def make_app(redis_url: str) -> Celery:
-    """A Celery application as a tutorial makes it."""
+    """Make a Celery application as a tutorial does."""
     app = Celery("plain", broker=redis_url)
     app.conf.update(task_ignore_result=True, accept_content=["json"], broker_connection_retry_on_startup=True)
     return app
@@ -26,15 +26,19 @@ _open: dict[str, Any] = {}
 
 @app.task(name="plain")
 def run(job: int, text: str) -> None:
-    """CompletionRequest the engine about one text and store the answer."""
+    """Send one text to the engine and store the answer."""
     if not _open:
         _open["http"] = httpx.Client(base_url=os.environ["PLAIN_ENGINE"], timeout=60, trust_env=False)
         _open["database"] = psycopg.connect(os.environ["PLAIN_DATABASE"], autocommit=True)
-    ask = kinds.build(
+    request = kinds.build(
         parse_job({"kind": "intent", "text": text}),
         EndpointProfile(LabelForm.WORD, Constraint.STRUCTURED_OUTPUTS, 8192),
     )
-    body = {"model": "chatglm3-6b", "messages": [*ask.shape.prefix, *ask.messages], **ask.shape.parameters}
+    body = {
+        "model": "chatglm3-6b",
+        "messages": [*request.template.prefix, *request.messages],
+        **request.template.parameters,
+    }
     response = _open["http"].post("/v1/chat/completions", json=body)
     response.raise_for_status()
     answer = response.json()

@@ -1,4 +1,4 @@
-"""What every benchmark needs: the pipeline on this machine with a fast simulator, CPU of processes, a table, a JSON line."""
+"""Shared by the benchmarks: the pipeline on this machine with fast simulators, CPU times, a table and a JSON line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ _SATURATED = 0.03
 
 @contextmanager
 def fast_pipeline(*, speed: float = 1_000.0, simulator_arguments: tuple[str, ...] = ()) -> Iterator[Stack]:
-    """Everything in a new home, simulators `speed` times faster than life."""
+    """Run the stack in a new home, with simulators `speed` times faster than life."""
     with tempfile.TemporaryDirectory(prefix="yyc3-bench-") as folder:
         settings = Settings(_env_file=None, home=Path(folder), database_url=None, redis_url=None)
         os.environ["YYC3_HOME"] = folder
@@ -41,7 +41,7 @@ def fast_pipeline(*, speed: float = 1_000.0, simulator_arguments: tuple[str, ...
 
 
 def processes_of(stack: Stack, part: str) -> list[psutil.Process]:
-    """Our processes of this stack whose arguments hold `part`, with their children."""
+    """Find the processes of this stack whose arguments contain `part`, with their children."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -53,31 +53,31 @@ def processes_of(stack: Stack, part: str) -> list[psutil.Process]:
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """User and system time so far."""
+    """Return user and system time so far."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 class Idle:
-    """Share of the machine that was idle meanwhile, 0 to 1."""
+    """The share of the machine that was idle, 0 to 1."""
 
     def __init__(self) -> None:
         psutil.cpu_times_percent(interval=None)
 
     def share(self) -> float:
-        """Since the start."""
+        """Return the share since the start."""
         return round(float(psutil.cpu_times_percent(interval=None).idle) / 100, 3)
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which this share of all lies."""
+    """Return the value below which this share of all lies."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, int(len(ranked) * share))]
 
 
 def show(title: str, numbers: dict[str, Any]) -> None:
-    """A small table; with `--json` one object as the last line of stdout."""
+    """Print a table; with `--json` also one object as the last line of stdout."""
     if any(name.endswith("idle_share") and value < _SATURATED for name, value in numbers.items()):
-        numbers = {**numbers, "saturated": "yes: the machine had nothing left, trust no ratio"}
+        numbers = {**numbers, "saturated": "yes: the machine had no idle time, do not trust ratios"}
     setting = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}"
     table = Table(title=f"{title} ({setting})", title_justify="left")
     table.add_column("figure")

@@ -1,8 +1,8 @@
-"""What the pipeline adds to the first token of a streamed chat: submit to first text, less the engine's own time.
+"""Measure what the pipeline adds to the first token of a streamed chat: submit to first text, less the engine's time.
 
-64 readers in one process, each streaming one answer of 128 to 383 tokens after another from a life-like simulator; then a
-thousand answers at once from an engine with max_num_seqs for all. Every answer is compared with the stored one. CPU is the
-worker's and the reader's per token.
+64 readers in one process each stream one answer of 128 to 383 tokens after another from a life-like simulator; then a
+thousand answers are streamed at once from an engine with a slot for each. Every text is compared with the stored one. CPU
+time is that of the worker and of the reader for each token.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ AT_ONCE = 1_000
 
 
 async def one(client: AsyncClient, number: int) -> tuple[float, int]:
-    """Milliseconds added to the first token, and tokens of the answer; fails if the text is not the stored one."""
+    """Return the milliseconds added to the first token, and the tokens of the answer, which must be the stored text."""
     job = {
         "kind": "chat",
         "messages": [{"role": "user", "content": f"我是第{number}位客户，我的包裹到哪里了？"}],
@@ -40,7 +40,7 @@ async def one(client: AsyncClient, number: int) -> tuple[float, int]:
                 first = time.perf_counter() - started if first is None else first
                 text += event.text
             case RestartEvent():
-                raise AssertionError("no try should fail here")
+                raise AssertionError("no attempt should fail here")
             case EndEvent(outcome=outcome):
                 assert isinstance(outcome.result, ChatResult), outcome
                 assert outcome.result.text == text
@@ -51,7 +51,7 @@ async def one(client: AsyncClient, number: int) -> tuple[float, int]:
 
 
 async def readers(client: AsyncClient, offset: int) -> list[tuple[float, int]]:
-    """64 readers, one answer after another."""
+    """Run 64 readers, each with one answer after another."""
     numbers = iter(range(offset, offset + READERS * ANSWERS_A_READER))
 
     async def reader() -> list[tuple[float, int]]:
@@ -61,7 +61,7 @@ async def readers(client: AsyncClient, offset: int) -> list[tuple[float, int]]:
 
 
 async def measure(worker: list[psutil.Process]) -> dict[str, float]:
-    """64 readers, then a thousand."""
+    """Measure 64 readers, then a thousand."""
     async with AsyncClient() as client:
         await asyncio.gather(*[one(client, -i) for i in range(READERS)])
         idle = Idle()
@@ -85,7 +85,7 @@ async def measure(worker: list[psutil.Process]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run and show."""
+    """Run it and show the figures."""
     import uvloop
 
     with TemporaryDirectory(prefix="yyc3-bench-") as folder:

@@ -1,7 +1,7 @@
-"""How long after kill -9 of a worker its jobs run elsewhere, with the default lease.
+"""Measure how long after kill -9 of a worker its jobs run in another one, with the default lease.
 
-Two bulk workers on a life-like simulator; the one that runs something is killed, and the clock stops when another worker has
-claimed a chunk that the first one had. Prints each of the rounds.
+Bulk workers share a simulator. The one with a run is killed, and the clock stops when another worker has claimed a chunk
+of the killed one. Prints each of the rounds.
 """
 
 import time
@@ -23,7 +23,7 @@ SELECT count(*) FROM chunks WHERE batch_id = %s AND last_code = 'worker_lost' AN
 
 
 def one_round(database_url: str, number: int) -> float:
-    """Kill who runs something; seconds until somebody else has some of it."""
+    """Kill a worker with a run; returns the seconds until another worker has one of its chunks."""
     with Client() as client, psycopg.connect(database_url, autocommit=True) as connection:
         batch = client.submit_many([chat(1_000_000 * number + i, 64) for i in range(4_000)])
         while not (held := [row[0] for row in connection.execute(_HELD, (batch.batch_id,)).fetchall()]):
@@ -40,7 +40,7 @@ def one_round(database_url: str, number: int) -> float:
 
 
 def main() -> None:
-    """Three kills, each of a worker that was in the middle."""
+    """Kill three workers, each in the middle of a run."""
     with fast_pipeline(speed=2) as stack:
         more_workers(stack, ROUNDS)
         url = Wiring.from_environment().database_url

@@ -198,7 +198,7 @@ def start_postgres(home: Path, port: int | None = None) -> Server:
         )
 
     def start(at: int) -> Server:
-        return _ready_postgres(_spawn_postgres(data, at, log, account), at, password, log)
+        return _ready_postgres(_spawn_postgres(data, at, log, account), data, at, password, log)
 
     return _start_at(port, 15_432, start)
 
@@ -226,14 +226,16 @@ def _spawn_postgres(data: Path, port: int, log: Path, account: str) -> subproces
     return _spawn(arguments, log, account, signal.SIGINT)
 
 
-def _ready_postgres(process: subprocess.Popen[bytes], port: int, password: str, log: Path) -> Server:
-    command = [str(_postgres_binary("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(port)]
-
-    def answers() -> bool:
-        return subprocess.run(command, check=False).returncode == 0
-
-    _wait_until_ready(process, answers, "Postgres", log)
+def _ready_postgres(process: subprocess.Popen[bytes], data: Path, port: int, password: str, log: Path) -> Server:
+    # Not pg_isready: it succeeds if another Postgres has taken the port meanwhile.
+    _wait_until_ready(process, lambda: _postmaster_is_ready(data, process.pid), "Postgres", log)
     return Server("postgres", process, signal.SIGINT, f"postgresql://yyc3:{password}@127.0.0.1:{port}/postgres")
+
+
+def _postmaster_is_ready(data: Path, pid: int) -> bool:
+    """Whether the postmaster with this process id accepts connections: lines 1 and 8 of its pid file."""
+    lines = (data / "postmaster.pid").read_text().splitlines()
+    return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
 def start_valkey(home: Path, port: int | None = None) -> Server:

@@ -1,4 +1,4 @@
-"""Our engine client against every model server: what it promises holds for the simulator and for a real vLLM."""
+"""Our engine client with every model server: its promises hold for the simulator and for a real vLLM."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from pipeline.images.decoding import data_url
 from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile
 from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
-from schemas.jobs import parse_job
+from schemas.jobs import Job, parse_job
 from schemas.results import CodeResult, SentimentResult, VisionResult
 from tests.contract.model_server import CONTEXT_TOKENS, ModelServer, simulator_process
 
@@ -28,27 +28,27 @@ async def client() -> AsyncIterator[EngineClient]:
     await opened.close()
 
 
-def sentiment(text: str, form: LabelForm) -> tuple[object, CompletionRequest]:
+def sentiment(text: str, form: LabelForm) -> tuple[Job, CompletionRequest]:
     job = parse_job({"kind": "sentiment", "text": text})
     return job, kinds.build(job, EndpointProfile(form, Constraint.STRUCTURED_OUTPUTS, CONTEXT_TOKENS))
 
 
-async def test_facts_of_an_endpoint(server: ModelServer, client: EngineClient) -> None:
-    facts = await probe(client, server.url, server.model)
-    assert facts.version
-    assert facts.version[0].isdigit()
-    assert facts.simulated is server.simulated
-    assert facts.constraint is Constraint.STRUCTURED_OUTPUTS
-    assert facts.max_model_len == CONTEXT_TOKENS
-    assert facts.revision
-    assert facts.batch_route
+async def test_the_capabilities_of_an_endpoint_are_probed(server: ModelServer, client: EngineClient) -> None:
+    found = await probe(client, server.url, server.model)
+    assert found.version
+    assert found.version[0].isdigit()
+    assert found.simulated is server.simulated
+    assert found.constraint is Constraint.STRUCTURED_OUTPUTS
+    assert found.max_model_len == CONTEXT_TOKENS
+    assert found.revision
+    assert found.batch_route
     assert await letters_are_tokens(client, server.url, server.model) is not None
 
 
-async def test_an_engine_tells_how_much_runs_and_waits(server: ModelServer, client: EngineClient) -> None:
-    _, ask = sentiment("好", LabelForm.CODE)
+async def test_the_metrics_show_running_waiting_and_finished_rows(server: ModelServer, client: EngineClient) -> None:
+    _, request = sentiment("好", LabelForm.CODE)
     before = await poll_metrics(client, server.url, server.model)
-    await client.complete_batch(server.url, server.model, [ask] * 4)
+    await client.complete_batch(server.url, server.model, [request] * 4)
     after = await poll_metrics(client, server.url, server.model)
     assert before is not None
     assert after is not None
@@ -73,15 +73,15 @@ async def test_first_tokens_are_beginnings_of_their_words(server: ModelServer, c
     )
 
 
-async def test_a_micro_batch_answers_every_row_inside_the_labels_with_a_distribution(
+async def test_a_micro_batch_answers_every_row_with_a_distribution_of_labels(
     server: ModelServer, client: EngineClient
 ) -> None:
     rows = [sentiment(f"第{i}位客户说太差了", LabelForm.CODE) for i in range(32)]
-    answers = await client.complete_batch(server.url, server.model, [ask for _, ask in rows], 100)
+    answers = await client.complete_batch(server.url, server.model, [request for _, request in rows], 100)
     assert len(answers) == 32
-    for (job, ask), answer in zip(rows, answers, strict=True):
+    for (job, request), answer in zip(rows, answers, strict=True):
         assert isinstance(answer, Completion)
-        result = kinds.read(job, ask, answer)  # type: ignore[arg-type]
+        result = kinds.decode(job, request, answer)
         assert isinstance(result, SentimentResult)
         assert result.probabilities is not None
         assert sum(result.probabilities.values()) == pytest.approx(1)
@@ -92,14 +92,14 @@ async def test_a_micro_batch_answers_every_row_inside_the_labels_with_a_distribu
 
 
 @pytest.mark.parametrize("form", [LabelForm.WORD, LabelForm.WHOLE_WORD])
-async def test_words_are_answered_inside_the_labels_or_fail_the_try(
+async def test_words_are_answered_inside_the_labels_or_fail_the_attempt(
     server: ModelServer, client: EngineClient, form: LabelForm
 ) -> None:
     understood = 0
     for i in range(12):
-        job, ask = sentiment(f"thank you very much {i}", form)
+        job, request = sentiment(f"thank you very much {i}", form)
         try:
-            result = kinds.read(job, ask, await client.complete(server.url, server.model, ask))  # type: ignore[arg-type]
+            result = kinds.decode(job, request, await client.complete(server.url, server.model, request))
         except InvalidOutput:
             continue  # a real engine may begin with a piece of a character
         assert isinstance(result, SentimentResult)
@@ -109,11 +109,11 @@ async def test_words_are_answered_inside_the_labels_or_fail_the_try(
 
 async def test_chat_is_streamed_and_counted(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 12}})
-    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    whole = await client.complete(server.url, server.model, ask)
+    request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    whole = await client.complete(server.url, server.model, request)
     assert whole.text
     assert whole.first_token_seconds is None
-    answer = await client.complete(server.url, server.model, ask, streamed=True)
+    answer = await client.complete(server.url, server.model, request, streamed=True)
     assert answer.text
     assert answer.first_token_seconds is not None
     assert answer.first_token_seconds <= answer.engine_seconds
@@ -121,7 +121,7 @@ async def test_chat_is_streamed_and_counted(server: ModelServer, client: EngineC
     assert 1 <= (answer.completion_tokens or 0) <= 12
 
 
-async def test_a_prompt_that_is_too_long_is_called_so_alone_and_in_a_batch(
+async def test_a_prompt_that_is_too_long_is_named_alone_and_in_a_micro_batch(
     server: ModelServer, client: EngineClient
 ) -> None:
     _, long = sentiment("天气很好。" * 400, LabelForm.CODE)
@@ -132,29 +132,29 @@ async def test_a_prompt_that_is_too_long_is_called_so_alone_and_in_a_batch(
         await client.complete_batch(server.url, server.model, [short, long])
 
 
-async def test_a_refused_parameter_is_final_and_named(server: ModelServer, client: EngineClient) -> None:
+async def test_a_rejected_parameter_is_final_and_named(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "chat", "messages": [{"role": "user", "content": "hi"}]})
-    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    ask.shape.parameters["top_p"] = 7
+    request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    request.template.parameters["top_p"] = 7
     with pytest.raises(RequestRejected, match="HTTP 400"):
-        await client.complete(server.url, server.model, ask)
+        await client.complete(server.url, server.model, request)
 
 
 async def test_256_requests_are_in_flight_at_once(server: ModelServer, client: EngineClient) -> None:
     rows = [sentiment(f"好 {i}", LabelForm.CODE)[1] for i in range(256)]
-    answers = await asyncio.gather(*[client.complete(server.url, server.model, ask) for ask in rows])
+    answers = await asyncio.gather(*[client.complete(server.url, server.model, request) for request in rows])
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
-async def test_an_answer_is_heard_piece_by_piece(server: ModelServer, client: EngineClient) -> None:
+async def test_a_streamed_answer_arrives_in_pieces(server: ModelServer, client: EngineClient) -> None:
     job = parse_job(
         {"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 200}}
     )
-    heard: list[str] = []
-    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    answer = await client.complete(server.url, server.model, ask, streamed=True, on_text=heard.append)
-    assert len(heard) > 1
-    assert "".join(heard) == answer.text
+    pieces: list[str] = []
+    request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    answer = await client.complete(server.url, server.model, request, streamed=True, on_text=pieces.append)
+    assert len(pieces) > 1
+    assert "".join(pieces) == answer.text
 
 
 async def test_an_answer_ends_where_the_model_entry_says(server: ModelServer, client: EngineClient) -> None:
@@ -167,19 +167,19 @@ async def test_an_answer_ends_where_the_model_entry_says(server: ModelServer, cl
     ending = EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, stop_token_ids=tuple(range(3, 2_000)))
     ended = await client.complete(server.url, server.model, kinds.build(job, ending))
     assert (long.completion_tokens or 0) > 1
-    if not server.simulated:  # the simulator's vocabulary is made up; it takes the field and does nothing with it
+    if not server.simulated:  # the simulator's vocabulary is made up; it accepts the field and ignores it
         assert (ended.completion_tokens, ended.finish_reason) == (1, "stop")
 
 
-async def test_code_is_asked_for_with_the_models_own_prompt(server: ModelServer, client: EngineClient) -> None:
+async def test_code_is_requested_with_the_models_own_prompt(server: ModelServer, client: EngineClient) -> None:
     job = parse_job(
         {"kind": "code", "instruction": "add", "language": "python", "context": "x = 1", "sampling": {"max_tokens": 60}}
     )
     target = EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512, system_prompt="你是编程助手。")
-    ask = kinds.build(job, target)
-    answer = await client.complete(server.url, server.model, ask)
+    request = kinds.build(job, target)
+    answer = await client.complete(server.url, server.model, request)
     try:
-        result = kinds.read(job, ask, answer)
+        result = kinds.decode(job, request, answer)
     except InvalidOutput as error:
         assert not server.simulated, error  # a model of random weights writes no code
     else:
@@ -201,16 +201,16 @@ SCHEMA = {
 }
 
 
-async def test_pictures_are_looked_at_and_answered_in_text(seeing: ModelServer, client: EngineClient) -> None:
+async def test_a_question_about_a_picture_is_answered_in_text(seeing: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "vision", "question": "what?", "images": [picture("red")], "sampling": {"max_tokens": 12}})
-    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    result = kinds.read(job, ask, await client.complete(seeing.url, seeing.model, ask))
+    request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    result = kinds.decode(job, request, await client.complete(seeing.url, seeing.model, request))
     assert isinstance(result, VisionResult)
     assert result.text
     assert result.answer is None
 
 
-async def test_pictures_are_answered_in_the_callers_schema_or_the_try_fails(
+async def test_pictures_are_answered_in_the_callers_schema_or_the_attempt_fails(
     seeing: ModelServer, client: EngineClient
 ) -> None:
     understood = 0
@@ -224,9 +224,9 @@ async def test_pictures_are_answered_in_the_callers_schema_or_the_try_fails(
                 "sampling": {"max_tokens": 120},
             }
         )
-        ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+        request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
         try:
-            result = kinds.read(job, ask, await client.complete(seeing.url, seeing.model, ask))
+            result = kinds.decode(job, request, await client.complete(seeing.url, seeing.model, request))
         except InvalidOutput as error:
             assert not seeing.simulated, error  # a model of random weights may fill its answer with white space
             continue
@@ -236,12 +236,12 @@ async def test_pictures_are_answered_in_the_callers_schema_or_the_try_fails(
     assert understood or not seeing.simulated
 
 
-async def test_a_text_model_refuses_pictures_for_good(server: ModelServer, client: EngineClient) -> None:
+async def test_a_text_model_rejects_pictures_for_good(server: ModelServer, client: EngineClient) -> None:
     job = parse_job({"kind": "vision", "question": "what?", "images": [picture("red")]})
-    ask = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
+    request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
     if server.simulated:
         with simulator_process("--no-images") as url, pytest.raises(RequestRejected):
-            await client.complete(url, "chatglm3-6b", ask)
+            await client.complete(url, "chatglm3-6b", request)
     else:
         with pytest.raises(RequestRejected):
-            await client.complete(server.url, server.model, ask)
+            await client.complete(server.url, server.model, request)

@@ -1,16 +1,16 @@
-"""What callers rely on, asked of the simulator and of a real vLLM alike."""
+"""The HTTP behaviour that callers rely on, checked with the simulator and with a real vLLM."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.contract.model_server import CONTEXT_TOKENS, ModelServer
+from tests.support.sandbox import wait_for
 
 LABELS = ["positive", "neutral", "negative"]
 SCHEMA = {
@@ -29,19 +29,13 @@ def error_of(response: httpx.Response, status: int, param: str | None, kind: str
     return str(error["message"])
 
 
-def events_of(text: str) -> list[dict[str, object]]:
+def events_of(text: str) -> list[dict[str, Any]]:
     parts = [part.removeprefix("data: ") for part in text.split("\n\n") if part]
     assert parts[-1] == "[DONE]"
     return [json.loads(part) for part in parts[:-1]]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-
-
-def test_a_healthy_server_says_so_without_a_body(server: ModelServer) -> None:
+def test_a_healthy_server_answers_without_a_body(server: ModelServer) -> None:
     response = server.client.get("/health")
     assert (response.status_code, response.content) == (200, b"")
 
@@ -52,7 +46,7 @@ def test_the_version_is_a_string_of_numbers(server: ModelServer) -> None:
     assert version.get("simulator", False) is server.simulated
 
 
-def test_the_models_route_tells_the_name_and_the_context(server: ModelServer) -> None:
+def test_the_models_route_shows_the_name_and_the_context(server: ModelServer) -> None:
     model = server.client.get("/v1/models").json()["data"][0]
     assert model["max_model_len"] == CONTEXT_TOKENS
     assert (model["owned_by"] == "simulator") is server.simulated
@@ -65,7 +59,7 @@ def test_an_unknown_route_is_404_and_a_wrong_method_405(server: ModelServer) -> 
     assert (wrong.status_code, wrong.json()) == (405, {"detail": "Method Not Allowed"})
 
 
-def test_a_chat_answer_adds_up_its_tokens(server: ModelServer) -> None:
+def test_the_usage_of_a_chat_answer_adds_up(server: ModelServer) -> None:
     answer = server.chat("hello", max_tokens=4).json()
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
@@ -194,7 +188,7 @@ def test_one_row_that_is_too_long_fails_the_whole_batch(server: ModelServer) -> 
     assert f"{CONTEXT_TOKENS} tokens" in message
 
 
-def test_a_batch_takes_one_answer_a_row_and_at_least_one_row(server: ModelServer) -> None:
+def test_a_batch_allows_one_answer_a_row_and_needs_a_row(server: ModelServer) -> None:
     error_of(server.batch(["x"], n=2), 400, "n")
     error_of(server.batch([]), 400, "body.messages", "Bad Request")
     rows = [[{"role": "user", "content": "x"}], []]
@@ -279,7 +273,7 @@ def test_a_long_prompt_is_truncated_on_request(server: ModelServer) -> None:
     assert answer["usage"]["prompt_tokens"] == 100
 
 
-def test_completions_take_texts_lists_and_token_ids(server: ModelServer) -> None:
+def test_completions_accept_texts_lists_and_token_ids(server: ModelServer) -> None:
     assert len(server.post("/v1/completions", prompt="hi", max_tokens=2).json()["choices"]) == 1
     assert len(server.post("/v1/completions", prompt=["hi", "ho"], n=2, max_tokens=2).json()["choices"]) == 4
     ids = server.post("/tokenize", prompt="hello world").json()["tokens"]
@@ -317,13 +311,13 @@ def test_metrics_have_the_names_that_callers_read(server: ModelServer) -> None:
     assert 'vllm:time_to_first_token_seconds_bucket{engine="0",le="0.001",' in text
 
 
-def test_the_load_counts_requests_not_rows(server: ModelServer) -> None:
+def test_an_idle_server_has_no_load(server: ModelServer) -> None:
     assert server.client.get("/load").json() == {"server_load": 0}
 
 
-def test_a_caller_that_goes_away_frees_its_seat(server: ModelServer) -> None:
+def test_a_caller_that_disconnects_frees_its_slot(server: ModelServer) -> None:
     if server.simulated:
-        pytest.skip("the simulator here is too fast to be left; see test_the_simulator_alone")
+        pytest.skip("this simulator answers too fast; see test_simulator_alone")
     with httpx.stream(
         "POST",
         f"{server.url}/v1/chat/completions",
@@ -332,11 +326,11 @@ def test_a_caller_that_goes_away_frees_its_seat(server: ModelServer) -> None:
         # A variable: closed generators close the response.
         lines = response.iter_lines()
         next(lines)
-        eventually(lambda: server.client.get("/load").json() == {"server_load": 1}, 1.0)
-    eventually(lambda: server.client.get("/load").json() == {"server_load": 0}, 1.0)
+        wait_for(lambda: server.client.get("/load").json() == {"server_load": 1}, "the request to run")
+    wait_for(lambda: server.client.get("/load").json() == {"server_load": 0}, "the slot to be free", 1.0)
 
 
-def test_a_picture_that_is_none_is_a_bad_request(server: ModelServer) -> None:
+def test_an_image_that_cannot_be_decoded_is_a_bad_request(server: ModelServer) -> None:
     content = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
     response = server.post("/v1/chat/completions", messages=[{"role": "user", "content": content}], max_tokens=1)
     error_of(response, 400, None)

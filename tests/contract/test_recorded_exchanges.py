@@ -18,7 +18,7 @@ from tests.contract.model_server import simulator_process
 
 RECORDINGS = Path(__file__).resolve().parents[3] / "shared" / "vllm" / "fixtures"
 
-# Fields that the simulator has and vLLM has not.
+# Fields that only the simulator has.
 ADDED_KEYS = {"simulated", "simulator"}
 
 # Keys of these objects are tokens, so their names differ.
@@ -44,8 +44,8 @@ def clients() -> Iterator[dict[bool, httpx.Client]]:
     with (
         simulator_process("--speed", "1000", "--max-model-len", "1024") as with_images,
         simulator_process("--speed", "1000", "--max-model-len", "512", "--no-images") as without,
-        httpx.Client(base_url=with_images, timeout=20) as first,
-        httpx.Client(base_url=without, timeout=20) as second,
+        httpx.Client(base_url=with_images, timeout=60) as first,
+        httpx.Client(base_url=without, timeout=60) as second,
     ):
         yield {True: first, False: second}
 
@@ -58,7 +58,7 @@ def replay(client: httpx.Client, request: dict[str, Any]) -> httpx.Response:
 
 
 def shape_of(value: Any, path: str = "") -> dict[str, set[str]]:
-    """Paths of a JSON document with the types found there; numbers are one type, list items one sandbox."""
+    """Paths of a JSON document with the types found there; numbers are one type, list items one path."""
     kind = "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
     found = {path: {kind}}
     items: list[tuple[str, Any]] = []
@@ -66,8 +66,8 @@ def shape_of(value: Any, path: str = "") -> dict[str, set[str]]:
         items = [(f"{path}.{key}", one) for key, one in value.items() if key not in ADDED_KEYS]
     elif isinstance(value, list):
         items = [(f"{path}[]", one) for one in value]
-    for sandbox, one in items:
-        for key, kinds in shape_of(one, sandbox).items():
+    for below, one in items:
+        for key, kinds in shape_of(one, below).items():
             found.setdefault(key, set()).update(kinds)
     return found
 

@@ -1,4 +1,4 @@
-"""What only the simulator does: faults, scripted answers, meaning, timing, and how it starts and stops."""
+"""What only the simulator has: faults, scripted answers, word lists, timing, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tests.contract.model_server import simulator_process
+from tests.support.sandbox import wait_for
 
 SYSTEM = """Completion with one letter.
 - A: refund — the customer wants money back
@@ -43,10 +46,18 @@ def state(client: httpx.Client) -> dict[str, int]:
     return dict(client.get("/simulator/state").json())
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
+def fastest(measure: Callable[[], float], promised_seconds: float) -> float:
+    """Measure up to five times, until a duration is as promised: a busy machine only adds to what the simulator needs."""
+    durations: list[float] = []
+    while len(durations) < 5 and (not durations or min(durations) >= promised_seconds):
+        durations.append(measure())
+    return min(durations)
+
+
+def seconds_until(condition: Callable[[], bool], what: str) -> float:
+    began = time.monotonic()
+    wait_for(condition, what)
+    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=20) as client:
+    with httpx.Client(base_url=url, timeout=60) as client:
         yield client
         client.delete("/simulator/faults")
 
@@ -81,13 +92,11 @@ def set_fault(client: httpx.Client, kind: str, probability: float = 1.0, seconds
         ("agent: your parcel is on its way\ncustomer: please refund me", "A"),
     ],
 )
-def test_a_code_stands_for_the_meaning_that_the_system_message_gives_it(
-    client: httpx.Client, text: str, label: str
-) -> None:
+def test_a_label_letter_means_what_the_system_message_says(client: httpx.Client, text: str, label: str) -> None:
     assert text_of(classify(client, text)) == label
 
 
-def test_every_answer_says_that_it_is_simulated(client: httpx.Client) -> None:
+def test_every_answer_is_marked_as_simulated(client: httpx.Client) -> None:
     answer = client.post("/v1/chat/completions", json={"messages": messages_of("你好")}).json()
     assert answer["simulated"] is True
     assert answer["system_fingerprint"].startswith("simulator-")
@@ -167,19 +176,35 @@ def test_a_slow_answer_comes_late(client: httpx.Client) -> None:
     assert time.monotonic() - start >= 0.3
 
 
-def test_a_hanging_request_frees_its_seat_when_the_caller_gives_up(client: httpx.Client) -> None:
+def post_without_reading(url: str, body: dict[str, object]) -> HTTPConnection:
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    return connection
+
+
+def test_a_hanging_request_frees_its_slot_when_the_caller_disconnects(client: httpx.Client, url: str) -> None:
     set_fault(client, "hang")
-    before = state(client)
-    body = {"messages": messages_of("x"), "max_tokens": 8000, "ignore_eos": True}
-    with pytest.raises(httpx.ReadTimeout):
-        client.post("/v1/chat/completions", json=body, timeout=0.05)
-    eventually(lambda: state(client)["load"] == 0, 0.5)
-    after = state(client)
-    assert after["running"] == 0
-    assert after["rows"] == before["rows"] + 1
+    body: dict[str, object] = {"messages": messages_of("x"), "max_tokens": 8000, "ignore_eos": True}
+
+    def seconds_to_free() -> float:
+        before = state(client)
+        connection = post_without_reading(url, body)
+        wait_for(lambda: state(client)["rows"] == before["rows"] + 1, "the request to arrive")
+        assert connection.sock is not None
+        connection.sock.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        connection.close()
+        seconds = seconds_until(lambda: state(client)["load"] == 0, "the request to be dropped")
+        after = state(client)
+        assert after["running"] == 0
+        assert after["rows"] == before["rows"] + 1
+        return seconds
+
+    assert fastest(seconds_to_free, 0.5) < 0.5
 
 
-def test_a_hanging_request_with_seconds_is_hung_up_on(client: httpx.Client) -> None:
+def test_a_hanging_request_with_seconds_is_disconnected_after_them(client: httpx.Client) -> None:
     set_fault(client, "hang", seconds=0.1)
     for stream in (False, True):
         with pytest.raises(httpx.RemoteProtocolError):
@@ -198,7 +223,7 @@ def test_a_bad_row_fails_its_batch_and_is_bad_again_alone(client: httpx.Client) 
     assert client.post("/v1/chat/completions/batch", json={"messages": good, "max_tokens": 1}).status_code == 200
 
 
-def test_faults_can_be_seen_and_taken_away(client: httpx.Client) -> None:
+def test_faults_can_be_listed_and_removed(client: httpx.Client) -> None:
     set_fault(client, "503", 0.5)
     assert client.get("/simulator/faults").json()["faults"][0]["kind"] == "503"
     assert client.delete("/simulator/faults").json() == {"faults": []}
@@ -207,7 +232,7 @@ def test_faults_can_be_seen_and_taken_away(client: httpx.Client) -> None:
     assert "flood" in refused.json()["error"]["message"]
 
 
-def test_scripted_answers_win_over_guesses(tmp_path: Path) -> None:
+def test_scripted_answers_have_precedence_over_word_lists(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     lines: list[dict[str, Any]] = [
         {"when": "order 7", "status": 503, "times": 1},
@@ -216,15 +241,21 @@ def test_scripted_answers_win_over_guesses(tmp_path: Path) -> None:
         {"when": "order 9", "fault": "garbage"},
     ]
     file.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
-    with simulator_process("--speed", "1000", "--answers", str(file)) as url, httpx.Client(base_url=url) as client:
+    with (
+        simulator_process("--speed", "1000", "--answers", str(file)) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         assert classify(client, "about order 7").status_code == 503
         assert text_of(classify(client, "about order 7")) == "B"
         assert classify(client, "about order 8").json()["choices"][0]["finish_reason"] == "length"
         assert classify(client, "about order 9").text.startswith(("{", "<"))
 
 
-def test_an_old_version_obeys_guided_choice_and_has_no_batch_route() -> None:
-    with simulator_process("--speed", "1000", "--vllm-version", "0.11.0") as url, httpx.Client(base_url=url) as client:
+def test_an_old_version_follows_guided_choice_and_has_no_batch_route() -> None:
+    with (
+        simulator_process("--speed", "1000", "--vllm-version", "0.11.0") as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         assert client.get("/version").json()["version"] == "0.11.0"
         assert text_of(classify(client, "我要退款", guided_choice=["A", "B"], structured_outputs=None)) == "A"
         assert text_of(classify(client, "我要退款")) not in ("A", "B", "C", "D")
@@ -232,7 +263,7 @@ def test_an_old_version_obeys_guided_choice_and_has_no_batch_route() -> None:
 
 
 def test_a_full_queue_refuses_with_503_and_stays_healthy() -> None:
-    with simulator_process("--max-num-queued-reqs", "8") as url, httpx.Client(base_url=url) as client:
+    with simulator_process("--max-num-queued-reqs", "8") as url, httpx.Client(base_url=url, timeout=60) as client:
         rows = [messages_of(f"row {number}") for number in range(9)]
         response = client.post("/v1/chat/completions/batch", json={"messages": rows, "max_tokens": 1})
         assert response.status_code == 503
@@ -245,39 +276,50 @@ def test_a_full_queue_refuses_with_503_and_stays_healthy() -> None:
 
 
 def test_at_life_speed_ten_tokens_take_ten_steps() -> None:
-    with simulator_process() as url, httpx.Client(base_url=url) as client:
-        start = time.monotonic()
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 10}
-        assert client.post("/v1/chat/completions", json=body).status_code == 200
-        taken = time.monotonic() - start
-        assert 0.150 <= taken < 0.350
+    with simulator_process() as url, httpx.Client(base_url=url, timeout=60) as client:
+
+        def seconds_for_ten_tokens() -> float:
+            began = time.monotonic()
+            body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 10}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            taken = time.monotonic() - began
+            assert taken >= 0.150
+            return taken
+
+        assert fastest(seconds_for_ten_tokens, 0.350) < 0.350
 
 
-def test_a_caller_that_goes_away_frees_its_seat_within_half_a_second() -> None:
-    with simulator_process() as url, httpx.Client(base_url=url) as client:
+def test_a_caller_that_disconnects_frees_its_slot_within_half_a_second() -> None:
+    with simulator_process() as url, httpx.Client(base_url=url, timeout=60) as client:
         body = {"messages": messages_of("x"), "max_tokens": 4000, "ignore_eos": True, "stream": True}
-        with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            # A variable: closed generators close the response.
-            lines = response.iter_lines()
-            next(lines)
-            assert state(client)["running"] == 1
-        eventually(lambda: state(client)["running"] == 0, 0.5)
-        assert state(client)["aborted"] == 1
+
+        def seconds_to_free() -> float:
+            aborted = state(client)["aborted"]
+            with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                # A variable: closed generators close the response.
+                lines = response.iter_lines()
+                next(lines)
+                assert state(client)["running"] == 1
+            seconds = seconds_until(lambda: state(client)["running"] == 0, "the slot to be free")
+            assert state(client)["aborted"] == aborted + 1
+            return seconds
+
+        assert fastest(seconds_to_free, 0.5) < 0.5
 
 
 def test_a_stopped_simulator_answers_what_is_in_flight_with_a_part_of_it() -> None:
     answers: list[httpx.Response] = []
 
-    def ask(url: str) -> None:
+    def post(url: str) -> None:
         body = {"messages": messages_of("x"), "max_tokens": 4000, "ignore_eos": True}
-        answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20))
+        answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60))
 
     with simulator_process() as url:
-        asking = threading.Thread(target=ask, args=(url,))
-        asking.start()
-        with httpx.Client(base_url=url) as client:
-            eventually(lambda: state(client)["running"] == 1)
-    asking.join(timeout=10)
+        caller = threading.Thread(target=post, args=(url,))
+        caller.start()
+        with httpx.Client(base_url=url, timeout=60) as client:
+            wait_for(lambda: state(client)["running"] == 1, "the request to run")
+    caller.join(timeout=60)
     assert answers[0].status_code == 200
     assert answers[0].json()["choices"][0]["finish_reason"] == "abort"
 
@@ -285,7 +327,10 @@ def test_a_stopped_simulator_answers_what_is_in_flight_with_a_part_of_it() -> No
 def test_the_same_seed_gives_the_same_probabilities() -> None:
     found = []
     for seed in ("7", "7", "8"):
-        with simulator_process("--speed", "1000", "--seed", seed) as url, httpx.Client(base_url=url) as client:
+        with (
+            simulator_process("--speed", "1000", "--seed", seed) as url,
+            httpx.Client(base_url=url, timeout=60) as client,
+        ):
             entry = classify(client, "hmm", logprobs=True, top_logprobs=4).json()["choices"][0]["logprobs"]["content"][
                 0
             ]
@@ -295,13 +340,13 @@ def test_the_same_seed_gives_the_same_probabilities() -> None:
 
 def start_and_fail(*arguments: str) -> str:
     command = [sys.executable, "-m", "simulator", "--model", "m", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
     return finished.stderr
 
 
-def test_what_cannot_start_says_why_in_one_sentence(tmp_path: Path) -> None:
+def test_a_simulator_that_cannot_start_gives_the_reason_in_one_sentence(tmp_path: Path) -> None:
     assert "'flood'" in start_and_fail("--fail", "flood:0.5")
     assert "'503:often'" in start_and_fail("--fail", "503:often")
     broken = tmp_path / "answers.jsonl"

@@ -1,7 +1,7 @@
-"""Ten minutes of bad weather: jobs come in without a pause while every few seconds something dies, stops, forgets or is cut.
+"""Ten minutes of faults: a producer submits without a pause, and every few seconds a process or a service fails.
 
-`make soak` runs it at full length; a short form is a test. Everything is real: servers, engines' simulators, workers,
-recovery, a producer. The last line is one JSON object; its seed draws the same faults again.
+`make soak` runs it at full length; a short form is a test. Servers, workers, recovery and the producer are real, the
+engines are simulators. The last line is one JSON object; its seed draws the same faults again.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ import httpx
 import psycopg
 
 from pipeline import AsyncClient
-from pipeline.local.servers import free_port
 from schemas.errors import StoreUnavailable
 from schemas.ids import JobId
-from tests.support.audit import Audit, audit
+from tests.support.audit import audit
+from tests.support.exclusive import reserve_port
+from tests.support.sandbox import ROOT, wait_for
 from tests.support.servers import Postgres, Valkey
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "chatglm3-6b"
 LEASE_SECONDS = 4.0
 _BATCH_JOBS = 1_000
@@ -52,11 +52,11 @@ class Member:
 
     @property
     def log(self) -> Path:
-        """What it said since it was started last."""
+        """The log since its last start."""
         return self.folder / f"{self.name}-{self.starts}.log"
 
     def start(self) -> None:
-        """Start it (again)."""
+        """Start it, also again."""
         self.starts += 1
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -69,31 +69,32 @@ class Member:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill -9."""
+        """Send SIGKILL."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
-    def until_it_says(self, text: str, seconds: float = 60) -> None:
-        """Wait for a word in its log."""
-        end = time.monotonic() + seconds
-        while text not in self.log.read_text(errors="replace"):
+    def wait_until_logged(self, text: str) -> None:
+        """Wait for a text in its log."""
+
+        def logged() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, f"{self.name} ended: {self.log.read_text(errors='replace')[-2_000:]}"
-            assert time.monotonic() < end, f"{self.name} does not say {text!r}: {self.log}"
-            time.sleep(0.05)
+            return text in self.log.read_text(errors="replace")
+
+        wait_for(logged, f"{text!r} in {self.log}", 120)
 
 
 @dataclass
 class Engine:
-    """A simulator that keeps its address, and what it did in former lives."""
+    """A simulator that keeps its address, and what it finished before its restarts."""
 
     member: Member
     url: str
     finished_before: int = 0
 
     def state(self) -> dict[str, int]:
-        """Its own counts, zeros while it is away."""
+        """Return its own counters, zeros while it is away."""
         try:
             found: dict[str, int] = httpx.get(f"{self.url}/simulator/state", timeout=2, trust_env=False).json()
         except httpx.HTTPError:
@@ -102,29 +103,28 @@ class Engine:
 
     @property
     def in_flight(self) -> int:
-        """Rows it is at."""
+        """Rows that it runs or queues."""
         state = self.state()
         return state["running"] + state["waiting"]
 
     def kill(self) -> None:
-        """Kill -9, remembering what it had done."""
+        """Send SIGKILL, and remember what it finished."""
         self.finished_before += self.state()["finished"]
         self.member.kill()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self.member.start()
-        while not self.state():
-            time.sleep(0.02)
+        wait_for(self.state, f"the engine at {self.url}", 120)
 
-    def fail(self, *faults: dict[str, Any]) -> None:
-        """What goes wrong from now on."""
-        httpx.put(f"{self.url}/simulator/faults", json={"faults": faults}, timeout=5, trust_env=False)
+    def inject(self, *faults: dict[str, Any]) -> None:
+        """Fail like this from now on; without faults, succeed again."""
+        httpx.put(f"{self.url}/simulator/faults", json={"faults": faults}, timeout=30, trust_env=False)
 
 
 @dataclass
 class World:
-    """Everything that may be hurt."""
+    """Everything that a fault can hit."""
 
     folder: Path
     postgres: Postgres
@@ -139,7 +139,7 @@ class World:
         return sum(engine.in_flight for engine in self.engines)
 
     def member(self, name: str, *arguments: str) -> Member:
-        """A process that finds the others."""
+        """Describe a process that finds the others."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("YYC3_", "AI_"))} | {
             "DATABASE_URL": self.postgres.url,
             "REDIS_URL": self.valkey.url,
@@ -155,7 +155,7 @@ class World:
 
 @contextmanager
 def world(folder: Path) -> Iterator[World]:
-    """Two engines of one model, two bulk workers, an interactive one, two recoveries."""
+    """Run two engines of one model, two bulk workers, an interactive one and two recoveries."""
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres"))
         valkey = stack.enter_context(Valkey(folder / "valkey"))
@@ -169,13 +169,13 @@ def world(folder: Path) -> Iterator[World]:
 
         stack.callback(end)
         for number in range(2):
-            port = free_port(11_000 + 600 * number)
+            port = reserve_port()
             arguments = ["--model", MODEL, "--port", str(port), "--speed", "2", "--max-num-seqs", "128"]
             engine = Engine(made.member(f"engine-{number}", "simulator", *arguments), f"http://127.0.0.1:{port}")
             engine.start()
             made.engines.append(engine)
         (folder / "models.toml").write_text(
-            f'[models.{MODEL}]\nkinds = ["chat", "intent", "sentiment"]\nport = 1\nseats = 128\n'
+            f'[models.{MODEL}]\nkinds = ["chat", "intent", "sentiment"]\nport = 1\nmax_num_seqs = 128\n'
             f"endpoints = {json.dumps([engine.url for engine in made.engines])}\n"
         )
         for number, lane in enumerate(("bulk", "bulk", "interactive")):
@@ -184,11 +184,11 @@ def world(folder: Path) -> Iterator[World]:
         for member in (*made.workers, *made.recoveries):
             member.start()
         for member in made.workers:
-            member.until_it_says('"ready"')
+            member.wait_until_logged('"ready"')
         yield made
 
 
-# --- faults: each returns when it is over and everything was started again; `draw` chooses among equals
+# --- faults: each returns when it is over and everything runs again; `draw` chooses the victim
 
 
 def _kill_a_worker(world: World, draw: random.Random) -> None:
@@ -211,7 +211,7 @@ def _kill_a_recovery(world: World, draw: random.Random) -> None:
 
 
 def _lose_the_broker(world: World, draw: random.Random) -> None:
-    world.valkey.end(forget=True)
+    world.valkey.end(lose_data=True)
     time.sleep(draw.uniform(0, 2))
     world.valkey.start()
 
@@ -235,16 +235,16 @@ def _kill_an_engine(world: World, draw: random.Random) -> None:
 
 def _storm_of_refusals(world: World, draw: random.Random) -> None:
     engine = draw.choice(world.engines)
-    engine.fail({"kind": "503", "probability": 1.0})
+    engine.inject({"kind": "503", "probability": 1.0})
     time.sleep(draw.uniform(1, 4))
-    engine.fail()
+    engine.inject()
 
 
 def _slow_engine(world: World, draw: random.Random) -> None:
     engine = draw.choice(world.engines)
-    engine.fail({"kind": "slow", "probability": 0.5, "seconds": 2.0})
+    engine.inject({"kind": "slow", "probability": 0.5, "seconds": 2.0})
     time.sleep(draw.uniform(1, 4))
-    engine.fail()
+    engine.inject()
 
 
 def _deploy(world: World, _: random.Random) -> None:
@@ -253,8 +253,8 @@ def _deploy(world: World, _: random.Random) -> None:
         worker.send(signal.SIGTERM)
         worker.start()
         assert before is not None
-        assert before.wait(30) == 0, "a worker that is told to stop stops well"
-        worker.until_it_says('"ready"')
+        assert before.wait(60) == 0, "a worker exits with 0 after SIGTERM"
+        worker.wait_until_logged('"ready"')
 
 
 FAULTS: dict[str, Callable[[World, random.Random], None]] = {
@@ -272,9 +272,9 @@ FAULTS: dict[str, Callable[[World, random.Random], None]] = {
 
 
 class Producer:
-    """Submits batches and single jobs until it has submitted enough, and remembers what was accepted.
+    """Submits batches and single jobs at an even rate, and remembers which were accepted.
 
-    It does what a careful caller does: a key for each submission, and the same again when the store could not be reached.
+    It does what a careful caller does: each submission has a key, and is repeated when the store cannot be reached.
     """
 
     def __init__(self, world: World, jobs: int, seconds: float) -> None:
@@ -287,11 +287,11 @@ class Producer:
         self._client = _client(world)
 
     def start(self) -> None:
-        """Begin."""
+        """Start to submit."""
         self._thread.start()
 
     def wait(self) -> None:
-        """Until everything was accepted."""
+        """Wait until every job was accepted."""
         self._thread.join()
 
     async def _produce(self) -> None:
@@ -323,7 +323,7 @@ class Producer:
 
 
 def _client(world: World) -> AsyncClient:
-    """A client that knows this world's model; the environment is as it was afterwards."""
+    """Make a client that knows the model of this world, and restore the environment."""
     before = os.environ.get("YYC3_MODELS_FILE")
     os.environ["YYC3_MODELS_FILE"] = str(world.folder / "models.toml")
     try:
@@ -336,7 +336,7 @@ def _client(world: World) -> AsyncClient:
 
 
 class Watcher:
-    """Watches outcomes come in: the longest time in which none did although some were missing."""
+    """Measures the longest time without a new outcome while some were missing."""
 
     def __init__(self, database_url: str) -> None:
         self.longest_stall_seconds = 0.0
@@ -369,76 +369,85 @@ class Watcher:
                 settled, moved = row[0], now
 
 
-def settle(world: World, jobs: int) -> Audit:
-    """Wait until every job has an outcome, and look."""
-    end = time.monotonic() + _SETTLED_WITHIN_SECONDS
-    while True:
+def wait_until_settled(world: World, jobs: int) -> None:
+    """Wait until every job has an outcome; when the time is over, the audit shows what is missing."""
+
+    def settled() -> bool:
         found = audit(world.postgres.url)
-        if (found.jobs == jobs and not found.lost and not found.open_chunks) or time.monotonic() > end:
-            return found
-        time.sleep(0.5)
+        return found.jobs == jobs and not found.lost and not found.open_chunks
+
+    with suppress(AssertionError):
+        wait_for(settled, "every outcome", _SETTLED_WITHIN_SECONDS)
+
+
+def inject_faults(world: World, draw: random.Random, *, seconds: float, least: int) -> tuple[Counter[str], int]:
+    """Inject faults for this long, at least this many; each kind once, then each once more, in another order each time.
+
+    Returns:
+        How often each kind was injected, and how many rows were in flight at those moments together.
+    """
+    injected: Counter[str] = Counter()
+    in_flight = 0
+    deck: list[str] = []
+    began = time.monotonic()
+    while time.monotonic() < began + seconds or injected.total() < least:
+        if not deck:
+            deck = draw.sample(sorted(FAULTS), len(FAULTS))
+        name = deck.pop()
+        time.sleep(draw.uniform(0, seconds / least / 2))
+        in_flight += world.in_flight
+        _log(f"{time.monotonic() - began:6.1f} s  {name}")
+        FAULTS[name](world, draw)
+        injected[name] += 1
+    return injected, in_flight
 
 
 def soak(folder: Path, *, jobs: int, seconds: float, seed: int, least_faults: int) -> dict[str, Any]:
-    """Submit so many jobs over so many seconds while faults are drawn; returns what the last line says."""
-    draw = random.Random(seed)
-    struck: Counter[str] = Counter()
-    in_flight_at_faults = 0
-    with world(folder) as here:
-        producer = Producer(here, jobs, seconds)
-        with Watcher(here.postgres.url) as watcher:
-            began = time.monotonic()
+    """Submit jobs at an even rate for this long while faults are injected; returns what the last line shows."""
+    with world(folder) as soaked:
+        producer = Producer(soaked, jobs, seconds)
+        began = time.monotonic()
+        with Watcher(soaked.postgres.url) as watcher:
             producer.start()
-            pause = seconds / least_faults
-            deck: list[str] = []
-            while time.monotonic() < began + seconds or sum(struck.values()) < least_faults:
-                if not deck:  # each once, in another order each time
-                    deck = draw.sample(sorted(FAULTS), len(FAULTS))
-                name = deck.pop()
-                time.sleep(draw.uniform(0, pause / 2))
-                in_flight_at_faults += here.in_flight
-                _say(f"{time.monotonic() - began:6.1f} s  {name}")
-                FAULTS[name](here, draw)
-                struck[name] += 1
+            injected, in_flight = inject_faults(soaked, random.Random(seed), seconds=seconds, least=least_faults)
             producer.wait()
-            settle(here, len(producer.accepted))
-        found = audit(here.postgres.url, producer.accepted)
-        finished = sum(engine.finished_before + engine.state()["finished"] for engine in here.engines)
-        with psycopg.connect(here.postgres.url) as connection:
-            states = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state").fetchall())
+            wait_until_settled(soaked, len(producer.accepted))
+        found = audit(soaked.postgres.url, producer.accepted)
+        finished = sum(engine.finished_before + engine.state()["finished"] for engine in soaked.engines)
+        states: dict[str, int] = dict(soaked.postgres.query("SELECT state, count(*) FROM outcomes GROUP BY state"))
     return {
         "seed": seed,
         "seconds": round(time.monotonic() - began),
         "jobs": found.jobs,
         "outcomes": states,
-        "faults": sum(struck.values()),
-        "faults_by_kind": dict(struck),
+        "faults": injected.total(),
+        "faults_by_kind": dict(injected),
         "lost": found.lost + len(producer.accepted) - found.jobs,
         "doubled": found.doubled,
         "miscounted": found.miscounted,
         "open_chunks": found.open_chunks,
         "submits_refused": producer.refused,
         "repeated_engine_calls": max(0, finished - found.jobs),
-        "in_flight_at_faults": in_flight_at_faults,
+        "in_flight_at_faults": in_flight,
         "longest_stall_seconds": round(watcher.longest_stall_seconds, 1),
     }
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def main() -> int:
-    """`make soak`."""
+    """Run `make soak`; the exit code is 1 if a job was lost, doubled or miscounted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--faults", type=int, default=100, help="at least so many")
+    parser.add_argument("--faults", type=int, default=100, help="at least this many")
     parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
-    _say(f"seed {seed}")
+    _log(f"seed {seed}")
     with tempfile.TemporaryDirectory(prefix="yyc3-soak-") as folder:
         found = soak(Path(folder), jobs=options.jobs, seconds=options.seconds, seed=seed, least_faults=options.faults)
     sys.stdout.write(json.dumps(found) + "\n")

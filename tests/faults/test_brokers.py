@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -14,136 +15,119 @@ from pipeline.broker import QUARANTINE, Publisher
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 from schemas.results import JobState
+from tests.faults.load import gated_simulator, sentiments, wait_until_done
 from tests.support.audit import audit
 from tests.support.sandbox import Sandbox, wait_for
-from tests.support.servers import RabbitMQ, Valkey
+from tests.support.servers import Broker, RabbitMQ
 
 MODEL = "chatglm3-6b"
 BULK = f"{MODEL}.bulk"
 REPLIES = "crm.replies"
-Broker = Valkey | RabbitMQ
 
 
 @pytest.fixture
-def here(sandbox: Sandbox, broker_of_its_own: Broker) -> Iterator[Sandbox]:
-    """A place whose messages go through a broker of its own; notifier and streams go through Redis all the same."""
+def own_sandbox(sandbox: Sandbox, broker_of_its_own: Broker) -> Iterator[Sandbox]:
+    """A sandbox whose messages go through a broker of its own; notifications and streams still go through Redis."""
     sandbox.environment |= {"BROKER_URL": broker_of_its_own.url, "YYC3_LEASE_SECONDS": "2"}
     yield sandbox
     with Connection(broker_of_its_own.url) as connection:
+        channel: Any = connection.default_channel
         for queue in (MODEL, BULK, QUARANTINE, REPLIES, "yyc3.intake"):
-            connection.default_channel.queue_delete(queue)
+            channel.queue_delete(queue)
 
 
 @pytest.fixture
-def client(here: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setenv("BROKER_URL", here.environment["BROKER_URL"])
-    with Client(database_url=here.database_url, redis_url=here.redis_url) as opened:
+def client(own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setenv("BROKER_URL", own_sandbox.environment["BROKER_URL"])
+    with Client(database_url=own_sandbox.database_url, redis_url=own_sandbox.redis_url) as opened:
         yield opened
 
 
-def texts(count: int) -> list[dict[str, object]]:
-    return [{"kind": "sentiment", "text": f"第{i}位客户说：太差了", "cache": False} for i in range(count)]
-
-
-def settled(here: Sandbox) -> int:
-    return here.query("SELECT count(*) FROM outcomes")[0][0]
-
-
-def clean(here: Sandbox, jobs: int) -> None:
-    """Each job has one outcome, and it is a success."""
-    found = audit(here.database_url)
-    assert (found.jobs, found.clean) == (jobs, True), found
-    assert here.query("SELECT DISTINCT state FROM outcomes") == [("succeeded",)]
-
-
-def finish(client: Client, here: Sandbox, jobs: int) -> None:
-    wait_for(lambda: settled(here) == jobs, f"{jobs} outcomes", 60)
-    wait_for(lambda: here.query("SELECT count(*) FROM chunks WHERE state <> 'done'") == [(0,)], "chunks to be done")
-    clean(here, jobs)
-
-
 def test_jobs_of_both_lanes_are_done_and_no_message_is_left(
-    here: Sandbox, client: Client, broker_of_its_own: Broker
+    own_sandbox: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     with ExitStack() as stack:
-        stack.enter_context(here.simulator())
+        stack.enter_context(own_sandbox.simulator())
         for lane in ("interactive", "bulk"):
-            stack.enter_context(here.worker(lane))
-        stack.enter_context(here.process("pipeline.cli", "recover"))
-        batch = client.submit_many(texts(300))
-        singles = [client.submit(job) for job in texts(20)]
+            stack.enter_context(own_sandbox.worker(lane))
+        stack.enter_context(own_sandbox.process("pipeline.cli", "recover"))
+        batch = client.submit_many(sentiments(300))
+        singles = [client.submit(job) for job in sentiments(20)]
         for job_id in singles:
-            assert client.result(job_id, 30).state is JobState.SUCCEEDED
+            assert client.result(job_id, 60).state is JobState.SUCCEEDED
         *_, last = client.watch_batch(batch.batch_id)
         assert last.succeeded == 300
-        finish(client, here, 320)
-        found = [json.loads(line) for line in here.yyc3("queues", "--json").stdout.splitlines()]
+        wait_until_done(own_sandbox, 320)
+        found = [json.loads(line) for line in own_sandbox.yyc3("queues", "--json").stdout.splitlines()]
         assert {line["queue"] for line in found if "queue" in line} >= {MODEL, BULK}
         wait_for(lambda: broker_of_its_own.depth(MODEL) == 0, "the interactive queue to be empty")
     assert broker_of_its_own.depth(QUARANTINE) == 0
 
 
-def test_what_a_killed_worker_had_is_done_by_others(here: Sandbox, client: Client) -> None:
-    with ExitStack() as stack:
-        stack.enter_context(here.simulator("--max-num-seqs", "32", speed=1))
-        stack.enter_context(here.process("pipeline.cli", "recover"))
-        with here.worker("bulk") as first:
-            client.submit_many(texts(300))
-            wait_for(lambda: settled(here) > 20, "some outcomes")
+def test_jobs_of_a_killed_worker_are_done_by_another_one(own_sandbox: Sandbox, client: Client) -> None:
+    with gated_simulator(own_sandbox, 30) as gate, own_sandbox.process("pipeline.cli", "recover"):
+        with own_sandbox.worker("bulk") as first:
+            client.submit_many(sentiments(300))
+            wait_for(lambda: own_sandbox.settled() > 20 and gate.held_rows, "some outcomes, and requests in flight")
             first.kill()
-        stack.enter_context(here.worker("bulk"))
-        finish(client, here, 300)
+        gate.open()
+        with own_sandbox.worker("bulk"):
+            wait_until_done(own_sandbox, 300)
 
 
-def test_a_broker_that_is_away_and_then_knows_nothing_loses_no_job(
-    here: Sandbox, client: Client, broker_of_its_own: Broker
+def test_a_broker_that_is_away_and_returns_empty_loses_no_job(
+    own_sandbox: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     with ExitStack() as stack:
-        stack.enter_context(here.simulator("--max-num-seqs", "32", speed=1))
+        gate = stack.enter_context(gated_simulator(own_sandbox, 30))
         for lane in ("interactive", "bulk"):
-            stack.enter_context(here.worker(lane))
-        stack.enter_context(here.process("pipeline.cli", "recover"))
-        client.submit_many(texts(200))
-        wait_for(lambda: settled(here) > 20, "some outcomes")
-        broker_of_its_own.end(forget=True)
-        accepted = [client.submit(texts(1)[0]) for _ in range(3)]
-        client.submit_many(texts(100))
-        wait_for(
-            lambda: here.query("SELECT count(*) FROM chunks WHERE state = 'running'") == [(0,)], "what runs to end"
-        )
+            stack.enter_context(own_sandbox.worker(lane))
+        stack.enter_context(own_sandbox.process("pipeline.cli", "recover"))
+        client.submit_many(sentiments(200))
+        wait_for(lambda: own_sandbox.settled() > 20 and gate.held_rows, "some outcomes, and requests in flight")
+        broker_of_its_own.end(lose_data=True)
+        gate.open()
+        accepted = [client.submit(sentiments(1)[0]) for _ in range(3)]
+        client.submit_many(sentiments(100))
+        running = "SELECT count(*) FROM chunks WHERE state = 'running'"
+        wait_for(lambda: own_sandbox.query(running) == [(0,)], "every run to end")
         broker_of_its_own.start()
-        finish(client, here, 303)
+        wait_until_done(own_sandbox, 303)
         assert {client.get(job_id).state for job_id in accepted} == {JobState.SUCCEEDED}
 
 
-def test_connections_that_are_cut_time_and_again_lose_nothing(
-    here: Sandbox, client: Client, broker_of_its_own: Broker
+def test_connections_that_are_cut_again_and_again_lose_no_job(
+    own_sandbox: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     with ExitStack() as stack:
-        stack.enter_context(here.simulator("--max-num-seqs", "32", speed=2))
+        gate = stack.enter_context(gated_simulator(own_sandbox, 30))
         for lane in ("interactive", "bulk"):
-            stack.enter_context(here.worker(lane))
-        stack.enter_context(here.process("pipeline.cli", "recover"))
-        client.submit_many(texts(300))
+            stack.enter_context(own_sandbox.worker(lane))
+        stack.enter_context(own_sandbox.process("pipeline.cli", "recover"))
+        client.submit_many(sentiments(300))
         for number in range(3):
-            wait_for(lambda number=number: settled(here) > 20 + 60 * number, "some outcomes")  # type: ignore[misc]
+            wait_for(
+                lambda number=number: own_sandbox.settled() > 20 + 60 * number and gate.held_rows,  # type: ignore[misc]
+                "some outcomes, and requests in flight",
+            )
             broker_of_its_own.cut()
-            client.submit(texts(1)[0])
-        finish(client, here, 303)
+            client.submit(sentiments(1)[0])
+            gate.allow(90)
+        gate.open()
+        wait_until_done(own_sandbox, 303)
 
 
-def test_messages_that_nobody_can_take_are_put_aside_once_and_counted(
-    here: Sandbox, client: Client, broker_of_its_own: Broker
+def test_unprocessable_messages_are_quarantined_once_and_counted(
+    own_sandbox: Sandbox, client: Client, broker_of_its_own: Broker
 ) -> None:
     canary = "CANARY 13800000000"
     with ExitStack() as stack:
-        stack.enter_context(here.simulator())
-        worker = stack.enter_context(here.worker("interactive"))
-        stack.enter_context(here.process("pipeline.cli", "recover"))
+        stack.enter_context(own_sandbox.simulator())
+        worker = stack.enter_context(own_sandbox.worker("interactive"))
+        stack.enter_context(own_sandbox.process("pipeline.cli", "recover"))
         app = Celery("other", broker=broker_of_its_own.url, set_as_current=False)
-        for queue in (MODEL,):
-            broker_of_its_own.send_raw(queue, canary.encode())
-            broker_of_its_own.send_raw(queue, json.dumps({"body": canary}).encode())
+        broker_of_its_own.send_raw(MODEL, canary.encode())
+        broker_of_its_own.send_raw(MODEL, json.dumps({"body": canary}).encode())
         with app.connection_for_write() as connection:
             for task, arguments in (("other.task", [canary]), ("yyc3.chunk", [canary]), ("yyc3.chunk", [])):
                 message = app.amqp.create_task_message("id", task, arguments, {})
@@ -151,86 +135,94 @@ def test_messages_that_nobody_can_take_are_put_aside_once_and_counted(
                     message.body, routing_key=MODEL, headers=message.headers, serializer="json", **message.properties
                 )
         app.close()
-        wait_for(lambda: broker_of_its_own.depth(QUARANTINE) == 5, "five messages to be put aside")
-        assert client.result(client.submit(texts(1)[0]), 30).state is JobState.SUCCEEDED
+        wait_for(lambda: broker_of_its_own.depth(QUARANTINE) == 5, "five messages to be quarantined")
+        assert client.result(client.submit(sentiments(1)[0]), 60).state is JobState.SUCCEEDED
         assert not worker.ended
         assert canary not in worker.text
         assert worker.text.count("undecodable_message") == 5
-        assert "5 messages" in here.yyc3("queues").stdout
+        assert "5 messages" in own_sandbox.yyc3("queues").stdout
         assert broker_of_its_own.depth(MODEL) == 0
 
 
-def test_the_intake_takes_jobs_and_replies_and_a_killed_one_loses_none(
-    here: Sandbox, client: Client, broker_of_its_own: Broker
-) -> None:
-    app = Celery("crm", broker=broker_of_its_own.url, set_as_current=False)
-    got: dict[str, set[str]] = {}
+class Crm:
+    """A program that submits jobs as Celery tasks and reads the replies."""
 
-    def heard() -> bool:
+    def __init__(self, broker_url: str) -> None:
+        self.replies: dict[str, set[str]] = {}
+        self._app = Celery("crm", broker=broker_url, set_as_current=False)
+
+    def submit(self, jobs: int) -> None:
+        for number in range(jobs):
+            job = {"kind": "sentiment", "text": f"第{number}位：谢谢", "job_key": f"{number}", "reply_to": REPLIES}
+            self._app.send_task("yyc3.submit", kwargs=job, queue="yyc3.intake")
+
+    def outcomes(self) -> int:
+        """Read what arrived, and count the jobs with an outcome so far."""
         with (
-            app.connection_for_read() as connection,
+            self._app.connection_for_read() as connection,
             connection.SimpleQueue(REPLIES, queue_opts={"durable": True}) as queue,
         ):
             while True:
                 try:
                     message = queue.get(timeout=0.2)
                 except queue.Empty:
-                    break
+                    return len(self.replies.get("outcome", ()))
                 reply = message.payload[1]
-                got.setdefault(reply["event"], set()).add(reply["job_key"])
+                self.replies.setdefault(reply["event"], set()).add(reply["job_key"])
                 message.ack()
-        return len(got.get("outcome", ())) == 40
 
-    def send() -> None:
-        for number in range(40):
-            job = {"kind": "sentiment", "text": f"第{number}位：谢谢", "job_key": f"{number}", "reply_to": REPLIES}
-            app.send_task("yyc3.submit", kwargs=job, queue="yyc3.intake")
+    def close(self) -> None:
+        self._app.close()
 
+
+def test_the_intake_accepts_and_replies_and_a_killed_one_loses_no_job(
+    own_sandbox: Sandbox, broker_of_its_own: Broker
+) -> None:
+    crm = Crm(broker_of_its_own.url)
     with ExitStack() as stack:
-        stack.enter_context(here.simulator())
-        stack.enter_context(here.worker("interactive"))
-        stack.enter_context(here.process("pipeline.cli", "recover"))
-        with here.process("workers.intake") as first:
-            wait_for(lambda: first.says('"ready"'), "the intake")
-            send()
-            wait_for(lambda: here.query("SELECT count(*) FROM jobs")[0][0] > 5, "some jobs")
+        stack.enter_context(own_sandbox.simulator())
+        stack.enter_context(own_sandbox.worker("interactive"))
+        stack.enter_context(own_sandbox.process("pipeline.cli", "recover"))
+        with own_sandbox.process("workers.intake") as first:
+            first.wait_until_ready("the intake")
+            crm.submit(40)
+            wait_for(lambda: own_sandbox.query("SELECT count(*) FROM jobs")[0][0] > 5, "some jobs")
             first.kill()
-        # What it had popped in that moment is in nobody's hands on Redis: a caller sends again what was not accepted.
-        send()
-        second = stack.enter_context(here.process("workers.intake"))
-        wait_for(lambda: second.says('"ready"'), "the intake")
-        wait_for(heard, "an outcome of each", 100)
-    app.close()
-    assert got["accepted"] | got["outcome"] == {str(number) for number in range(40)}
-    found = audit(here.database_url, [JobId(job_id) for (job_id,) in here.query("SELECT job_id FROM jobs")])
+        # What it popped at that moment is lost on Redis: a caller sends again what was not accepted.
+        crm.submit(40)
+        second = stack.enter_context(own_sandbox.process("workers.intake"))
+        second.wait_until_ready("the intake")
+        wait_for(lambda: crm.outcomes() == 40, "an outcome of each job", 120)
+    crm.close()
+    assert crm.replies["accepted"] | crm.replies["outcome"] == {str(number) for number in range(40)}
+    found = audit(own_sandbox.database_url, [JobId(row[0]) for row in own_sandbox.query("SELECT job_id FROM jobs")])
     assert (found.jobs, found.clean) == (40, True)
 
 
-class _Said(BaseModel):
+class _Reply(BaseModel):
     n: int
 
 
-async def test_replies_reach_queues_of_others_however_they_were_declared(broker_of_its_own: Broker) -> None:
+async def test_replies_reach_foreign_queues_however_they_were_declared(broker_of_its_own: Broker) -> None:
     if not isinstance(broker_of_its_own, RabbitMQ):
         pytest.skip("a queue of Redis has no declaration")
     publisher = Publisher(broker_of_its_own.url)
-    with Connection(broker_of_its_own.url) as connection, connection.channel() as channel:
+    queues = ("crm.mine", "crm.gone", "crm.full", "crm.new")
+    with Connection(broker_of_its_own.url) as connection:
+        channel: Any = connection.default_channel
         channel.queue_declare("crm.mine", exclusive=True, auto_delete=True)
         channel.queue_declare("crm.gone", durable=True)
         channel.queue_declare(
             "crm.full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, auto_delete=False
         )
-        for queue in ("crm.mine", "crm.gone", "crm.full", "crm.new"):
-            await publisher.reply(queue, _Said(n=1))
+        for queue in queues:
+            await publisher.reply(queue, _Reply(n=1))
         channel.queue_delete("crm.gone")
         with pytest.raises(BrokerUnavailable):
-            await publisher.reply("crm.full", _Said(n=2))
-        await publisher.reply("crm.gone", _Said(n=2))
-        depths = {
-            queue: channel.queue_declare(queue, passive=True).message_count
-            for queue in ("crm.mine", "crm.gone", "crm.full", "crm.new")
-        }
-        assert depths == dict.fromkeys(depths, 1)
-        for queue in depths:
+            await publisher.reply("crm.full", _Reply(n=2))
+        await publisher.reply("crm.gone", _Reply(n=2))
+        depths = {queue: channel.queue_declare(queue, passive=True).message_count for queue in queues}
+        assert depths == dict.fromkeys(queues, 1)
+        for queue in queues:
             channel.queue_delete(queue)
     await publisher.close()

@@ -1,4 +1,4 @@
-"""The embedded servers under the accounts they may meet."""
+"""The local servers under the accounts they may run as."""
 
 import os
 import shutil
@@ -10,13 +10,14 @@ import psycopg
 import pytest
 
 from pipeline.local import servers
+from tests.support.exclusive import reserve_port
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to hand Postgres to another account")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run Postgres as another account")
 
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder below folders that everybody may enter (pytest's own may be entered by one account only)."""
+    """A folder that every account can enter, unlike pytest's own."""
     folder = Path(tempfile.mkdtemp(prefix="yyc3-test-"))
     folder.chmod(0o755)
     yield folder
@@ -24,14 +25,15 @@ def open_folder() -> Iterator[Path]:
 
 
 @as_root
-def test_root_without_user_namespaces_hands_postgres_to_nobody(
+def test_root_without_user_namespaces_runs_postgres_as_the_account_nobody(
     monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
     monkeypatch.setattr(servers, "_account", lambda: "nobody")
     home = open_folder / "home"
     home.mkdir(mode=0o700)
+    port = reserve_port()
     for start in (1, 2):
-        server = servers.start_postgres(home)
+        server = servers.start_postgres(home, port)
         try:
             with psycopg.connect(server.url, autocommit=True) as connection:
                 connection.execute("CREATE TABLE IF NOT EXISTS starts (n int)")
@@ -39,32 +41,34 @@ def test_root_without_user_namespaces_hands_postgres_to_nobody(
                 assert connection.execute("SELECT count(*) FROM starts").fetchone() == (start,)
         finally:
             server.process.send_signal(server.stop_signal)
-            server.process.wait(30)
+            server.process.wait(60)
     assert (home / "postgres").stat().st_uid != 0
 
 
 @as_root
-def test_a_folder_that_nobody_may_enter_is_named_with_the_way_out(
+def test_a_folder_closed_to_other_accounts_is_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
     monkeypatch.setattr(servers, "_account", lambda: "nobody")
     closed = open_folder / "closed"
     (closed / "home").mkdir(parents=True)
     closed.chmod(0o700)
-    with pytest.raises(servers.ServerError, match=rf"{closed} lets no other account in: run as an ordinary user"):
+    message = rf"{closed} cannot be entered by other accounts: run as an ordinary user, set YYC3_HOME"
+    with pytest.raises(servers.ServerError, match=message):
         servers.start_postgres(closed / "home")
 
 
 def test_a_cluster_of_another_postgres_is_refused_and_not_touched(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "PG_VERSION").write_text("15\n")
-    with pytest.raises(servers.ServerError, match="holds a Postgres 15 cluster, this program brings 18"):
+    with pytest.raises(servers.ServerError, match="has a Postgres 15 cluster, this program brings 18"):
         servers.start_postgres(tmp_path)
+    assert [file.name for file in (tmp_path / "postgres").iterdir()] == ["PG_VERSION"]
 
 
 def test_passwords_are_readable_by_their_owner_only(tmp_path: Path) -> None:
-    server = servers.start_valkey(tmp_path)
+    server = servers.start_valkey(tmp_path, reserve_port())
     server.process.send_signal(server.stop_signal)
-    server.process.wait(30)
+    server.process.wait(60)
     for name in ("valkey.password", "valkey.conf"):
         assert (tmp_path / name).stat().st_mode & 0o077 == 0

@@ -1,18 +1,26 @@
-"""A proxy before an engine, for weather that the engine itself cannot make."""
+"""A proxy in front of an engine, for faults that the engine itself cannot have."""
 
 import asyncio
+import math
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+import orjson
 from aiohttp import ClientError, ClientSession, web
 
+CHAT = "/v1/chat/completions"
+BATCH = "/v1/chat/completions/batch"
 Rule = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
-HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "content-encoding"}
+_HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "content-encoding"}
 
 
 class Proxy:
-    """Passes everything on to an engine, but for paths with a rule of their own. A rule that returns None passes on too."""
+    """Passes every request on to an engine, except for paths with a rule.
+
+    A rule that returns None passes its request on too.
+    """
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -20,39 +28,37 @@ class Proxy:
         self.seen: list[str] = []
         self.url = ""
         self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._end = asyncio.Event()
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=lambda: self.loop.run_until_complete(self._serve()), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(10)
-        self._loop.close()
+        self.loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(60)
+        self.loop.close()
 
-    def count(self, path: str) -> int:
-        """Requests to a path so far."""
-        return self.seen.count(path)
+    def count(self, *paths: str) -> int:
+        """Count the requests to these paths so far."""
+        return sum(self.seen.count(path) for path in paths)
 
     async def _serve(self) -> None:
         app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._respond)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        assert site._server is not None
-        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         async with ClientSession() as self._client:
             self._ready.set()
             await self._end.wait()
         await runner.cleanup()
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(request.path)
         rule = self.rules.get(request.path)
         made = await rule(request) if rule else None
@@ -64,16 +70,77 @@ class Proxy:
             async with self._client.request(
                 request.method, self.target + request.path, data=body, headers=headers
             ) as found:
-                kept = {name: value for name, value in found.headers.items() if name.lower() not in HOP_BY_HOP}
+                kept = {name: value for name, value in found.headers.items() if name.lower() not in _HOP_BY_HOP}
                 return web.Response(status=found.status, body=await found.read(), headers=kept)
         except ClientError:
-            assert request.transport is not None
-            request.transport.close()
-            return web.Response()
+            return _disconnect(request)
+
+
+class Gate:
+    """A rule that passes requests with a number of rows on, and holds the later ones until more are allowed.
+
+    It keeps an engine in the middle of its work for as long as a test needs. Requests whose caller
+    disconnects meanwhile never reach the engine.
+
+    Args:
+        proxy: in front of the engine; the gate is the rule of every path that takes rows.
+        rows: requests pass until they have this many rows together.
+    """
+
+    def __init__(self, proxy: Proxy, rows: int) -> None:
+        self._loop = proxy.loop
+        self._allowed: float = rows
+        self._held: deque[tuple[int, asyncio.Future[None]]] = deque()
+        proxy.rules |= {CHAT: self, BATCH: self}
+
+    @property
+    def held_rows(self) -> int:
+        """Rows of the requests that are held now."""
+        return sum(rows for rows, _ in tuple(self._held))
+
+    def allow(self, rows: float) -> None:
+        """Pass this many rows more, first those that are held."""
+        self._loop.call_soon_threadsafe(self._pass, rows)
+
+    def open(self) -> None:
+        """Pass on what is held, and everything that follows."""
+        self.allow(math.inf)
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse | None:
+        rows = _rows(request.path, await request.read())
+        if rows == 0:
+            return None  # a probe
+        if self._allowed > 0:
+            self._allowed -= rows
+            return None
+        passed: asyncio.Future[None] = self._loop.create_future()
+        self._held.append((rows, passed))
+        await passed
+        return _disconnect(request) if request.transport is None or request.transport.is_closing() else None
+
+    def _pass(self, rows: float) -> None:
+        self._allowed += rows
+        while self._held and self._allowed > 0:
+            held, passed = self._held.popleft()
+            self._allowed -= held
+            if not passed.done():  # cancelled: the proxy is closing
+                passed.set_result(None)
+
+
+def _rows(path: str, body: bytes) -> int:
+    """Count the rows of a request; a probe has none."""
+    messages = orjson.loads(body).get("messages", [])
+    return len(messages) if path == BATCH else int(bool(messages))
+
+
+def _disconnect(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.close()
+    return web.Response()
 
 
 def always(response: Callable[[], web.Response]) -> Rule:
-    """The same answer to every request."""
+    """Return a rule that answers every request alike."""
 
     async def rule(_: web.Request) -> web.StreamResponse:
         return response()

@@ -22,20 +22,37 @@ SHARED = ROOT.parent / "shared"
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
-    """The first true value of a condition, looked at often; fails with what was waited for."""
+def wait_for(
+    condition: Callable[[], T],
+    what: str,
+    seconds: float = 60.0,
+    *,
+    ignoring: type[Exception] | tuple[type[Exception], ...] = (),
+) -> T:
+    """Return the first true value of a condition.
+
+    Args:
+        condition: evaluated every 20 ms.
+        what: names what the test waits for when the time is over.
+        seconds: bounds the wait of a test that fails; it is not a promise of the product.
+        ignoring: exceptions of the condition that mean "not yet".
+    """
     end = time.monotonic() + seconds
     while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
+        problem: Exception | None = None
+        try:
+            value = condition()
+            if value:
+                return value
+        except ignoring as error:
+            problem = error
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what}" + (f": {problem}" if problem else "")
         time.sleep(0.02)
 
 
 @dataclass
 class Sandbox:
-    """A database and a Redis of one test, and the environment that leads there."""
+    """A database and a Redis of one test, and the environment that leads to them."""
 
     database_url: str
     redis_url: str
@@ -51,10 +68,14 @@ class Sandbox:
         }
 
     def query(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        """Look into the database directly."""
+        """Execute a statement in the database and return its rows."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement, arguments)
             return cursor.fetchall() if cursor.description else []
+
+    def settled(self) -> int:
+        """Count the outcomes."""
+        return int(self.query("SELECT count(*) FROM outcomes")[0][0])
 
     def yyc3(self, *arguments: str, check: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command of ours to its end."""
@@ -73,7 +94,7 @@ class Sandbox:
 
     @contextmanager
     def process(self, *arguments: str, cwd: Path = ROOT, **environment: str) -> Iterator["Started"]:
-        """A process of ours; ended at the end if it is still there. Its output is in `log`.
+        """Run a process of ours, and end it on exit if it still runs; its output is in `log`.
 
         `cwd` is the checkout whose code it runs.
         """
@@ -101,25 +122,23 @@ class Sandbox:
 
     @contextmanager
     def worker(self, lane: str, *models: str, cwd: Path = ROOT, **environment: str) -> Iterator["Started"]:
-        """A Celery worker that takes doorbells."""
+        """Run a Celery worker; it consumes doorbells when this returns."""
         with self.process("workers.main", lane, *(models or ("chatglm3-6b",)), cwd=cwd, **environment) as started:
-            wait_for(lambda: started.says(r"\"event\": ?\"ready\"") or started.ended, f"the {lane} worker")
-            assert not started.ended, started.text
+            started.wait_until_ready(f"the {lane} worker")
             yield started
 
     @contextmanager
     def simulator(self, *arguments: str, model: str = "chatglm3-6b", speed: float = 100) -> Iterator["Simulator"]:
-        """A simulator; the environment names it as the model's endpoint."""
+        """Run a simulator; the environment names it as the model's endpoint."""
         with self.process("simulator", "--model", model, "--port", "0", "--speed", str(speed), *arguments) as started:
-            found = wait_for(lambda: started.says(r"http://[\d.]+:\d+") or started.ended, "the simulator")
-            assert isinstance(found, re.Match), started.text
+            found = started.wait_until_logged(r"http://[\d.]+:\d+", "the simulator")
             self.environment |= {"AI_BASE_URL": found[0], "AI_MODEL": model}
             yield Simulator(found[0], started)
 
 
 @dataclass
 class Started:
-    """A process and what it says."""
+    """A process and its log."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -132,16 +151,28 @@ class Started:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def says(self, pattern: str) -> re.Match[str] | None:
+    def logged(self, pattern: str) -> re.Match[str] | None:
+        """Find a pattern in the log."""
         return re.search(pattern, self.text)
 
+    def wait_until_logged(self, pattern: str, what: str) -> re.Match[str]:
+        """Wait for a pattern in the log; fails at once, with the log, if the process ends without it."""
+        wait_for(lambda: self.logged(pattern) or self.ended, what)
+        found = self.logged(pattern)  # it may have been written just before the end
+        assert found is not None, self.text
+        return found
+
+    def wait_until_ready(self, what: str) -> None:
+        """Wait until a worker process consumes messages."""
+        self.wait_until_logged(r"\"event\": ?\"ready\"", what)
+
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL."""
         self.process.kill()
         self.process.wait()
 
-    def terminate(self, seconds: float = 30) -> int:
-        """SIGTERM, and the exit code."""
+    def terminate(self, seconds: float = 60) -> int:
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
@@ -154,13 +185,30 @@ class Simulator:
     started: Started
 
     def state(self) -> dict[str, int]:
-        """Counts of requests, rows, running and aborted ones."""
+        """Return its counters: requests, rows, and the running, finished and aborted ones."""
         found: dict[str, int] = httpx.get(f"{self.url}/simulator/state").json()
         return found
 
+    def inject_faults(self, *faults: str) -> None:
+        """Fail from now on as `KIND[:PROBABILITY[:SECONDS]]` describes; without faults, succeed again."""
+        parts = [fault.split(":") for fault in faults]
+        entries = [
+            {
+                "kind": kind,
+                "probability": float(rest[0]) if rest else 1.0,
+                "seconds": float(rest[1]) if rest[1:] else None,
+            }
+            for kind, *rest in parts
+        ]
+        httpx.put(f"{self.url}/simulator/faults", json={"faults": entries}).raise_for_status()
+
+    def script_answers(self, *lines: dict[str, Any]) -> None:
+        """Answer from now on as these lines describe; the first one that fits decides."""
+        httpx.put(f"{self.url}/simulator/answers", json={"answers": lines}).raise_for_status()
+
 
 def new_database(server_url: str, name: str, template: str | None = None) -> str:
-    """A database of its own, with our tables; copied from a template where there is one."""
+    """Create a database with our tables, copied from a template if one is given."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     url = server_url.rsplit("/", 1)[0] + f"/{name}"

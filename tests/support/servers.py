@@ -5,12 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import psutil
 import psycopg
@@ -19,22 +17,16 @@ from amqp.exceptions import AMQPError, NotFound
 from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 
-from pipeline.local.servers import Server, _postgres_binary, free_port, start_postgres, start_valkey
+from pipeline.local.servers import Server, _postgres_binary, start_postgres, start_valkey
 from pipeline.store.schema import migrate
+from tests.support.exclusive import reserve_port
+from tests.support.sandbox import wait_for
 
-Ended = subprocess.Popen[bytes]
+_RABBITMQ = "/usr/lib/rabbitmq/bin"
 
 
-class Postgres:
-    """A Postgres with our tables; a context manager."""
-
-    def __init__(self, folder: Path, *, tables: bool = True) -> None:
-        self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._server: Server = start_postgres(folder)
-        self.url = self._server.url
-        if tables:
-            migrate.upgrade(self.url)
+class _OwnServer(ABC):
+    """A server that is ended on exit."""
 
     def __enter__(self) -> Self:
         return self
@@ -44,26 +36,47 @@ class Postgres:
     ) -> None:
         self.end()
 
+    @abstractmethod
+    def end(self) -> None:
+        """End it at once."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it again at its address; it answers when this returns."""
+
+
+class Postgres(_OwnServer):
+    """A Postgres with our tables; a context manager."""
+
+    def __init__(self, folder: Path, *, tables: bool = True) -> None:
+        self._folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._port = reserve_port()
+        self._server: Server = start_postgres(folder, self._port)
+        self.url = self._server.url
+        if tables:
+            migrate.upgrade(self.url)
+
     def end(self, *, how: signal.Signals = signal.SIGQUIT) -> None:
-        """An immediate shutdown, unless said otherwise."""
+        """Send a signal, by default the one for an immediate shutdown, and wait for the end."""
         if self._server.process.poll() is None:
             os.kill(self._server.process.pid, how)
         self._server.process.wait()
 
     def start(self) -> None:
-        """Back at its address; returns when it answers."""
-        self._server = start_postgres(self._folder, urlsplit(self.url).port)
+        """Start it again at its address; it answers when this returns."""
+        self._server = start_postgres(self._folder, self._port)
         with psycopg.connect(self.url):
             pass
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """Look into it, or tell it something."""
+        """Execute a statement and return its rows."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def standby(self, folder: Path) -> "Postgres":
-        """A second server that follows this one; a commit waits for it from now on."""
+        """Start a second server that follows this one; a commit waits for it from now on."""
         folder.mkdir(mode=0o700)
         shutil.copy(self._folder / "postgres.password", folder)
         tool = _postgres_binary("pg_basebackup")
@@ -71,57 +84,38 @@ class Postgres:
         made = Postgres(folder, tables=False)
         self.query("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self.query("SELECT pg_reload_conf()")
-        _until(
+        wait_for(
             lambda: self.query("SELECT sync_state FROM pg_stat_replication") == [("sync",)],
-            psycopg.Error,
-            "the standby",
+            "the standby to be synchronous",
+            ignoring=psycopg.Error,
         )
         return made
 
 
-def _until(answers: Callable[[], bool], troubles: type[Exception] | tuple[type[Exception], ...], what: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            if answers():
-                return
-        except troubles:
-            pass
-        assert time.monotonic() < end, f"{what} does not answer"
-        time.sleep(0.05)
-
-
-class Valkey:
+class Valkey(_OwnServer):
     """A Valkey; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._process, self.url = self._start(None)
+        self._port = reserve_port()
+        self._process, self.url = self._start()
 
-    def _start(self, port: int | None) -> tuple[Ended, str]:
-        server = start_valkey(self._folder, port)
+    def _start(self) -> tuple[subprocess.Popen[bytes], str]:
+        server = start_valkey(self._folder, self._port)
         return server.process, server.url
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.end()
-
-    def end(self, *, forget: bool = False) -> None:
-        """Kill -9; `forget` loses its data too."""
+    def end(self, *, lose_data: bool = False) -> None:
+        """Send SIGKILL; `lose_data` deletes what it stored."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        if forget:
+        if lose_data:
             shutil.rmtree(self._folder / "valkey")
 
     def start(self) -> None:
-        """Back at its address; returns when it answers."""
-        self._process, _ = self._start(urlsplit(self.url).port)
+        """Start it again at its address; it answers when this returns."""
+        self._process, _ = self._start()
 
     def cut(self) -> None:
         """Close every connection but this one."""
@@ -130,12 +124,12 @@ class Valkey:
                 client.execute_command("CLIENT", "KILL", "TYPE", kind)
 
     def depth(self, queue: str) -> int:
-        """Messages in a queue."""
+        """Count the messages in a queue."""
         with redis.Redis.from_url(self.url) as client:
             return int(client.llen(queue))
 
     def send_raw(self, queue: str, body: bytes) -> None:
-        """Something that nobody can take."""
+        """Put bytes into a queue that are not a message."""
         with redis.Redis.from_url(self.url) as client:
             client.lpush(queue, body)
 
@@ -143,48 +137,38 @@ class Valkey:
 class Redis7(Valkey):
     """Debian's Redis 7; the same."""
 
-    def _start(self, port: int | None) -> tuple[Ended, str]:
-        at = port or free_port(17_379)
+    def _start(self) -> tuple[subprocess.Popen[bytes], str]:
         folder = self._folder / "valkey"
         folder.mkdir(exist_ok=True)
-        arguments = [
-            "--port",
-            str(at),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(folder),
-            "--appendonly",
-            "yes",
-            "--save",
-            "",
-        ]
+        arguments = ["--port", str(self._port), "--bind", "127.0.0.1", "--dir", str(folder)]
+        arguments += ["--appendonly", "yes", "--save", ""]
         process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
-        url = f"redis://127.0.0.1:{at}/0"
+        url = f"redis://127.0.0.1:{self._port}/0"
 
         def answers() -> bool:
+            assert process.poll() is None, f"redis-server exited with {process.returncode}"
             with redis.Redis.from_url(url) as client:
                 return bool(client.ping())
 
-        _until(answers, redis.RedisError, "redis-server")
+        wait_for(answers, "redis-server", ignoring=redis.RedisError)
         return process, url
 
 
-class RabbitMQ:
+class RabbitMQ(_OwnServer):
     """Debian's RabbitMQ, started without systemd; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
-        self._port, self._dist, self._epmd = (free_port(21_672 + 100 * i) for i in range(3))
-        self.url = f"amqp://guest:guest@127.0.0.1:{self._port}//"
+        port, distribution, self._epmd = (reserve_port() for _ in range(3))
+        self.url = f"amqp://guest:guest@127.0.0.1:{port}//"
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),  # Erlang's cookie
-            "RABBITMQ_NODENAME": f"yyc3-{self._port}@localhost",
+            "RABBITMQ_NODENAME": f"yyc3-{port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self._port),
-            "RABBITMQ_DIST_PORT": str(self._dist),
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_DIST_PORT": str(distribution),
             "ERL_EPMD_PORT": str(self._epmd),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
@@ -196,13 +180,10 @@ class RabbitMQ:
         }
         self.start()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.end()
+        super().__exit__(kind, value, traceback)
         # The name server of Erlang outlives the nodes that started it.
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -210,9 +191,9 @@ class RabbitMQ:
                     process.kill()
 
     def start(self) -> None:
-        """Back at its address; returns when it answers."""
-        self._process = subprocess.Popen(
-            ["/usr/lib/rabbitmq/bin/rabbitmq-server"],
+        """Start it again at its address; it answers when this returns."""
+        process = self._process = subprocess.Popen(
+            [f"{_RABBITMQ}/rabbitmq-server"],
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -220,43 +201,47 @@ class RabbitMQ:
         )
 
         def answers() -> bool:
+            assert process.poll() is None, f"rabbitmq-server exited with {process.returncode}: {self._folder}/log"
             with Connection(self.url) as connection:
                 connection.connect()
             return True
 
-        _until(answers, (OSError, AMQPError, OperationalError), "rabbitmq-server")
+        wait_for(answers, "rabbitmq-server", 120, ignoring=(OSError, AMQPError, OperationalError))
 
-    def end(self, *, forget: bool = False) -> None:
-        """Kill -9, with all that it started; `forget` loses its data too."""
+    def end(self, *, lose_data: bool = False) -> None:
+        """Send SIGKILL to it and all that it started; `lose_data` deletes what it stored."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if forget:
+        if lose_data:
             shutil.rmtree(self._folder / "mnesia")
 
     def cut(self) -> None:
         """Close every connection."""
         subprocess.run(
-            ["/usr/lib/rabbitmq/bin/rabbitmqctl", "close_all_connections", "a test"],
+            [f"{_RABBITMQ}/rabbitmqctl", "close_all_connections", "a test"],
             env=self._environment,
             check=True,
             capture_output=True,
         )
 
     def depth(self, queue: str) -> int:
-        """Messages in a queue."""
-        with Connection(self.url) as connection, connection.channel() as channel:
+        """Count the messages in a queue."""
+        with Connection(self.url) as connection:
+            channel: Any = connection.default_channel
             try:
                 return int(channel.queue_declare(queue, passive=True).message_count)
             except NotFound:
                 return 0
 
     def send_raw(self, queue: str, body: bytes) -> None:
-        """Something that nobody can take."""
+        """Put bytes into a queue that are not a message."""
         with Connection(self.url) as connection:
             Producer(connection).publish(
                 body, routing_key=queue, content_type="application/json", content_encoding="utf-8"
             )
 
 
-__all__ = ["Postgres", "RabbitMQ", "Redis7", "Valkey"]
+Broker = Valkey | RabbitMQ
+
+__all__ = ["Broker", "Postgres", "RabbitMQ", "Redis7", "Valkey"]

@@ -10,22 +10,22 @@ PAGE = ROOT / "docs" / "submitting.md"
 
 
 def examples(fence: str) -> list[str]:
-    """What stands in the blocks that are opened with this word, or these."""
+    """Return the contents of the blocks that open with these words."""
     found: list[str] = re.findall(rf"^```{re.escape(fence)}\n(.*?)^```$", text(), re.DOTALL | re.MULTILINE)
     assert found, f"docs/submitting.md has no example of {fence}"
     return found
 
 
 def json_examples(what: str) -> list[dict[str, Any]]:
-    """Jobs, results or replies."""
+    """Return the examples of `job`, `result` or `reply`."""
     return [json.loads(example) for example in examples(f"json {what}")]
 
 
 def fences() -> set[str]:
-    """The words that open blocks."""
+    """Return the words that open blocks."""
     return set(re.findall(r"^```(.+)$", text(), re.MULTILINE))
 
 
 def text() -> str:
-    """The page as it is committed."""
+    """Return the page."""
     return PAGE.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import structlog
 
 from pipeline.broker import Notifier
+from pipeline.concurrency.backoff import Backoff
 from pipeline.concurrency.coalescer import Coalescer
 from pipeline.jobs.notify import notify_callers
 from pipeline.policies import retries
@@ -20,7 +21,6 @@ from workers.execution.run import Run
 
 _log = structlog.get_logger(__name__)
 _BULK_WRITE_SECONDS = 0.5
-_STORE_RETRY_SECONDS = 1.0
 
 
 class OutcomeWriter:
@@ -97,6 +97,7 @@ class OutcomeWriter:
 
     async def _settle_many(self, settlements: list[Settlement]) -> Sequence[bool]:
         """Store settlements in one statement; while the database is unavailable they are kept and tried again."""
+        backoff = Backoff(growing=False)
         while True:
             try:
                 held = await settlement.settle(self._database, settlements)
@@ -108,7 +109,7 @@ class OutcomeWriter:
                 settlements = [_as_failures(settlements[0])]
             except StoreUnavailable as error:
                 _log.warning("results wait for the database", reason=error.message, chunks=len(settlements))
-                await asyncio.sleep(_STORE_RETRY_SECONDS)
+                await backoff.wait()
 
 
 def _as_failures(written: Settlement) -> Settlement:
