@@ -249,6 +249,7 @@ def _slow_engine(world: World, draw: random.Random) -> None:
 
 def _deploy(world: World, _: random.Random) -> None:
     for worker in world.workers:
+        worker.wait_until_logged('"ready"')  # it may have been killed and started a moment ago
         before = worker.process
         worker.send(signal.SIGTERM)
         worker.start()
