@@ -117,12 +117,13 @@ class _Client(redis.Redis):
 
 class _QoS(kombu_redis.QoS):
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Restore unacknowledged messages, unless the connection is broken.
+        """Restore unacknowledged messages, unless the connection is broken or closed.
 
-        kombu 5.7 has then lost its address, and asking for it would end the process. The messages are
-        restored by the visibility timeout.
+        kombu 5.7 has then lost its address or its transport, and asking for them would raise. The messages
+        are restored by the visibility timeout.
         """
-        if self.channel.connection.client is not None:
+        transport = self.channel.connection
+        if transport is not None and transport.client is not None:
             super().restore_unacked_once(stderr)
 
 
