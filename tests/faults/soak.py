@@ -284,7 +284,7 @@ class Producer:
         self._world = world
         self._jobs = jobs
         self._pause = seconds / max(1, jobs // _BATCH_JOBS)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._produce()))
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._produce()), daemon=True)
         self._client = _client(world)
 
     def start(self) -> None:
