@@ -138,7 +138,9 @@ def test_a_queued_job_expires_without_a_worker_for_its_model(sandbox: Sandbox) -
         assert end.event == "end"
         assert end.outcome.state is JobState.EXPIRED
         with redis.Redis.from_url(sandbox.redis_url, decode_responses=True) as broker:
-            found: Any = broker.xrange(f"yyc3.stream.{end.job_id}")
+            stream: Any = broker  # the frame follows the outcome, which the reader may have seen first
+            wait_for(lambda: stream.xlen(f"yyc3.stream.{end.job_id}") > 0, "the frame")
+            found = stream.xrange(f"yyc3.stream.{end.job_id}")
         assert [fields["event"] for _, fields in found] == ["end"]
 
 
