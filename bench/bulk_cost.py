@@ -15,7 +15,7 @@ import psutil
 import psycopg
 
 from bench.plain import make_app
-from bench.setting import Idle, cpu_seconds, fast_pipeline, processes_of, show
+from bench.setting import Idle, cpu_seconds, fast_pipeline, processes_of, show, wait_for
 from pipeline import Client
 from pipeline.stack import Stack
 
@@ -98,11 +98,8 @@ def plain_way(stack: Stack) -> dict[str, float]:
 
 def _wait(database_url: str, rows: int) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
-        while True:
-            row = connection.execute("SELECT count(*) FROM plain_results").fetchone()
-            if row and row[0] >= rows:
-                return
-            time.sleep(0.1)
+        stored = "SELECT count(*) >= %s FROM plain_results"
+        wait_for(lambda: connection.execute(stored, (rows,)).fetchall() == [(True,)], "the plain stack", 600)
 
 
 def main() -> None:

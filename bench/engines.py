@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from bench.setting import wait_for
 from pipeline import kinds
 from pipeline.engine import EngineClient
 from pipeline.engine.metrics import parse_metrics
@@ -56,12 +56,15 @@ class Engine:
             [sys.executable, "-m", "simulator", *arguments, "--max-num-seqs", str(self.max_num_seqs)],
             stdout=subprocess.DEVNULL,
         )
-        while True:
+
+        def answers() -> bool:
             try:
                 httpx.put(f"{self.url}/simulator/answers", json=_LONG_ANSWERS, trust_env=False).raise_for_status()
-                return
             except httpx.TransportError:
-                time.sleep(0.02)
+                return False
+            return True
+
+        wait_for(answers, "a simulator")
 
     def kill(self) -> None:
         """Send SIGKILL."""
@@ -108,8 +111,7 @@ def more_workers(stack: Stack, count: int) -> None:
     for number in range(count):
         log = stack.folder / f"worker-more-{number}.log"
         stack.start(f"worker-more-{number}", ["-m", "workers.main", "bulk"])
-        while not log.exists() or '"ready"' not in log.read_text(errors="replace"):
-            time.sleep(0.05)
+        wait_for(lambda log=log: log.exists() and '"ready"' in log.read_text(errors="replace"), f"a worker; see {log}")  # type: ignore[misc]
 
 
 @dataclass

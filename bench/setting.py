@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.local.readiness import wait_until
 from pipeline.settings import Settings
 from pipeline.stack import Stack
 
@@ -38,6 +39,12 @@ def fast_pipeline(*, speed: float = 1_000.0, simulator_arguments: tuple[str, ...
             on_step=lambda text: _err.print(text, style="dim"),
         ) as stack:
             yield stack
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    """Wait for a condition; a process that never gets there ends the benchmark with a sentence."""
+    if not wait_until(condition, seconds):
+        raise SystemExit(f"waited {seconds:.0f} s for {what}")
 
 
 def processes_of(stack: Stack, part: str) -> list[psutil.Process]:

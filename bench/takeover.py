@@ -11,7 +11,7 @@ import psutil
 import psycopg
 
 from bench.engines import chat, more_workers
-from bench.setting import fast_pipeline, show
+from bench.setting import fast_pipeline, show, wait_for
 from pipeline import Client
 from pipeline.wiring import Wiring
 
@@ -26,16 +26,18 @@ def one_round(database_url: str, number: int) -> float:
     """Kill a worker with a run; returns the seconds until another worker has one of its chunks."""
     with Client() as client, psycopg.connect(database_url, autocommit=True) as connection:
         batch = client.submit_many([chat(1_000_000 * number + i, 64) for i in range(4_000)])
-        while not (held := [row[0] for row in connection.execute(_HELD, (batch.batch_id,)).fetchall()]):
-            time.sleep(0.05)
-        victim = held[0]
+        workers: list[str] = []
+
+        def claimed() -> bool:
+            workers[:] = [row[0] for row in connection.execute(_HELD, (batch.batch_id,)).fetchall()]
+            return bool(workers)
+
+        wait_for(claimed, "a worker with a run")
+        victim = workers[0]
         time.sleep(2)  # it is in the middle
         psutil.Process(int(victim.split("@")[0].rsplit(".", 1)[1])).kill()
         began = time.monotonic()
-        row = None
-        while row is None or not row[0]:
-            time.sleep(0.05)
-            row = connection.execute(_TAKEN, (batch.batch_id, victim)).fetchone()
+        wait_for(lambda: connection.execute(_TAKEN, (batch.batch_id, victim)).fetchall() != [(0,)], "a takeover")
         return time.monotonic() - began
 
 

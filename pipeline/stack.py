@@ -1,7 +1,6 @@
 """Everything on this machine under one supervisor: servers, tables, simulators, workers, recovery and Flower."""
 
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from celery import Celery
 
 from pipeline.local.addresses import StackAddresses, write_stack_addresses
 from pipeline.local.client import SupervisorClient
+from pipeline.local.readiness import wait_until
 from pipeline.local.servers import free_port
 from pipeline.models import ModelEntry
 from pipeline.settings import Settings
@@ -126,9 +126,8 @@ class Stack:
             self._wait(lambda: _answers(f"{self.addresses.flower_url}/healthcheck"), "Flower")
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        wait_until_ready(
-            ready, f"{what} did not start within {_READY_SECONDS:.0f} s; the logs are in {self.folder}", _READY_SECONDS
-        )
+        if not wait_until(ready, _READY_SECONDS):
+            raise InvalidSetting(f"{what} did not start within {_READY_SECONDS:.0f} s; the logs are in {self.folder}")
 
     def _url(self, configured: object, server: str) -> str:
         if configured is None:
@@ -154,16 +153,3 @@ def _answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def wait_until_ready(ready: Callable[[], bool], problem: str, seconds: float) -> None:
-    """Wait until a process is ready.
-
-    Raises:
-        InvalidSetting: it was not ready in time; `problem` is the message.
-    """
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            raise InvalidSetting(problem)
-        time.sleep(0.02)

@@ -31,8 +31,8 @@ import pytest
 from pipeline.client import AsyncClient, Client
 from pipeline.local.addresses import StackAddresses, write_stack_addresses
 from pipeline.local.client import SupervisorClient
+from pipeline.local.readiness import wait_until
 from pipeline.settings import load_settings
-from pipeline.stack import wait_until_ready
 from pipeline.store import Database, answer_cache, claims, settlement, submission
 from pipeline.store.ids import JobIds
 from pipeline.store.new_rows import NewJob
@@ -214,9 +214,8 @@ class PipelineUnderTest:
         def is_ready() -> bool:
             return log.exists() and log.read_text(errors="replace").count('"event": "ready"') >= self._starts[name]
 
-        wait_until_ready(
-            is_ready, f"{name} did not start within {_READY_SECONDS:.0f} s; its log is {log}", _READY_SECONDS
-        )
+        if not wait_until(is_ready, _READY_SECONDS):
+            raise InvalidSetting(f"{name} did not start within {_READY_SECONDS:.0f} s; its log is {log}")
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

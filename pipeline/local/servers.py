@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.local.readiness import wait_until
+
 _LINUX = sys.platform.startswith("linux")
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
@@ -107,15 +109,16 @@ def _secret(file: Path) -> str:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], ready: Callable[[], bool], name: str, log: Path) -> None:
-    end = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < end:
+    def answers() -> bool:
         if process.poll() is not None:
             raise ServerExitError(f"{name} stopped with code {process.returncode}; its log is {log}")
-        with contextlib.suppress(OSError):
-            if ready():
-                return
-        time.sleep(0.02)
-    raise ServerError(f"{name} is not ready after {_READY_SECONDS:.0f} s; its log is {log}")
+        try:
+            return ready()
+        except OSError:
+            return False
+
+    if not wait_until(answers, _READY_SECONDS):
+        raise ServerError(f"{name} is not ready after {_READY_SECONDS:.0f} s; its log is {log}")
 
 
 def _account() -> str:
