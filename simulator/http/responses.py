@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from time import time
 from typing import Any
 
-from simulator.answers.logprobs import compute_logprobs, format_chat_logprobs, format_completion_logprobs
+from simulator.answers.logprobs import RankedTokens, compute_logprobs, format_chat_logprobs, format_completion_logprobs
 from simulator.engine.request_rows import Row
 from simulator.requests.sampling import SamplingParams
 from simulator.requests.tokens import Tokenizer
@@ -91,14 +91,19 @@ def _build_chat_choice(envelope: Envelope, index: int, row: Row) -> dict[str, An
 
 
 def _build_chat_logprobs(envelope: Envelope, row: Row, start: int, end: int) -> dict[str, Any] | None:
+    computed = _compute_logprobs(envelope, row, start, end)
+    if computed is None:
+        return None
+    return format_chat_logprobs(computed, row.plan.tokens[start:end])
+
+
+def _compute_logprobs(envelope: Envelope, row: Row, start: int, end: int) -> list[tuple[float, RankedTokens]] | None:
+    """Compute the logprobs of a range of tokens; None if they were not requested."""
     sampling = envelope.sampling
     if sampling.top_logprobs is None:
         return None
-    tokenizer = envelope.tokenizer
-    computed = compute_logprobs(
-        row.plan, range(start, end), sampling.top_logprobs, sampling.logprob_token_ids, tokenizer
-    )
-    return format_chat_logprobs(computed, row.plan.tokens[start:end])
+    wanted = sampling.logprob_token_ids
+    return compute_logprobs(row.plan, range(start, end), sampling.top_logprobs, wanted, envelope.tokenizer)
 
 
 def build_completion_response(envelope: Envelope, rows: Sequence[Row], per_prompt: int, echo: bool) -> dict[str, Any]:
@@ -135,13 +140,9 @@ def _build_completion_choice(envelope: Envelope, index: int, row: Row, echo: boo
 
 
 def _build_completion_logprobs(envelope: Envelope, row: Row, start: int, end: int) -> dict[str, Any] | None:
-    sampling = envelope.sampling
-    if sampling.top_logprobs is None:
+    computed = _compute_logprobs(envelope, row, start, end)
+    if computed is None:
         return None
-    tokenizer = envelope.tokenizer
-    computed = compute_logprobs(
-        row.plan, range(start, end), sampling.top_logprobs, sampling.logprob_token_ids, tokenizer
-    )
     return format_completion_logprobs(computed, row.plan.tokens[start:end], len(row.plan.text_up_to(start)))
 
 
