@@ -1,41 +1,14 @@
 """What is measured of jobs and endpoints: columns of their outcomes, samples, and the queue display."""
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
-from pipeline import Client
 from schemas.ids import JobId
 from schemas.results import IntentResult, JobState, SentimentResult
-from tests.support.sandbox import Sandbox, Simulator, wait_for
-
-MAX_NUM_SEQS = 64
-
-
-@contextmanager
-def running(sandbox: Sandbox, *arguments: str, speed: float = 10) -> Iterator[tuple[Client, Simulator]]:
-    """Run a small engine, a worker of each lane and recovery."""
-    with ExitStack() as stack:
-        simulator = stack.enter_context(sandbox.simulator("--max-num-seqs", str(MAX_NUM_SEQS), *arguments, speed=speed))
-        models = sandbox.home / "models.toml"
-        models.write_text(
-            '[models.chatglm3-6b]\nkinds = ["chat", "intent", "sentiment"]\nport = 1\n'
-            f"max_num_seqs = {MAX_NUM_SEQS}\ninteractive_reserve = 0.125\n"
-        )
-        sandbox.environment["YYC3_MODELS_FILE"] = str(models)
-        for lane in ("interactive", "bulk"):
-            stack.enter_context(sandbox.worker(lane))
-        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
-        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
-        yield client, simulator
-
-
-def chat(number: int, **more: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": f"讲个故事，第{number}个"}]
-    return {"kind": "chat", "messages": messages, "sampling": {"max_tokens": 200}, **more}
+from tests.support.sandbox import Sandbox, wait_for
+from tests.support.small_engine import MAX_NUM_SEQS, chat, running
 
 
 def shown_at_work(sandbox: Sandbox) -> tuple[dict[str, Any], dict[str, Any]] | None:
