@@ -120,10 +120,8 @@ class Recovery:
         now = time.monotonic()
         if self._scanned_at is not None and now - self._scanned_at < self._scan_seconds:
             return 0, []
-        before, self._expired_leases = (
-            self._expired_leases,
-            frozenset(),
-        )  # if this scan fails, the next one begins fresh
+        before = self._expired_leases
+        self._expired_leases = frozenset()  # if this scan fails, the next one begins fresh
         expired = await recovery.expired_leases(self._database, self._lease)
         unrenewed = expired & before
         requeued, poison = await recovery.requeue_lost(self._database, unrenewed) if unrenewed else (0, [])

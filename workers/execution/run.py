@@ -153,7 +153,6 @@ class Run:
     abandoned: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    succeeded: int = 0
     failed: int = 0
 
     def __post_init__(self) -> None:
@@ -252,7 +251,6 @@ class Run:
     def _succeed(self, row: SettledRow) -> None:
         row.state = JobState.SUCCEEDED
         self._settle(row)
-        self.succeeded += 1
 
     def _settle(self, row: SettledRow) -> None:
         self.unsettled.discard(row.job_id)
