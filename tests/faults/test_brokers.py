@@ -15,8 +15,8 @@ from pipeline.broker import QUARANTINE, Publisher
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 from schemas.results import JobState
-from tests.faults.load import gated_simulator, sentiments, wait_until_done
 from tests.support.audit import audit
+from tests.support.load import gated_simulator, sentiments, wait_until_done
 from tests.support.sandbox import Sandbox, wait_for
 from tests.support.servers import Broker, RabbitMQ
 

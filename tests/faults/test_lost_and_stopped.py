@@ -13,8 +13,8 @@ import redis
 
 from pipeline import Client
 from schemas.results import JobState
-from tests.faults.load import gated_simulator, sentiments
 from tests.support.exclusive import exclusive
+from tests.support.load import gated_simulator, sentiments
 from tests.support.sandbox import Sandbox, Started, wait_for
 
 

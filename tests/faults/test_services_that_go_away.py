@@ -17,8 +17,8 @@ import pytest
 from pipeline import Client
 from schemas.errors import StoreUnavailable
 from schemas.results import JobState
-from tests.faults.load import gated, sentiments, settled, wait_until_done
 from tests.support.faulty_proxy import Gate
+from tests.support.load import gated, sentiments, settled, wait_until_done
 from tests.support.sandbox import ROOT, Sandbox, Simulator, wait_for
 from tests.support.servers import Postgres, Valkey
 
