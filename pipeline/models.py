@@ -1,14 +1,18 @@
 """The models that jobs may go to: entries of models.toml, with the endpoint that the environment names."""
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from schemas.errors import InvalidSetting, UnknownModel, first_problem
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 DEFAULT_FILE = Path(__file__).with_name("models.toml")
 
 
@@ -21,11 +25,28 @@ class LabelForm(StrEnum):
 
 
 def normal_endpoint(url: str) -> str:
-    """Return a base URL without `/v1` and without a trailing slash."""
-    url = url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"an endpoint is a URL such as http://127.0.0.1:10086, not {url!r}")
-    return url
+    """Return a base URL without `/v1` and without a trailing slash.
+
+    Raises:
+        ValueError: one clause, without the URL: it may have a password.
+    """
+    url = url.strip()
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and parts.hostname is not None and (parts.port or 1) > 0
+    except ValueError:
+        valid = False
+    if not valid or any(character.isspace() for character in url):
+        raise ValueError("an endpoint is a URL such as http://127.0.0.1:10086")
+    if "@" in parts.netloc:
+        raise ValueError(
+            "an endpoint has no user and no password in its URL, which is stored and shown; set AI_API_KEY"
+        )
+    if parts.query or parts.fragment:
+        raise ValueError(
+            "an endpoint has no ? and no # in its URL, which is stored and shown; a key goes into AI_API_KEY"
+        )
+    return url.rstrip("/?#").removesuffix("/v1").rstrip("/")
 
 
 class ModelEntry(BaseModel):
@@ -33,7 +54,8 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")
+    name: str
+    served_name: str | None = Field(default=None, min_length=1, max_length=300)
     kinds: tuple[str, ...]
     port: int = Field(ge=1, le=65_535)
     endpoints: tuple[str, ...] = ()
@@ -44,15 +66,36 @@ class ModelEntry(BaseModel):
     label_form: LabelForm | None = None
     stop_token_ids: tuple[int, ...] = Field(default=(), max_length=16)
     system_prompt: str | None = Field(default=None, min_length=1, max_length=4_000)
+    chat_template_kwargs: dict[str, Any] = {}
     max_images: int = Field(default=8, ge=1, le=8)
     max_queued_interactive: int = Field(default=10_000, ge=1)
     max_queued_bulk: int = Field(default=20_000_000, ge=1)
     max_tenant_share: float = Field(default=1.0, gt=0, le=1)
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "its name may have letters, digits, dots, dashes and underlines, because it also names queues; "
+                "write the engine's own name as served_name"
+            )
+        return name
+
     @field_validator("endpoints")
     @classmethod
     def _normal(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(normal_endpoint(url) for url in endpoints)
+
+    @property
+    def engine_name(self) -> str:
+        """The name that its engines serve it under."""
+        return self.served_name or self.name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Fields that every chat request to it has."""
+        return {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
 
     @property
     def configured(self) -> bool:
@@ -115,10 +158,14 @@ def load_models(file: Path | None = None, *, base_url: str | None = None, model:
             raise InvalidSetting(f"models file {path}, models.{name}: {reason}") from error
     models = Models(entries)
     if base_url and model:
-        if model not in entries:
-            raise InvalidSetting(f"AI_MODEL names {model!r}, which is not in {path}; known are {', '.join(entries)}")
+        name = next((entry.name for entry in models if model in {entry.name, entry.served_name}), None)
+        if name is None:
+            raise InvalidSetting(
+                f"AI_MODEL names {model!r}, which is not in {path}; known are {', '.join(entries)}. An entry with another "
+                "name may have it as served_name"
+            )
         try:
-            models = models.with_endpoints({model: base_url})
+            models = models.with_endpoints({name: base_url})
         except ValueError as error:
             raise InvalidSetting(f"AI_BASE_URL: {error}") from error
     return models

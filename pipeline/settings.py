@@ -57,6 +57,19 @@ class Settings(BaseSettings):
                 raise ValueError("its port is not a number from 0 to 65535") from None
         return value
 
+    @field_validator("ai_api_key")
+    @classmethod
+    def _fits_into_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        """A file that holds the key usually ends with a line end."""
+        if value is None:
+            return None
+        key = value.get_secret_value().strip()
+        if not all("!" <= character <= "~" for character in key):
+            raise ValueError(
+                "has a character that cannot be sent to an engine; a key has letters, digits and signs of ASCII"
+            )
+        return SecretStr(key) if key else None
+
     @model_validator(mode="after")
     def _endpoint_names_its_model(self) -> Self:
         if (self.ai_base_url is None) != (self.ai_model is None):

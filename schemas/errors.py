@@ -5,8 +5,8 @@
       SubmissionError     InvalidJob DuplicateJob QueueSaturated InvalidCall
       BrokerError         BrokerUnavailable
       StoreError          StoreUnavailable UnstorableValue JobNotFound
-      EngineError         EngineUnavailable EngineOverloaded EngineTimeout EngineFailed
-                          RequestRejected PromptTooLong InvalidOutput InternalError
+      EngineError         EngineUnavailable EndpointRefused EngineOverloaded EngineTimeout EngineFailed
+                          RequestRejected PromptTooLong InvalidOutput OnlyReasoning AnswerFiltered InternalError
       ResultTimeout
 
 A message is one sentence that names the subject and the way out. It never repeats the words of a caller.
@@ -49,13 +49,17 @@ class ErrorCode(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable", "Postgres cannot be reached"
     UNSTORABLE_VALUE = "unstorable_value", "Postgres cannot store one of its values"
     JOB_NOT_FOUND = "job_not_found", "no job with that id"
-    ENGINE_UNAVAILABLE = "engine_unavailable", "the endpoint does not answer"
+    ENGINE_UNAVAILABLE = (
+        "engine_unavailable",
+        "the endpoint does not answer, or answers something that is not about the job",
+    )
     ENGINE_OVERLOADED = "engine_overloaded", "the engine accepts no more work for now (503, 429)"
     ENGINE_TIMEOUT = "engine_timeout", "no answer within the time limit"
     ENGINE_FAILED = "engine_failed", "the engine failed during the request (5xx, connection cut)"
-    REQUEST_REJECTED = "request_rejected", "the engine refuses this request (4xx), now and later"
+    REQUEST_REJECTED = "request_rejected", "the engine refuses this request (400, 413, 422), now and later"
     PROMPT_TOO_LONG = "prompt_too_long", "the prompt has more tokens than the model reads"
     INVALID_OUTPUT = "invalid_output", "the answer is not what was asked for, is empty or unreadable"
+    CONTENT_FILTERED = "content_filtered", "a filter of the engine cut the answer off"
     INTERNAL_ERROR = "internal_error", "a bug in this program; the log of the worker names it"
     WORKER_LOST = "worker_lost", "the worker that ran this job was lost; another one runs it"
     CRASHED_WORKER = "crashed_worker", "every worker that ran this job alone was lost"
@@ -184,6 +188,13 @@ class EngineUnavailable(EngineError):
     consumes_attempt = False
 
 
+class EndpointRefused(EngineUnavailable):
+    """It answers, but with a status about itself or the way to it: a redirect, a key, a missing route.
+
+    Whether the request is the reason after all is known when the endpoint was probed with another one.
+    """
+
+
 class EngineOverloaded(EngineError):
     """The engine accepts no more work for now."""
 
@@ -223,6 +234,18 @@ class InvalidOutput(EngineError):
 
     code = ErrorCode.INVALID_OUTPUT
     retryable = True
+
+
+class OnlyReasoning(InvalidOutput):
+    """All tokens went into reasoning: asked again, the model would do the same."""
+
+    retryable = False
+
+
+class AnswerFiltered(EngineError):
+    """A filter of the engine cut the answer off, now and later."""
+
+    code = ErrorCode.CONTENT_FILTERED
 
 
 class InternalError(EngineError):

@@ -497,7 +497,7 @@ export type ErrorCode =
   | "unstorable_value"
   /** no job with that id */
   | "job_not_found"
-  /** the endpoint does not answer */
+  /** the endpoint does not answer, or answers something that is not about the job */
   | "engine_unavailable"
   /** the engine accepts no more work for now (503, 429) */
   | "engine_overloaded"
@@ -505,12 +505,14 @@ export type ErrorCode =
   | "engine_timeout"
   /** the engine failed during the request (5xx, connection cut) */
   | "engine_failed"
-  /** the engine refuses this request (4xx), now and later */
+  /** the engine refuses this request (400, 413, 422), now and later */
   | "request_rejected"
   /** the prompt has more tokens than the model reads */
   | "prompt_too_long"
   /** the answer is not what was asked for, is empty or unreadable */
   | "invalid_output"
+  /** a filter of the engine cut the answer off */
+  | "content_filtered"
   /** a bug in this program; the log of the worker names it */
   | "internal_error"
   /** the worker that ran this job was lost; another one runs it */

@@ -4,6 +4,7 @@ import asyncio
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from pipeline.cli.console import Exit, command, out, print_json, wiring
 from pipeline.operations import health as checks
@@ -16,19 +17,24 @@ def health(
 ) -> None:
     """Check Redis, Postgres, the broker, each endpoint with one small completion, and the workers."""
 
-    async def check() -> list[Finding]:
+    async def check() -> bool:
+        well = True
         async with wiring().adapters() as a:
-            return await checks.check(a.database, a.publisher, a.notifier, a.engine, a.models)
+            async for finding in checks.check(a.database, a.publisher, a.notifier, a.engine, a.models):
+                _print(finding, as_json=as_json)
+                well = well and finding.ok
+        return well
 
-    findings = asyncio.run(check())
-    for finding in findings:
-        if as_json:
-            print_json(finding.as_json())
-            continue
-        mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
-        latency = f" ({finding.latency_ms:.1f} ms)" if finding.latency_ms is not None else ""
-        out.print(f"{mark} {finding.part}: {finding.seen}{latency}", highlight=False)
-        if finding.advice:
-            out.print(f"     → {finding.advice}", highlight=False)
-    if not all(finding.ok for finding in findings):
+    if not asyncio.run(check()):
         raise typer.Exit(Exit.UNREACHABLE)
+
+
+def _print(finding: Finding, *, as_json: bool) -> None:
+    if as_json:
+        print_json(finding.as_json())
+        return
+    mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
+    latency = f" ({finding.latency_ms:.1f} ms)" if finding.latency_ms is not None else ""
+    out.print(f"{mark} {escape(f'{finding.part}: {finding.seen}{latency}')}", highlight=False)
+    if finding.advice:
+        out.print(f"     → {escape(finding.advice)}", highlight=False)

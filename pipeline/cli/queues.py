@@ -48,6 +48,8 @@ def queues(
     if seen:
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
         table("endpoints, as the workers saw them in the last seconds", columns, [_sample_row(one) for one in seen])
+    for problem in sorted({f"{one.model} at {one.endpoint}: {one.problem}" for one in seen if one.problem}):
+        out.print(problem, markup=False, highlight=False)
     if quarantined:
         out.print(
             f"{quarantined:,} messages that could not be processed are in the queue {QUARANTINE}; inspect it, then empty it"

@@ -1,17 +1,29 @@
 """What an endpoint is and supports, probed: version, simulated or not, its form of constraint, its tokens."""
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
-from pipeline.engine.client import BATCH_ROUTE, EngineClient
-from pipeline.engine.responses import parse_count, parse_object, parse_text
+from pipeline.engine.client import BATCH_ROUTE, CHAT_ROUTE, EngineClient, Reply
+from pipeline.engine.errors import from_status
+from pipeline.engine.metrics import EngineMetrics, poll_metrics
+from pipeline.engine.responses import parse_count, parse_object
 from pipeline.kinds.requests import Constraint
-from schemas.errors import EngineUnavailable, InvalidOutput
+from schemas.errors import (
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineTimeout,
+    EngineUnavailable,
+    InvalidOutput,
+    RequestRejected,
+)
 
 _PROBE_SECONDS = 5.0
+_PING = [{"role": "user", "content": "ping"}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,57 +50,145 @@ class Capabilities:
         return replace(self, batch_route=False)
 
 
-async def probe(client: EngineClient, endpoint: str, model: str) -> Capabilities:
-    """Ask an endpoint for its capabilities.
+async def probe(client: EngineClient, endpoint: str, model: str, *, prove: bool = False) -> Capabilities:
+    """Ask an endpoint for its capabilities; takes 5 s at most.
+
+    Args:
+        client: HTTP client.
+        endpoint: base URL.
+        model: the name that the engine serves it under.
+        prove: ask for what the work asks for too, one token alone and one in a micro-batch. An endpoint
+            that fails all work may still be healthy and list its models.
 
     Raises:
-        EngineUnavailable: it does not answer, its engine is dead, it needs a key, or it serves other models.
+        EngineError: it does not answer, its engine is dead, it needs a key, serves other models, or fails the work.
     """
+    async with asyncio.TaskGroup() as group:
+        health = group.create_task(_caught(client.get(endpoint, "/health", _PROBE_SECONDS)))
+        listing = group.create_task(_caught(client.get(endpoint, "/v1/models", _PROBE_SECONDS)))
+        version = group.create_task(_caught(client.get(endpoint, "/version", _PROBE_SECONDS)))
+        # An empty request is refused with 400 if the route exists, and costs nothing.
+        body = {"model": model, "messages": [_PING], "max_tokens": 1, "temperature": 0.0} if prove else {}
+        batch = group.create_task(_caught(client.post(endpoint, BATCH_ROUTE, body, _PROBE_SECONDS)))
+        single = group.create_task(_caught(_prove_single(client, endpoint, model))) if prove else None
+        metrics = group.create_task(poll_metrics(client, endpoint, model) if prove else _nothing())
     # A server whose engine died still lists its models.
-    health = await client.get(endpoint, "/health", _PROBE_SECONDS)
-    if health.status_code >= 500:
+    if _got(health).status_code >= 500:
         raise EngineUnavailable(
-            f"{endpoint}/health answers HTTP {health.status_code}: its engine is dead", endpoint=endpoint
+            f"{endpoint}/health answers HTTP {_got(health).status_code}: its engine is dead", endpoint=endpoint
         )
-    listing = await client.get(endpoint, "/v1/models", _PROBE_SECONDS)
-    if listing.status_code in {401, 403}:
-        raise EngineUnavailable(f"{endpoint} needs an API key; set AI_API_KEY", endpoint=endpoint)
-    if listing.status_code != 200:
-        raise EngineUnavailable(
-            f"{endpoint}/v1/models answers HTTP {listing.status_code}; is it vLLM?", endpoint=endpoint
-        )
-    version = await client.get(endpoint, "/version", _PROBE_SECONDS)
-    # An empty request is refused with 400 if the route exists, and costs nothing.
-    batch = await client.post(endpoint, BATCH_ROUTE, {}, _PROBE_SECONDS)
+    models = _got(listing)
+    if models.status_code != 200:
+        raise _refusal(models, endpoint)
     try:
-        served = {entry["id"]: entry for entry in parse_object(listing.content)["data"]}
-        versions = parse_object(version.content) if version.status_code == 200 else {}
-        batch_route = batch.status_code not in {404, 405, 501}
-        return _capabilities(endpoint, model, served, versions, batch_route=batch_route)
+        served = {entry["id"]: entry for entry in parse_object(models.content)["data"]}
+        versions = parse_object(_got(version).content) if _got(version).status_code == 200 else {}
+        batch_route = _has_batch_route(_got(batch), endpoint)
+        found = _capabilities(endpoint, model, served, versions, batch_route=batch_route)
     except (InvalidOutput, KeyError, TypeError, AttributeError, ValueError) as error:
         raise EngineUnavailable(
             f"{endpoint}/v1/models is not vLLM's; is it the right port?", endpoint=endpoint
         ) from error
+    if single is not None:
+        await _check_work(client, endpoint, model, single.result(), metrics.result())
+    return found
+
+
+async def _check_work(
+    client: EngineClient, endpoint: str, model: str, found: Reply | EngineError, before: EngineMetrics | None
+) -> None:
+    """Raise what became of the work; an engine that is too full to answer a probe in time but works is well."""
+    if not isinstance(found, EngineError):
+        return
+    if isinstance(found, EngineTimeout) and before is not None and before.tokens is not None:
+        after = await poll_metrics(client, endpoint, model)
+        if after is not None and after.tokens != before.tokens:
+            return
+    raise found
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def _caught(asked: Coroutine[Any, Any, Reply]) -> Reply | EngineError:
+    try:
+        return await asked
+    except EngineError as error:
+        return error
+
+
+def _got(task: "asyncio.Task[Reply | EngineError]") -> Reply:
+    found = task.result()
+    if isinstance(found, EngineError):
+        raise found
+    return found
+
+
+def _refusal(reply: Reply, endpoint: str) -> EngineError:
+    error = from_status(reply.status_code, reply.headers, reply.content, endpoint)
+    if isinstance(error, EngineUnavailable | EngineOverloaded):
+        return error
+    return EngineUnavailable(f"{endpoint}/v1/models answers HTTP {reply.status_code}; is it vLLM?", endpoint=endpoint)
+
+
+async def _prove_single(client: EngineClient, endpoint: str, model: str) -> Reply:
+    """Ask for one token; any refusal that is about this request shows as much as an answer."""
+    body = {"model": model, "messages": _PING, "max_tokens": 1, "temperature": 0.0}
+    reply = await client.post(endpoint, CHAT_ROUTE, body, _PROBE_SECONDS)
+    if reply.status_code != 200:
+        error = from_status(reply.status_code, reply.headers, reply.content, endpoint)
+        if not isinstance(error, RequestRejected):
+            raise error
+    elif not _is_completion(reply.content):
+        raise EngineUnavailable(
+            f"{endpoint} answers a request with something else than a completion", endpoint=endpoint
+        )
+    return reply
+
+
+def _is_completion(body: bytes) -> bool:
+    try:
+        return bool(parse_object(body).get("choices"))
+    except InvalidOutput:
+        return False
+
+
+def _has_batch_route(reply: Reply, endpoint: str) -> bool:
+    """Whether rows may be sent together; a refusal that is about the way there is the way's of all work."""
+    if reply.status_code in {404, 405, 501}:
+        return False
+    if reply.status_code != 200:
+        error = from_status(reply.status_code, reply.headers, reply.content, endpoint)
+        if isinstance(error, EngineUnavailable | EngineFailed):
+            raise error
+    return True
 
 
 def _capabilities(
     endpoint: str, model: str, served: dict[str, Any], versions: dict[str, Any], *, batch_route: bool
 ) -> Capabilities:
     if model not in served:
-        names = ", ".join(served) or "no model"
+        names = ", ".join(map(str, served)) or "no model"
         raise EngineUnavailable(
-            f"{endpoint} serves {names}, not {model}; start it with --served-model-name {model}", endpoint=endpoint
+            f"{endpoint} serves {names[:300]}, not {model}; start it with --served-model-name {model}, or write its name "
+            "as served_name into models.toml",
+            endpoint=endpoint,
         )
-    number, entry = versions.get("version"), served[model]
-    revision = parse_text(entry.get("root"))
+    number, entry = _text(versions.get("version")), served[model]
     return Capabilities(
-        version=parse_text(number)[:100] if number else None,
+        version=number[:100] or None,
         simulated=bool(versions.get("simulator")) or entry.get("owned_by") == "simulator",
         constraint=_constraint(number),
-        revision=revision[:200] or None,
-        max_model_len=parse_count(entry.get("max_model_len")),
+        revision=_text(entry.get("root"))[:200] or None,
+        max_model_len=parse_count(entry.get("max_model_len")) or None,
         batch_route=batch_route,
     )
+
+
+def _text(value: object) -> str:
+    """Return what can be stored of a text; what is no text is as good as missing."""
+    return value.replace("\x00", "") if isinstance(value, str) else ""
 
 
 def _constraint(version: object) -> Constraint:

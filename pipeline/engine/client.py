@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import httpx
 import orjson
@@ -13,7 +14,7 @@ from httpx_aiohttp import AiohttpTransport
 from pipeline.engine.errors import from_status, translate_errors
 from pipeline.engine.responses import StreamedCompletion, parse_batch, parse_single
 from pipeline.kinds.requests import Completion, CompletionRequest
-from schemas.errors import EngineError
+from schemas.errors import EngineError, InvalidOutput
 
 _CONNECT_SECONDS = 5.0
 _MAX_CONNECTIONS = 1_024
@@ -22,6 +23,17 @@ _KEEPALIVE_SECONDS = 4.0
 CHAT_ROUTE = "/v1/chat/completions"
 BATCH_ROUTE = "/v1/chat/completions/batch"
 _JSON = {"content-type": "application/json"}
+_NONE: Mapping[str, Any] = MappingProxyType({})
+LONGEST_ANSWER_BYTES = 8 * 1024 * 1024
+"""Of one row: an engine that ignores `max_tokens` must not fill the memory of a worker."""
+
+
+class Reply(NamedTuple):
+    """A whole response; `content` is not compressed any more."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class BatchRouteMissing(Exception):  # noqa: N818 - it describes a server, nothing failed
@@ -34,37 +46,42 @@ class EngineClient:
     Args:
         timeout: of a whole request, including the engine's work.
         api_key: sent as a bearer token if given.
+
+    Certificates are checked against SSL_CERT_FILE or SSL_CERT_DIR where they are set, else against those of certifi.
     """
 
     def __init__(self, timeout: timedelta, api_key: str | None = None) -> None:
         self._seconds = timeout.total_seconds()
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        # Answers are short and the network is near: an engine that compressed them would only delay the first token.
+        self._headers = {"accept-encoding": "identity"}
+        if api_key:
+            self._headers["authorization"] = f"Bearer {api_key}"
         limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS)
         # The transport alone: redirects, cookies and authentication flows cost as much again, and engines have none.
-        self._transport = AiohttpTransport(limits=limits, trust_env=False)
+        self._transport = AiohttpTransport(limits=limits, trust_env=False, verify=httpx.create_ssl_context())
         self._timeout = {"timeout": {"connect": _CONNECT_SECONDS, "read": self._seconds, "write": None, "pool": None}}
 
     async def close(self) -> None:
         """Close every connection; requests in flight are aborted."""
         await self._transport.aclose()
 
-    async def get(self, endpoint: str, path: str, seconds: float | None = None) -> httpx.Response:
-        """Send a GET and return the response, whatever its status; `seconds` if it may take less time than an answer.
+    async def get(self, endpoint: str, path: str, seconds: float | None = None) -> Reply:
+        """Send a GET and return the reply, whatever its status; `seconds` if it may take less time than an answer.
 
         Raises:
             EngineError: the endpoint did not answer.
         """
         with translate_errors(endpoint):
-            return await self._whole("GET", endpoint + path, None, seconds)
+            return await self._whole("GET", endpoint + path, None, seconds, LONGEST_ANSWER_BYTES)
 
-    async def post(self, endpoint: str, path: str, body: Any, seconds: float | None = None) -> httpx.Response:
-        """Send a POST of JSON and return the response, whatever its status.
+    async def post(self, endpoint: str, path: str, body: Any, seconds: float | None = None, *, rows: int = 1) -> Reply:
+        """Send a POST of JSON and return the reply, whatever its status.
 
         Raises:
-            EngineError: the endpoint did not answer.
+            EngineError: the endpoint did not answer, or with more than is read for this many rows.
         """
         with translate_errors(endpoint):
-            return await self._whole("POST", endpoint + path, body, seconds)
+            return await self._whole("POST", endpoint + path, body, seconds, rows * LONGEST_ANSWER_BYTES)
 
     async def complete(
         self,
@@ -73,28 +90,36 @@ class EngineClient:
         request: CompletionRequest,
         priority: int = 0,
         *,
+        parameters: Mapping[str, Any] = _NONE,
         streamed: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> Completion:
         """Send one row in a request of its own.
 
-        Streamed, the completion has the time to the first token, at a cost for each token; `on_text` is
-        called with each piece as it arrives. Cancelling the call aborts the engine request.
+        `parameters` are fields that every request to this model has. Streamed, the completion has the
+        time to the first token, at a cost for each token; `on_text` is called with each piece as it
+        arrives. Cancelling the call aborts the engine request.
 
         Raises:
             EngineError: the attempt failed.
         """
-        body = _body(model, orjson.Fragment(request.conversation), request, priority)
+        body = _body(model, orjson.Fragment(request.conversation), request, priority, parameters)
         if streamed:
             return await self._stream(endpoint, body, on_text)
         started = time.perf_counter()
         response = await self.post(endpoint, CHAT_ROUTE, body)
         if response.status_code != 200:
-            raise from_status(response.status_code, response.content, endpoint)
+            raise from_status(response.status_code, response.headers, response.content, endpoint)
         return parse_single(response.content, time.perf_counter() - started)
 
     async def complete_batch(
-        self, endpoint: str, model: str, requests: Sequence[CompletionRequest], priority: int = 0
+        self,
+        endpoint: str,
+        model: str,
+        requests: Sequence[CompletionRequest],
+        priority: int = 0,
+        *,
+        parameters: Mapping[str, Any] = _NONE,
     ) -> list[Completion | EngineError]:
         """Send rows of one template in one request; returns one completion or failed attempt a row.
 
@@ -103,13 +128,13 @@ class EngineClient:
             BatchRouteMissing: this server needs single requests.
         """
         conversations = [orjson.Fragment(request.conversation) for request in requests]
-        body = _body(model, conversations, requests[0], priority)
+        body = _body(model, conversations, requests[0], priority, parameters)
         started = time.perf_counter()
-        response = await self.post(endpoint, BATCH_ROUTE, body)
+        response = await self.post(endpoint, BATCH_ROUTE, body, rows=len(requests))
         if response.status_code in {405, 501} or (response.status_code == 404 and b'"error"' not in response.content):
             raise BatchRouteMissing
         if response.status_code != 200:
-            raise from_status(response.status_code, response.content, endpoint)
+            raise from_status(response.status_code, response.headers, response.content, endpoint)
         return parse_batch(response.content, requests, time.perf_counter() - started)
 
     async def _open(self, method: str, url: str, body: Any = None) -> httpx.Response:
@@ -119,14 +144,14 @@ class EngineClient:
         request = httpx.Request(method, url, headers=headers, content=content, extensions=self._timeout)
         return await self._transport.handle_async_request(request)
 
-    async def _whole(self, method: str, url: str, body: Any, seconds: float | None) -> httpx.Response:
+    async def _whole(self, method: str, url: str, body: Any, seconds: float | None, most: int) -> Reply:
         async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):
             response = await self._open(method, url, body)
             try:
-                await response.aread()
+                content = await _read(response, most)
             finally:
                 await response.aclose()
-            return response
+            return Reply(response.status_code, response.headers, content)
 
     async def _stream(self, endpoint: str, body: dict[str, Any], on_text: Callable[[str], None] | None) -> Completion:
         started = time.perf_counter()
@@ -138,12 +163,10 @@ class EngineClient:
                 response = await self._open("POST", endpoint + CHAT_ROUTE, body)
                 try:
                     if response.status_code != 200:
-                        raise from_status(response.status_code, await response.aread(), endpoint)
-                    # Split into lines here and not by httpx: that was the larger part of the cost of a token.
-                    rest = b""
-                    async for piece in response.aiter_raw():
-                        *lines, rest = (rest + piece).split(b"\n")
-                        text = completion.feed(lines)
+                        content = await _read(response, LONGEST_ANSWER_BYTES)
+                        raise from_status(response.status_code, response.headers, content, endpoint)
+                    async for piece in _pieces(response):
+                        text = completion.feed(piece)
                         if text:
                             first = time.perf_counter() - started if first is None else first
                             if on_text is not None:
@@ -155,8 +178,25 @@ class EngineClient:
         return completion.result(time.perf_counter() - started, first)
 
 
-def _body(model: str, messages: Any, request: CompletionRequest, priority: int) -> dict[str, Any]:
-    body = {"model": model, "messages": messages, **request.template.parameters}
+def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the body as it arrives, decompressed if it was compressed all the same."""
+    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+
+
+async def _read(response: httpx.Response, most: int) -> bytes:
+    pieces, size = [], 0
+    async for piece in _pieces(response):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise InvalidOutput(f"the engine's answer is longer than {most // 1024**2} MiB; does it honour max_tokens?")
+    return b"".join(pieces)
+
+
+def _body(
+    model: str, messages: Any, request: CompletionRequest, priority: int, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    body = {"model": model, "messages": messages, **parameters, **request.template.parameters}
     if priority:
         # Servers without priority scheduling ignore it (recorded).
         body["priority"] = priority

@@ -10,6 +10,7 @@ from pipeline.engine.pacing import ConcurrencyLimit
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
 
 _CONCURRENT_REQUESTS = 4
+_SILENT_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -19,11 +20,12 @@ class Endpoint:
     Attributes:
         limit: of rows in flight.
         capabilities: of the last probe; None before the first one, and after the endpoint was unreachable.
-        problem: why the last probe failed.
+        problem: why the last probe or request failed; None since an answer or a good probe.
         in_flight: rows that this process sent and that are unanswered.
         tokens: of the prompts and longest answers of those rows.
         batch_rows: most rows of one request; halved if the endpoint refuses that many at once.
         metrics: of the engine, at most some seconds old; None if it gives none.
+        progressed_at: when a request last ended, or its engine last read or wrote a token.
         capacity_short_since: since when its capacity is too small for the next request; 0 if it is not.
         rows_done, tokens_done, errors: since the last sample was taken.
     """
@@ -38,9 +40,11 @@ class Endpoint:
     in_flight: int = 0
     tokens: int = 0
     metrics: EngineMetrics | None = None
+    progressed_at: float = 0.0
     capacity_short_since: float = 0.0
     refused_at: float = 0.0
     polled_at: float = 0.0
+    doubted_at: float = 0.0
     used_at: float = 0.0
     rows_done: int = 0
     tokens_done: int = 0
@@ -67,14 +71,41 @@ class Endpoint:
             return 1
         return max(1, min(self.batch_rows, self.limit.rows // _CONCURRENT_REQUESTS))
 
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing was heard of the rows in flight; 0 without any."""
+        return time.monotonic() - self.progressed_at if self.in_flight else 0.0
+
+    @property
+    def complaint(self) -> str | None:
+        """What an operator should know; None if all is well."""
+        if self.problem is not None:
+            return self.problem.message
+        silent = self.silent_seconds
+        return (
+            f"nothing was answered for {silent:.0f} s, {self.in_flight} rows wait"
+            if silent >= _SILENT_SECONDS
+            else None
+        )
+
+    def saw_metrics(self, metrics: EngineMetrics | None) -> None:
+        """Keep what the engine reports now."""
+        tokens = self.metrics.tokens if self.metrics else None
+        if metrics is not None and metrics.tokens is not None and metrics.tokens != tokens:
+            self.progressed_at = time.monotonic()
+        self.metrics = metrics
+
     def begin(self, rows: int, tokens: int) -> None:
         """Account for a request that is sent now."""
+        if not self.in_flight:
+            self.progressed_at = time.monotonic()
         self.in_flight += rows
         self.tokens += tokens
         self.used_at = time.monotonic()
 
     def end(self, rows: int, tokens: int) -> None:
         """Account for the end of a request, however it ended."""
+        self.progressed_at = time.monotonic()
         self.in_flight -= rows
         self.tokens -= tokens
 
@@ -86,6 +117,7 @@ class Endpoint:
     def record_success(self, seconds: float, tokens: int, rows: int) -> None:
         """Record a request that was answered; `tokens` are those of all its answers."""
         self.breaker.succeeded()
+        self.problem = None
         self.limit.record_latency(seconds, tokens // rows)
         self.rows_done += rows
         self.tokens_done += tokens
@@ -94,6 +126,8 @@ class Endpoint:
         """Record a request that failed as a whole; `sent_at` is on the monotonic clock."""
         self.errors += 1
         now = time.monotonic()
+        if not isinstance(error, RequestRejected):
+            self.problem = error
         if isinstance(error, EngineOverloaded):
             if sent_at < self.refused_at:
                 return  # it was in flight when the first one was refused: the same moment, not another one
@@ -104,7 +138,6 @@ class Endpoint:
                 self.batch_rows = max(1, min(self.batch_rows, rows // 2))
         elif isinstance(error, EngineUnavailable):
             self.capabilities = None  # another engine may answer there next
-            self.problem = error
             self.breaker.failed(now, unreachable=True)
         elif not isinstance(error, RequestRejected):
             self.breaker.failed(now, unreachable=False)

@@ -11,7 +11,8 @@ from schemas.errors import EngineError
 # the name of the cache gauge.
 _LINE = re.compile(
     rb"^vllm[:_](?P<name>num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
-    rb"|request_success_total|request_success)(?:\{(?P<labels>[^}\n]*)\})? +(?P<value>[0-9.eE+-]+)\s*$",
+    rb"|request_success_total|request_success|(?:prompt|generation)_tokens(?:_total)?)"
+    rb"(?:\{(?P<labels>[^}\n]*)\})? +(?P<value>[0-9.eE+-]+)\s*$",
     re.M,
 )
 _MOST = 1e15
@@ -20,10 +21,17 @@ _NAMES = {b"gpu_cache_usage_perc": b"kv_cache_usage_perc", b"request_success_tot
 
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
-    """One poll of an engine; `kv_usage` is the share of the KV cache in use, 0 to 1, None if not reported."""
+    """One poll of an engine.
+
+    Attributes:
+        gauges: see pacing.
+        kv_usage: share of the KV cache in use, 0 to 1; None if not reported.
+        tokens: read and written since it started: while it works they grow. None if not reported.
+    """
 
     gauges: Gauges
     kv_usage: float | None
+    tokens: float | None
 
 
 def parse_metrics(page: bytes, model: str) -> EngineMetrics | None:
@@ -44,7 +52,8 @@ def parse_metrics(page: bytes, model: str) -> EngineMetrics | None:
     if b"num_requests_running" not in sums or b"num_requests_waiting" not in sums:
         return None
     gauges = Gauges(sums[b"num_requests_running"], sums[b"num_requests_waiting"], sums.get(b"request_success", 0.0))
-    return EngineMetrics(gauges, sums.get(b"kv_cache_usage_perc"))
+    tokens = [value for name, value in sums.items() if name.startswith((b"prompt_tokens", b"generation_tokens"))]
+    return EngineMetrics(gauges, sums.get(b"kv_cache_usage_perc"), sum(tokens) if tokens else None)
 
 
 async def poll_metrics(client: EngineClient, endpoint: str, model: str) -> EngineMetrics | None:

@@ -17,13 +17,15 @@ from pipeline.engine.pacing import ConcurrencyLimit
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
 from pipeline.observability.logging import safe_error_summary
-from schemas.errors import EngineError
+from schemas.errors import EndpointRefused, EngineError, EngineFailed
 
 _log = structlog.get_logger(__name__)
 _POLL_SECONDS = 1.0
 _RECENTLY_USED_SECONDS = 5.0
 _PROBE_VALID_SECONDS = 30.0  # an engine may be replaced behind its address; what its results say must stay true
 _REFUSED_SECONDS = 30.0  # a limit of the engine's own is not tested again sooner
+_SILENT_SECONDS = 10.0
+_SILENT_SECONDS_WITHOUT_METRICS = 30.0  # one long answer is silent too, and nothing else shows that the engine works
 _KNOWN_FORMS = 1_000
 _KNOWN_PREFIXES = 4_096
 _EVEN_TOKENS = 8_192
@@ -51,8 +53,9 @@ class EnginePool:
         self.has_backlog = False
         self.on_change: Callable[[], None] = lambda: None
         self.on_available: Callable[[bool], None] = lambda _: None
+        self.on_hung: Callable[[Endpoint], None] = lambda _: None
         self._was_available = True
-        self._probing: dict[str, asyncio.Task[None]] = {}
+        self._probing: dict[str, tuple[asyncio.Task[None], bool]] = {}
         self._forms: dict[tuple[str, ...], LabelForm] = {}
         self._prefixes: OrderedDict[Hashable, Endpoint] = OrderedDict()
 
@@ -81,6 +84,7 @@ class EnginePool:
             gauges = one.metrics.gauges if one.metrics else None
             samples[one.url] = {
                 "state": one.state,
+                "problem": one.complaint,
                 "in_flight": one.in_flight,
                 "limit_rows": one.limit.rows,
                 "rows_per_second": one.rows_done / seconds,
@@ -120,7 +124,7 @@ class EnginePool:
             return self._forms[words]
         url = min(self.endpoints, key=lambda one: (one.state is not BreakerState.CLOSED, one.tokens)).url
         try:
-            tokens = await first_tokens(self.client, url, self.entry.name, words)
+            tokens = await first_tokens(self.client, url, self.entry.engine_name, words)
         except EngineError:
             return choose_form(words, None)  # not remembered: the next run asks again
         if len(self._forms) >= _KNOWN_FORMS:
@@ -179,10 +183,13 @@ class EnginePool:
                     if self._probe_due(endpoint, now):
                         self._probe(endpoint)
                 await self._poll_used(now)
+                for endpoint in self.endpoints:
+                    if self._is_silent(endpoint):
+                        self._give_up_if_hung(endpoint)
                 self.on_change()
                 await asyncio.sleep(max(0.0, min(self._next_probe(), now + _POLL_SECONDS) - time.monotonic()))
         finally:
-            for task in self._probing.values():
+            for task, _ in self._probing.values():
                 task.cancel()
 
     async def _poll_used(self, now: float) -> None:
@@ -191,6 +198,20 @@ class EnginePool:
         for problem in await asyncio.gather(*polls, return_exceptions=True):
             if isinstance(problem, Exception):
                 _log.error("an endpoint was not polled", model=self.entry.name, fault=safe_error_summary(problem))
+
+    def _is_silent(self, endpoint: Endpoint) -> bool:
+        limit = _SILENT_SECONDS if endpoint.metrics is not None else _SILENT_SECONDS_WITHOUT_METRICS
+        return endpoint.silent_seconds > limit and time.monotonic() - endpoint.doubted_at > limit
+
+    def _give_up_if_hung(self, endpoint: Endpoint) -> None:
+        """Probe an endpoint of which nothing is heard; if the probe fails too, its requests end now, at no cost to the jobs."""
+        endpoint.doubted_at = time.monotonic()
+
+        def probed(_: "asyncio.Task[None]") -> None:
+            if endpoint.state is BreakerState.OPEN:
+                self.on_hung(endpoint)
+
+        self._probe(endpoint, prove=True).add_done_callback(probed)
 
     def _probe_due(self, endpoint: Endpoint, now: float) -> bool:
         if self._is_probed(endpoint):
@@ -205,24 +226,40 @@ class EnginePool:
         return max(min(due, default=float("inf")), time.monotonic() + 0.05)
 
     def _is_probed(self, endpoint: Endpoint) -> bool:
-        task = self._probing.get(endpoint.url)
+        task, _ = self._probing.get(endpoint.url, (None, False))
         return task is not None and not task.done()
 
-    def _probe(self, endpoint: Endpoint) -> "asyncio.Task[None]":
-        """Start a probe of an endpoint, or return the one in progress."""
-        task = self._probing.get(endpoint.url)
-        if task is None or task.done():
-            task = self._probing[endpoint.url] = asyncio.create_task(self._run_probe(endpoint))
+    async def judge(self, endpoint: Endpoint, error: EngineError) -> EngineError:
+        """Return whose fault a refusal was that is usually the endpoint's: if it answers others, it costs an attempt.
+
+        Without this a job that a firewall in between dislikes would close the endpoint for all, again and again.
+        """
+        if not isinstance(error, EndpointRefused):
+            return error
+        await asyncio.shield(self._probe(endpoint, prove=True))
+        if endpoint.state is BreakerState.OPEN:
+            return endpoint.problem if isinstance(endpoint.problem, EndpointRefused) else error
+        return EngineFailed(f"{error.message}; it answers other requests", endpoint=endpoint.url)
+
+    def _probe(self, endpoint: Endpoint, *, prove: bool = False) -> "asyncio.Task[None]":
+        """Start a probe of an endpoint, or return the one in progress; work that failed is asked for again."""
+        prove = prove or (endpoint.probed_at > 0 and endpoint.state is BreakerState.OPEN)
+        task, proves = self._probing.get(endpoint.url, (None, False))
+        if task is None or task.done() or (prove and not proves):
+            task = asyncio.create_task(self._run_probe(endpoint, task, prove=prove))
+            self._probing[endpoint.url] = task, prove
         return task
 
     async def _await_probe(self, endpoint: Endpoint) -> None:
         """Wait for a probe, which other runs may wait for too: cancelling one of them does not cancel it."""
         await asyncio.shield(self._probe(endpoint))
 
-    async def _run_probe(self, endpoint: Endpoint) -> None:
+    async def _run_probe(self, endpoint: Endpoint, before: "asyncio.Task[None] | None", *, prove: bool) -> None:
+        if before is not None:
+            await asyncio.wait({before})
         was = endpoint.state
         try:
-            found = await probe(self.client, endpoint.url, self.entry.name)
+            found = await probe(self.client, endpoint.url, self.entry.engine_name, prove=prove)
         except EngineError as error:
             endpoint.capabilities, endpoint.problem = None, error
             endpoint.breaker.probed(time.monotonic(), answers=False)
@@ -237,7 +274,7 @@ class EnginePool:
         self.notify_changed()
 
     async def _poll(self, endpoint: Endpoint, now: float) -> None:
-        endpoint.metrics = await poll_metrics(self.client, endpoint.url, self.entry.name)
+        endpoint.saw_metrics(await poll_metrics(self.client, endpoint.url, self.entry.engine_name))
         gauges = endpoint.metrics.gauges if endpoint.metrics else None
         seconds, endpoint.polled_at = now - endpoint.polled_at, now
         endpoint.limit.update(gauges, endpoint.in_flight, seconds, has_backlog=self.has_backlog)

@@ -1,24 +1,39 @@
 """Response bodies to completions. Shapes as recorded from vLLM 0.32; unknown fields are ignored."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
+from pipeline.engine.events import DONE, EventReader
 from pipeline.kinds.requests import Completion, CompletionRequest
-from schemas.errors import EngineError, EngineFailed, InvalidOutput
+from schemas.errors import AnswerFiltered, EngineError, EngineFailed, InvalidOutput
 
 _UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)
 _MAX_COUNT = 2**31 - 1
-_EVENT, _DONE = b"data: ", b"data: [DONE]"
+_ROUNDING = 0.01
+LONGEST_TEXT = 8 * 1024 * 1024
+"""Characters of a streamed answer, and bytes of one event."""
+
+# Why an answer ended, as engines and gateways write it; what is not here fails the attempt.
+_FINISHED = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls", "function_call"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), "length"),
+}
+_FILTERED = {"content_filter", "safety", "sensitive", "recitation", "blocklist", "prohibited_content", "refusal"}
+_ABORTED = {"abort", "error", "cancelled", "network_error", "insufficient_system_resource"}
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a 200."""
     try:
         value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidOutput("the engine's answer is not JSON") from error
+    except orjson.JSONDecodeError:
+        try:
+            value = json.loads(body)  # Python's own servers write NaN and Infinity, which are not JSON
+        except (ValueError, RecursionError) as error:
+            raise InvalidOutput("the engine's answer is not JSON") from error
     if not isinstance(value, dict):
         raise InvalidOutput("the engine's answer is JSON, but not an object")
     return value
@@ -36,21 +51,23 @@ def parse_text(value: Any) -> str:
 
 
 def parse_count(value: Any) -> int | None:
-    """Return a token count, None if there is none. TypeError if it is not a count."""
-    if value is None:
-        return None
-    if not isinstance(value, int) or not 0 <= value <= _MAX_COUNT:
-        raise TypeError("not a count")
-    return value
+    """Return a token count; None if there is none, or something that is not a count."""
+    return value if type(value) is int and 0 <= value <= _MAX_COUNT else None
+
+
+def _usage(value: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Return tokens of prompt and completion: bookkeeping, which never costs the answer."""
+    usage = value.get("usage")
+    if not isinstance(usage, dict):
+        return None, None
+    return parse_count(usage.get("prompt_tokens")), parse_count(usage.get("completion_tokens"))
 
 
 def parse_single(body: bytes, seconds: float) -> Completion:
     """Return the completion of a single request that took this many seconds."""
     value = parse_object(body)
     try:
-        usage = value.get("usage") or {}
-        prompt_tokens = parse_count(usage.get("prompt_tokens"))
-        completion_tokens = parse_count(usage.get("completion_tokens"))
+        prompt_tokens, completion_tokens = _usage(value)
         return _completion(value["choices"][0], prompt_tokens, completion_tokens, seconds, _is_simulated(value))
     except _UNREADABLE as error:
         raise InvalidOutput("the engine's answer is not a chat completion") from error
@@ -64,14 +81,19 @@ def parse_batch(body: bytes, requests: Sequence[CompletionRequest], seconds: flo
     """
     value = parse_object(body)
     try:
-        usage = value.get("usage") or {}
-        shares = _shares(parse_count(usage.get("prompt_tokens")), [request.characters for request in requests])
-        completions = _shares(parse_count(usage.get("completion_tokens")), [1] * len(requests))
-        rows: list[Completion | EngineError] = [InvalidOutput("the engine's answer lacks this row") for _ in requests]
+        prompt_tokens, completion_tokens = _usage(value)
+        shares = _shares(prompt_tokens, [request.characters for request in requests])
+        completions = _shares(completion_tokens, [1] * len(requests))
+        rows: list[Completion | EngineError | None] = [None] * len(requests)
         for choice in value["choices"]:
-            index = choice["index"]
+            index = choice.get("index") if isinstance(choice, dict) else None
+            if type(index) is not int or not 0 <= index < len(rows):
+                continue  # whose it is cannot be known; the others are good
+            if rows[index] is not None:
+                rows[index] = InvalidOutput("the engine's answer has this row twice")
+                continue
             rows[index] = _row(choice, shares[index], completions[index], seconds, _is_simulated(value))
-        return rows
+        return [InvalidOutput("the engine's answer lacks this row") if row is None else row for row in rows]
     except _UNREADABLE as error:
         raise InvalidOutput("the engine's answer is not a batch of chat completions") from error
 
@@ -82,33 +104,47 @@ class StreamedCompletion:
     def __init__(self, endpoint: str) -> None:
         self.done = False
         self._endpoint = endpoint
+        self._events = EventReader()
         self._pieces: list[str] = []
+        self._length = 0
         self._finish: str | None = None
+        self._reasoning = False
         self._usage: dict[str, Any] = {}
         self._simulated = False
 
-    def feed(self, lines: Iterable[bytes]) -> str:
-        """Add whole lines of the stream; returns the text that they add."""
+    def feed(self, piece: bytes) -> str:
+        """Add a piece of the body; returns the text that it adds."""
         before = len(self._pieces)
-        for line in lines:
-            if not line.startswith(_EVENT):
-                continue
-            if line.startswith(_DONE):
-                self.done = True
-                break
-            self._add(parse_object(line[len(_EVENT) :]))
+        for data in self._events.feed(piece):
+            self._take(data)
+        if max(self._length, self._events.held_bytes) > LONGEST_TEXT:
+            raise InvalidOutput(f"the engine's answer is longer than {LONGEST_TEXT // 1024**2} MiB")
         return "".join(self._pieces[before:])
 
+    def _take(self, data: bytes) -> None:
+        if self.done or data == DONE:
+            self.done = True
+            return
+        for event in _objects(data):
+            if event is None:
+                self.done = True
+                return
+            self._add(event)
+
     def _add(self, event: dict[str, Any]) -> None:
-        if "error" in event:
+        if event.get("error"):
             raise EngineFailed(f"{self._endpoint} failed during the request", endpoint=self._endpoint)
         self._simulated = self._simulated or _is_simulated(event)
-        self._usage = event.get("usage") or self._usage
+        if event.get("usage"):
+            self._usage = event
         try:
-            for choice in event["choices"][:1]:
+            for choice in (event.get("choices") or ())[:1]:
                 self._finish = choice.get("finish_reason") or self._finish
-                if text := parse_text(choice["delta"].get("content")):
+                delta = choice.get("delta") or {}
+                self._reasoning = self._reasoning or _has_reasoning(delta)
+                if text := parse_text(delta.get("content")):
                     self._pieces.append(text)
+                    self._length += len(text)
         except _UNREADABLE as error:
             raise InvalidOutput("the engine's stream is not a chat completion") from error
 
@@ -119,15 +155,15 @@ class StreamedCompletion:
             EngineFailed: the stream ended before its end.
         """
         if not self.done:
+            for data in self._events.close():
+                self._take(data)
+        if not self.done:
             raise EngineFailed(f"{self._endpoint} cut the stream", endpoint=self._endpoint)
-        try:
-            prompt_tokens = parse_count(self._usage.get("prompt_tokens"))
-            completion_tokens = parse_count(self._usage.get("completion_tokens"))
-        except _UNREADABLE as error:
-            raise InvalidOutput("the engine's token counts are not counts") from error
+        prompt_tokens, completion_tokens = _usage(self._usage)
         return Completion(
             text="".join(self._pieces),
-            finish_reason=_check_finish(self._finish),
+            finish_reason=_finish(self._finish),
+            reasoning=self._reasoning,
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             engine_seconds=seconds,
@@ -139,11 +175,12 @@ class StreamedCompletion:
 def _completion(
     choice: dict[str, Any], prompt_tokens: int | None, completion_tokens: int | None, seconds: float, simulated: bool
 ) -> Completion:
-    finish = _check_finish(choice.get("finish_reason"))
+    finish = _finish(choice.get("finish_reason"))
     alternatives, tokens = _first_token(choice)
     return Completion(
         text=parse_text(choice["message"].get("content")),
         finish_reason=finish,
+        reasoning=_has_reasoning(choice["message"]),
         first_token=alternatives,
         prompt_tokens=prompt_tokens,
         completion_tokens=tokens if completion_tokens is None else completion_tokens,
@@ -157,7 +194,7 @@ def _row(
 ) -> Completion | EngineError:
     """Return one row of a batch; a fault in it fails this row alone."""
     try:
-        content = (choice.get("logprobs") or {}).get("content")
+        content = _positions(choice)
         return _completion(choice, prompt_tokens, len(content) if content else share, seconds, simulated)
     except EngineError as error:
         return error
@@ -165,22 +202,49 @@ def _row(
         return InvalidOutput("the engine's answer for this row is not a chat completion")
 
 
+def _objects(data: bytes) -> list[dict[str, Any] | None]:
+    """Return the objects of one event, None for its end: some servers end every event with a single line end."""
+    try:
+        return [parse_object(data)]
+    except InvalidOutput:
+        lines = data.split(b"\n")
+        if len(lines) == 1:
+            raise
+        return [None if line == DONE else parse_object(line) for line in lines if line]
+
+
+def _positions(choice: dict[str, Any]) -> list[Any]:
+    """Return the log probabilities by position, empty where there are none that can be read."""
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return content if isinstance(content, list) else []
+
+
 def _first_token(choice: dict[str, Any]) -> tuple[tuple[tuple[str, float], ...], int | None]:
-    """Return the alternatives of the first position, the sampled one among them, and the number of tokens."""
-    content = (choice.get("logprobs") or {}).get("content")
+    """Return the alternatives of the first position, the sampled one among them, and the number of tokens.
+
+    An alternative without a usable number is left out: servers write null for an impossible one.
+    """
+    content = _positions(choice)
     if not content:
         return (), None
-    head = content[0]
-    entries = [head, *(head.get("top_logprobs") or ())]
-    return tuple([(str(entry["token"]), _logprob(entry["logprob"])) for entry in entries]), len(content)
+    head = content[0] if isinstance(content[0], dict) else {}
+    others = head.get("top_logprobs")
+    entries = [head, *(others if isinstance(others, list) else ())]
+    return tuple([found for entry in entries if (found := _alternative(entry)) is not None]), len(content)
 
 
-def _logprob(value: Any) -> float:
-    """Return the logarithm of a probability; ValueError if it cannot be one. Rounding may leave it a little above zero."""
-    found = float(value)
-    if not found <= 0.01:
-        raise ValueError("not the logarithm of a probability")
-    return found
+def _alternative(entry: Any) -> tuple[str, float] | None:
+    """Return token and log probability; None if one is missing. Rounding may leave it a little above zero."""
+    token, logprob = (entry.get("token"), entry.get("logprob")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
+        return None
+    return (token, float(logprob)) if -1e300 < logprob <= _ROUNDING else None
+
+
+def _has_reasoning(message: dict[str, Any]) -> bool:
+    """Whether the engine put tokens into reasoning; its parsers use both names."""
+    return bool(message.get("reasoning_content") or message.get("reasoning"))
 
 
 def _is_simulated(value: dict[str, Any]) -> bool:
@@ -188,13 +252,23 @@ def _is_simulated(value: dict[str, Any]) -> bool:
     return str(value.get("system_fingerprint") or "").startswith("simulator-")
 
 
-def _check_finish(finish_reason: Any) -> str:
-    """Refuse answers that the engine aborted (vLLM does so on SIGTERM, with HTTP 200 and half a text)."""
-    if finish_reason is not None and not isinstance(finish_reason, str):
+def _finish(reason: Any) -> str:
+    """Return `stop` or `length`; any other reason means that this is not the answer.
+
+    vLLM aborts on SIGTERM with HTTP 200 and half a text. Without a reason the answer is taken as whole.
+    """
+    if reason is None:
+        return "stop"
+    if not isinstance(reason, str):
         raise InvalidOutput("the engine's finish_reason is not a text")
-    if finish_reason in {"abort", "error"}:
+    known = reason.lower()
+    if known in _FILTERED:
+        raise AnswerFiltered("a filter of the engine cut the answer off")
+    if known in _ABORTED:
         raise EngineFailed("the engine aborted the answer")
-    return finish_reason or "stop"
+    if known not in _FINISHED:
+        raise InvalidOutput("the engine ended the answer for a reason that is not known here")
+    return _FINISHED[known]
 
 
 def _shares(total: int | None, weights: Sequence[int]) -> list[int | None]:

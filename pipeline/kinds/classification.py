@@ -18,7 +18,7 @@ from pipeline.kinds.dialogue import language_of
 from pipeline.kinds.requests import Completion, Constraint, RequestTemplate
 from pipeline.models import LabelForm
 from schemas.calls import Language
-from schemas.errors import InvalidOutput
+from schemas.errors import InvalidOutput, OnlyReasoning
 from schemas.jobs import UtteranceJob
 
 MAX_TOP_LOGPROBS = 20  # vLLM's --max-logprobs unless set otherwise; more is refused with 400
@@ -180,9 +180,14 @@ def decode_verdict(completion: Completion, decoder: LabelDecoder) -> Verdict:
     """Return the label that was answered.
 
     Raises:
+        OnlyReasoning: the one token went into reasoning.
         InvalidOutput: the answer is empty, or not a label of the set: the constraint was dropped somewhere.
     """
     text = completion.text.strip()
+    if text.startswith("<think") or (not text and completion.reasoning):
+        raise OnlyReasoning(
+            "the model answered with reasoning instead of a label: switch it off with chat_template_kwargs in models.toml"
+        )
     if not text:
         raise InvalidOutput("the engine answered with an empty text")
     if decoder.form is LabelForm.WHOLE_WORD:

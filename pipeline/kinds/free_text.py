@@ -6,7 +6,7 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.kinds.requests import Completion, EndpointProfile, RequestTemplate
-from schemas.errors import InvalidOutput
+from schemas.errors import InvalidOutput, OnlyReasoning
 from schemas.jobs import Sampling
 
 _AS_GIVEN = "as-given"  # no words of ours around the caller's
@@ -51,8 +51,16 @@ def require_text(completion: Completion) -> str:
 
     Raises:
         InvalidOutput: it is empty.
+        OnlyReasoning: the model thought, and got no further.
     """
-    if not completion.text.strip():
+    text = completion.text.strip()
+    if (not text and completion.reasoning) or (text.startswith("<think>") and "</think>" not in text):
+        spent = "" if completion.completion_tokens is None else f" {completion.completion_tokens}"
+        raise OnlyReasoning(
+            f"all{spent} tokens went into reasoning: raise sampling.max_tokens, or switch reasoning off with "
+            "chat_template_kwargs in models.toml"
+        )
+    if not text:
         raise InvalidOutput("the engine answered with an empty text")
     return completion.text
 

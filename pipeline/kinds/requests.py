@@ -121,8 +121,10 @@ class Completion:
     """The answer of an engine to one request.
 
     Attributes:
+        finish_reason: `stop` or `length`.
         first_token: (token text, log probability) pairs of the first position, the sampled one among
             them; empty where the engine gave none.
+        reasoning: whether the engine gave tokens of reasoning beside the text.
         prompt_tokens: the engine's count; in a micro-batch a share of its sum.
         engine_seconds: from sent to the whole answer.
         first_token_seconds: from sent to the first token; None where not streamed.
@@ -132,6 +134,7 @@ class Completion:
     text: str
     finish_reason: str
     first_token: tuple[tuple[str, float], ...] = ()
+    reasoning: bool = False
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     engine_seconds: float = 0.0

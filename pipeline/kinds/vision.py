@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import orjson
-
+from pipeline.kinds.exact_json import parse_exact
 from pipeline.kinds.free_text import finish_reason, free_text_template, require_text, system_messages
 from pipeline.kinds.kind import Kind
 from pipeline.kinds.requests import Completion, CompletionRequest, Constraint, EndpointProfile
@@ -11,8 +10,6 @@ from schemas.answer_schema import conforms
 from schemas.errors import InvalidOutput
 from schemas.jobs import VisionJob
 from schemas.results import VisionResult
-
-_MAX_DEPTH = 100
 
 
 def build(job: VisionJob, profile: EndpointProfile) -> CompletionRequest:
@@ -45,32 +42,12 @@ def decode(job: VisionJob, _request: CompletionRequest, completion: Completion) 
         return VisionResult(text=text, finish_reason=finish)
     if finish == "length":
         raise InvalidOutput("the JSON was cut off; raise sampling.max_tokens or ask for less")
-    try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidOutput("the engine's answer is not JSON") from error
-    if not _can_be_stored(parsed):
-        raise InvalidOutput(f"the engine's JSON is nested deeper than {_MAX_DEPTH} levels")
+    parsed = parse_exact(text)
     if not conforms(parsed, job.answer_schema):
         raise InvalidOutput(
             "the engine's JSON does not conform to answer_schema; does the endpoint honour structured outputs?"
         )
     return VisionResult(text=text, answer=parsed, finish_reason=finish)
-
-
-def _can_be_stored(answer: Any) -> bool:
-    """Whether pydantic can write it again; its limit is some 250 levels."""
-    level = [answer]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return True
-    return False
 
 
 def _text(result: VisionResult) -> str:

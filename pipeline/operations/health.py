@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from pipeline.kinds.requests import CompletionRequest, RequestTemplate
 from pipeline.models import ModelEntry, Models
 from pipeline.store import Database, queries
 from schemas.doorbells import Lane, queue_name
-from schemas.errors import EngineError, PipelineError
+from schemas.errors import EndpointRefused, EngineError, EngineTimeout, EngineUnavailable, PipelineError
 
 _PING_SECONDS = 1.0
+_LONGEST_SECONDS = 5.0
 _PROBE = CompletionRequest(
     RequestTemplate("health", (), {"max_tokens": 1, "temperature": 0.0}, ""), ({"role": "user", "content": "ping"},)
 )
@@ -39,13 +40,27 @@ class Finding:
 
 async def check(
     database: Database, publisher: Publisher, notifier: Notifier, engine: EngineClient, models: Models
-) -> list[Finding]:
-    """Check Postgres, Redis, the broker, every endpoint and the workers concurrently."""
-    endpoints = [_endpoint(engine, entry, url) for entry in models for url in entry.addresses]
-    parts = [_postgres(database), _redis(notifier), _broker(publisher), *endpoints]
-    found = list(await asyncio.gather(*parts))
-    broker_works = found[2].ok
-    return [*found, *(await _workers(publisher, models) if broker_works else [])]
+) -> AsyncIterator[Finding]:
+    """Check Postgres, Redis, the broker, every endpoint and the workers at once; yields what is known as soon as it is."""
+    parts = {"postgres": _postgres(database), "redis": _redis(notifier), "broker": _broker(publisher)}
+    parts |= {f"{entry.name} at {url}": _endpoint(engine, entry, url) for entry in models for url in entry.addresses}
+    broker_works = True
+    for checked in asyncio.as_completed([_bounded(part, work) for part, work in parts.items()]):
+        finding = await checked
+        broker_works = broker_works and (finding.ok or finding.part != "broker")
+        yield finding
+    if broker_works:
+        for finding in await _workers(publisher, models):
+            yield finding
+
+
+async def _bounded(part: str, work: Awaitable[Finding]) -> Finding:
+    try:
+        async with asyncio.timeout(_LONGEST_SECONDS):
+            return await work
+    except TimeoutError:
+        advice = "it takes connections and does not answer: it may hang, or be suspended; see its own log"
+        return Finding(part, False, f"no answer in {_LONGEST_SECONDS:.0f} s", advice)
 
 
 async def _timed(work: Callable[[], Any]) -> float:
@@ -91,14 +106,14 @@ async def _broker(publisher: Publisher) -> Finding:
 
 async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Finding:
     part = f"{entry.name} at {url}"
+    name = entry.engine_name
     try:
-        capabilities = await probe(engine, url, entry.name)
-        latency = await _timed(lambda: engine.complete(url, entry.name, _PROBE))
-        letters = await letters_are_tokens(engine, url, entry.name)
-        metrics = await poll_metrics(engine, url, entry.name)
+        capabilities = await probe(engine, url, name, prove=True)
+        latency = await _timed(lambda: engine.complete(url, name, _PROBE, parameters=entry.parameters))
+        letters = await letters_are_tokens(engine, url, name)
+        metrics = await poll_metrics(engine, url, name)
     except EngineError as error:
-        advice = f"start vLLM there, set endpoints in models.toml, or run: yyc3 up --simulate ({error.code})"
-        return Finding(part, False, error.message, advice)
+        return Finding(part, False, error.message, _advice_for(error))
     kind = f"simulator, as vLLM {capabilities.version}" if capabilities.simulated else f"vLLM {capabilities.version}"
     abilities = {
         "micro-batches": capabilities.batch_route,
@@ -109,6 +124,17 @@ async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Findin
     able = ", ".join(f"{'' if there else 'no '}{what}" for what, there in abilities.items())
     seen = f"{kind}, {capabilities.max_model_len or 'unknown'} tokens of context, {able}"
     return Finding(part, True, seen, _advice(entry, capabilities), latency_ms=latency)
+
+
+def _advice_for(error: EngineError) -> str:
+    """Return what to do next; what the message says already is not said again."""
+    if isinstance(error, EndpointRefused):
+        return ""
+    if isinstance(error, EngineUnavailable) and error.message.endswith("does not answer"):
+        return "start vLLM there, set endpoints in models.toml, or run: yyc3 up --simulate"
+    if isinstance(error, EngineTimeout):
+        return "it takes connections and does not answer: it may hang; see its own log"
+    return ""
 
 
 def _advice(entry: ModelEntry, capabilities: Capabilities) -> str:

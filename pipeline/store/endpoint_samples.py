@@ -16,6 +16,7 @@ class EndpointSample:
 
     Attributes:
         state: of the circuit breaker: closed (in use), paused or open.
+        problem: what is wrong with it; None if nothing is.
         in_flight, limit_rows: rows sent and unanswered, and how many there may be.
         waiting_rows: rows in the process that wait for capacity at any endpoint of the model.
         rows_per_second, tokens_per_second: answered since the last sample; completion tokens.
@@ -28,6 +29,7 @@ class EndpointSample:
     model: str
     lane: str
     state: str
+    problem: str | None
     in_flight: int
     limit_rows: int
     waiting_rows: int

@@ -28,6 +28,7 @@ _WHERE = {
     ErrorCode.REQUEST_REJECTED: _IN_AN_OUTCOME,
     ErrorCode.PROMPT_TOO_LONG: _IN_AN_OUTCOME,
     ErrorCode.INVALID_OUTPUT: _IN_BOTH,
+    ErrorCode.CONTENT_FILTERED: _IN_AN_OUTCOME,
     ErrorCode.INTERNAL_ERROR: f"{_IN_BOTH}; or in a `refused` reply",
     ErrorCode.WORKER_LOST: _WAITING,
     ErrorCode.CRASHED_WORKER: _IN_AN_OUTCOME,

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import ssl
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,8 +23,9 @@ class Proxy:
     A rule that returns None passes its request on too.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: ssl.SSLContext | None = None) -> None:
         self.target = target
+        self._tls = tls
         self.rules: dict[str, Rule] = {}
         self.seen: list[str] = []
         self.url = ""
@@ -51,8 +53,8 @@ class Proxy:
         app.router.add_route("*", "/{path:.*}", self._respond)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         async with ClientSession() as self._client:
             self._ready.set()
             await self._end.wait()

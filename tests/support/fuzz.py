@@ -300,7 +300,7 @@ def _check_stream(value: list[bytes]) -> None:
     def work() -> None:
         completion = StreamedCompletion("http://e")
         for line in value:
-            completion.feed([line])
+            completion.feed(line + b"\n\n")
         completion.result(0.1, None)
 
     accept_or_refuse(work)
@@ -316,7 +316,7 @@ def _a_refusal(draw: random.Random) -> tuple[int, bytes]:
 
 
 def _check_refusal(value: tuple[int, bytes]) -> None:
-    error = from_status(*value, "http://e")
+    error = from_status(value[0], {}, value[1], "http://e")
     assert isinstance(error, EngineError)
     assert CANARY not in error.message
 

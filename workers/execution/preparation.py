@@ -80,7 +80,8 @@ class RowPreparer:
             return None
         key = None
         if job.cache and request.deterministic:
-            key = cache_key(job.tenant, entry.name, capabilities.revision, capabilities.simulated, request)
+            revision, simulated = capabilities.revision, capabilities.simulated
+            key = cache_key(job.tenant, entry.name, revision, simulated, request, entry.parameters)
         return Row(run, claimed, job, request, profile, key, capabilities)
 
     async def _uncached_rows(self, run: Run, rows: list[Row]) -> list[Row]:

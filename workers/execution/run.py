@@ -108,12 +108,13 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class EngineRequest:
-    """Rows that are in flight together."""
+    """Rows that are in flight together; `given_up` if its endpoint hangs."""
 
     rows: list[Row]
     endpoint: Endpoint
     capabilities: Capabilities | None
     task: "asyncio.Task[None] | None" = None
+    given_up: bool = False
 
     def cancel_if_unused(self) -> None:
         """Abort the request at the engine if no row of it is pending any more."""

@@ -5,14 +5,10 @@ import time
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-import structlog
-
 from pipeline import kinds
 from pipeline.engine import Endpoint, EnginePool
 from pipeline.engine.breaker import BreakerState
-from pipeline.engine.client import BatchRouteMissing
 from pipeline.kinds import Completion
-from pipeline.observability.logging import safe_error_summary
 from pipeline.store.answer_cache import CachedAnswer
 from pipeline.streams import StreamWriter
 from schemas.errors import (
@@ -20,17 +16,16 @@ from schemas.errors import (
     EngineFailed,
     EngineOverloaded,
     ErrorCode,
-    InternalError,
     InvalidOutput,
     RequestRejected,
 )
 from schemas.results import Result
+from workers.execution.requests import Requests
 from workers.execution.row_queue import LONGEST_WAIT_SECONDS, RowQueue, request_size
-from workers.execution.run import EngineRequest, Row, Run
+from workers.execution.run import Row, Run
 from workers.execution.sending import Sender
 from workers.execution.single_flight import SingleFlight
 
-_log = structlog.get_logger(__name__)
 _MAX_REFUSALS = 8
 
 
@@ -43,13 +38,13 @@ class Scheduler:
 
     def __init__(self, pool: EnginePool, streams: StreamWriter) -> None:
         self._pool = pool
-        self._sender = Sender(pool, streams)
         self._queue: RowQueue[Row] = RowQueue()
         self._flights = SingleFlight()
-        self._requests: set[EngineRequest] = set()
+        self._requests = Requests(pool, Sender(pool, streams), self)
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         pool.on_change = self._dispatch
+        pool.on_hung = self._requests.give_up
 
     async def send(self, run: Run, rows: Sequence[Row]) -> None:
         """Run a round for each of these rows; their outcomes are added to the run."""
@@ -72,8 +67,7 @@ class Scheduler:
                 await all_finished
         except asyncio.CancelledError:
             run.abandoned = True
-            for request in list(self._requests):
-                request.cancel_if_unused()
+            self._requests.cancel_unused()
             raise
 
     @property
@@ -95,11 +89,11 @@ class Scheduler:
         answer = self._flights.answer_for(row)
         if answer is not None:
             row.run.copy(row, answer)
-            self._finish_row(row)
+            self.finish_row(row)
         elif not self._flights.join(row):
             self._queue.add(row)
 
-    def _finish_row(self, row: Row, answer: CachedAnswer | None = None) -> None:
+    def finish_row(self, row: Row, answer: CachedAnswer | None = None) -> None:
         """End the round of a row; rows that asked the same get its answer, or are queued."""
         row.in_request = None
         answered, queued = self._flights.land(row, answer)
@@ -108,7 +102,7 @@ class Scheduler:
         for follower in answered:
             assert answer is not None
             follower.run.copy(follower, answer)
-            self._finish_row(follower)
+            self.finish_row(follower)
         if row.on_finished is not None:
             finished, row.on_finished = row.on_finished, None
             finished()
@@ -122,7 +116,7 @@ class Scheduler:
                 self._return_all()
                 break
             if not self._is_runnable(row) or not self._pool.has_alternative(row.excluded):
-                self._finish_row(self._queue.take(1)[0])
+                self.finish_row(self._queue.take(1)[0])
                 continue
             endpoint = self._pool.choose(row.request.prefix_key, row.excluded)
             if endpoint is None and row.excluded and self._pool.has_capacity:
@@ -132,7 +126,7 @@ class Scheduler:
             if endpoint is None or not rows:
                 self._schedule_dispatch(endpoint)
                 break
-            self._start([one for one in self._queue.take(rows) if self._keep(one)], endpoint)
+            self._requests.start([one for one in self._queue.take(rows) if self._keep(one)], endpoint)
         for row in reversed(skipped):
             self._queue.add(row)
         self._pool.has_backlog = bool(self._queue)
@@ -151,7 +145,7 @@ class Scheduler:
     def _keep(self, row: Row) -> bool:
         if self._is_runnable(row):
             return True
-        self._finish_row(row)
+        self.finish_row(row)
         return False
 
     def _is_runnable(self, row: Row) -> bool:
@@ -166,7 +160,7 @@ class Scheduler:
             for row in rows:
                 if not self._stopped and row.is_pending:
                     row.run.last_code = row.run.last_code or ErrorCode.ENGINE_UNAVAILABLE
-                self._finish_row(row)
+                self.finish_row(row)
 
     def _schedule_dispatch(self, endpoint: Endpoint | None) -> None:
         """Dispatch later: after the longest wait for capacity, or when the pause of an endpoint ends."""
@@ -179,54 +173,7 @@ class Scheduler:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(max(0.001, due - now), self._dispatch)
 
-    def _start(self, rows: list[Row], endpoint: Endpoint) -> None:
-        if not rows:
-            return
-        request = EngineRequest(rows, endpoint, endpoint.capabilities)
-        self._requests.add(request)
-        now = time.perf_counter()
-        for row in rows:
-            row.in_request = request
-            row.sent_at = row.sent_at or now
-        tokens = sum(row.tokens + row.request.max_tokens for row in rows)
-        endpoint.begin(len(rows), tokens)
-        request.task = asyncio.create_task(self._run(request))
-        # Not in the task itself: a task that is cancelled before its first step never gets that far.
-        request.task.add_done_callback(lambda _: self._on_request_done(request, tokens))
-
-    def _on_request_done(self, request: EngineRequest, tokens: int) -> None:
-        """Release the capacity of a request; rows of it that have no outcome end their round."""
-        self._requests.discard(request)
-        request.endpoint.end(len(request.rows), tokens)
-        for row in request.rows:
-            if row.in_request is request:
-                self._finish_row(row)
-        self._pool.notify_changed()
-
-    async def _run(self, request: EngineRequest) -> None:
-        try:
-            await self._complete(request)
-        except Exception as bug:  # noqa: BLE001 - it costs these rows an attempt, not the chunk; the log names it
-            self._fail_internally(request, bug)
-
-    async def _complete(self, request: EngineRequest) -> None:
-        rows, endpoint = request.rows, request.endpoint
-        started = time.monotonic()
-        try:
-            completions = await self._sender.send(rows, endpoint)
-        except BatchRouteMissing:
-            endpoint.lose_batch_route()
-            self._put_back(rows)
-        except EngineError as error:
-            endpoint.record_failure(error, len(rows), started)
-            self._fail_request(rows, endpoint, error)
-        else:
-            tokens = sum(one.completion_tokens or 0 for one in completions if isinstance(one, Completion))
-            endpoint.record_success(time.monotonic() - started, tokens, len(rows))
-            for row, completion in zip(rows, completions, strict=True):
-                self._settle_row(row, completion, endpoint)
-
-    def _fail_request(self, rows: list[Row], endpoint: Endpoint, error: EngineError) -> None:
+    def fail_request(self, rows: Sequence[Row], endpoint: Endpoint, error: EngineError) -> None:
         """Decide what a failed request means for each of its rows."""
         if isinstance(error, RequestRejected) and len(rows) > 1:
             # One bad row fails all. Halves, shared with no other rows, find it in a few more requests.
@@ -234,12 +181,12 @@ class Scheduler:
                 group = object()
                 for row in half:
                     row.group = group
-            self._put_back(rows)
+            self.put_back(rows)
             return
         if isinstance(error, EngineOverloaded):
             for row in rows:
                 row.refusals += 1
-            self._put_back([row for row in rows if row.refusals < _MAX_REFUSALS])
+            self.put_back([row for row in rows if row.refusals < _MAX_REFUSALS])
             rows = [row for row in rows if row.refusals >= _MAX_REFUSALS]
         for row in rows:
             self._fail(row, error, endpoint)
@@ -250,22 +197,23 @@ class Scheduler:
         row.excluded = (*row.excluded, endpoint.url)
         retry = error.retryable and row.is_pending and not row.too_long and not row.undecodable
         if not retry or not self._pool.has_alternative(row.excluded):
-            self._finish_row(row)
+            self.finish_row(row)
             return
         if error.consumes_attempt:
             row.group = row.job_id  # alone: if it crashes its engine, it harms no other row
-        self._put_back([row])
+        self.put_back([row])
 
-    def _put_back(self, rows: list[Row]) -> None:
+    def put_back(self, rows: Sequence[Row]) -> None:
+        """Queue rows again, at their former positions."""
         for row in reversed(rows):
             row.in_request = None
             self._queue.add(row)
 
-    def _settle_row(self, row: Row, completion: Completion | EngineError, endpoint: Endpoint) -> None:
+    def settle_row(self, row: Row, completion: Completion | EngineError, endpoint: Endpoint) -> None:
         """Settle a row with its completion; that of a row cancelled meanwhile belongs to the next one that asked the same."""
         next_caller = self._flights.take_over(row)
         if next_caller is not None:
-            self._finish_row(row)
+            self.finish_row(row)
             row = next_caller
         result = _decode(row, completion)
         if isinstance(result, EngineError):
@@ -275,17 +223,7 @@ class Scheduler:
             self._fail(row, result, endpoint)
         else:
             assert isinstance(completion, Completion)
-            self._finish_row(row, row.run.succeed(row, result, completion, endpoint))
-
-    def _fail_internally(self, request: EngineRequest, bug: Exception) -> None:
-        summary = safe_error_summary(bug)
-        _log.error(
-            "an attempt failed in our own code", model=self._pool.entry.name, rows=len(request.rows), fault=summary
-        )
-        error = InternalError(f"an internal error: {summary}")
-        for row in request.rows:
-            if row.in_request is request and row.is_pending:
-                row.run.fail_attempt(row, error, request.endpoint)
+            self.finish_row(row, row.run.succeed(row, result, completion, endpoint))
 
 
 def _decode(row: Row, completion: Completion | EngineError) -> Result | EngineError:

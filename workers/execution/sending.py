@@ -18,7 +18,8 @@ class Sender:
 
     def __init__(self, pool: EnginePool, streams: StreamWriter) -> None:
         self._client = pool.client
-        self._model = pool.entry.name
+        self._model = pool.entry.engine_name
+        self._parameters = pool.entry.parameters
         self._streams = streams
 
     async def send(self, rows: Sequence[Row], endpoint: Endpoint) -> Sequence[Completion | EngineError]:
@@ -31,7 +32,9 @@ class Sender:
         if len(rows) == 1:
             return [await self._one(rows[0], endpoint)]
         requests = [row.request for row in rows]
-        return await self._client.complete_batch(endpoint.url, self._model, requests, _priority(rows[0].run))
+        return await self._client.complete_batch(
+            endpoint.url, self._model, requests, _priority(rows[0].run), parameters=self._parameters
+        )
 
     async def _one(self, row: Row, endpoint: Endpoint) -> Completion:
         run, on_text = row.run, None
@@ -43,7 +46,13 @@ class Sender:
         # The first token of a bulk row is not read by anyone, and a stream costs a hundred times as much as one body.
         streamed = row.request.template.free_text and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
         return await self._client.complete(
-            endpoint.url, self._model, row.request, _priority(run), streamed=streamed, on_text=on_text
+            endpoint.url,
+            self._model,
+            row.request,
+            _priority(run),
+            parameters=self._parameters,
+            streamed=streamed,
+            on_text=on_text,
         )
 
 

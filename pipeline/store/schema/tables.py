@@ -235,6 +235,7 @@ endpoint_samples = sa.Table(
     sa.Column("model", sa.Text, primary_key=True),
     sa.Column("lane", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
+    sa.Column("problem", sa.Text),
     sa.Column("in_flight", sa.Integer, nullable=False),
     sa.Column("limit_rows", sa.Integer, nullable=False),
     sa.Column("waiting_rows", sa.Integer, nullable=False),

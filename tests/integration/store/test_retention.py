@@ -5,7 +5,7 @@ from pipeline.store.endpoint_samples import EndpointSample
 
 
 async def test_samples_are_kept_a_week_and_cached_answers_a_month(database: Database) -> None:
-    sample = EndpointSample("w", "http://a", "m", "bulk", "closed", 1, 2, 3, 4.0, 5.0, 6, None, 0.0, 0.5)
+    sample = EndpointSample("w", "http://a", "m", "bulk", "closed", None, 1, 2, 3, 4.0, 5.0, 6, None, 0.0, 0.5)
     await endpoint_samples.write(database, [sample])
     assert await endpoint_samples.latest(database) == [sample]
     async with database.connection() as connection:

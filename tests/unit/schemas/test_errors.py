@@ -30,7 +30,7 @@ def test_a_code_of_a_newer_version_is_other() -> None:
 
 def test_only_an_absent_or_busy_engine_consumes_no_attempt() -> None:
     free = {cls.__name__ for cls in classes(EngineError) if issubclass(cls, EngineError) and not cls.consumes_attempt}
-    assert free == {"EngineUnavailable", "EngineOverloaded"}
+    assert free == {"EngineUnavailable", "EndpointRefused", "EngineOverloaded"}
 
 
 class Part(BaseModel):

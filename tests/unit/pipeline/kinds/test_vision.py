@@ -4,7 +4,8 @@ import pytest
 
 from pipeline import kinds
 from pipeline.kinds import Completion, Constraint
-from schemas.errors import InvalidOutput
+from schemas.errors import InvalidOutput, OnlyReasoning
+from schemas.results import VisionResult, parse_result
 from tests.unit.pipeline.kinds.completions import build
 
 
@@ -25,9 +26,14 @@ def test_images_come_before_the_question_and_a_schema_in_the_engines_form() -> N
     [
         ('{"a": 1', "length", "cut off"),
         ("{a}", "stop", "not JSON"),
+        ('{"a": NaN}', "stop", "NaN, which is not a number"),
+        ('{"a": 0.1234567890123456789}', "stop", "more digits"),
+        ('{"a": 1e999}', "stop", "more digits"),
+        ('{"a": "\\ud800"}', "stop", "half a character"),
+        ("9" * 5_000, "stop", "not JSON"),
         ('{"a": "x"}', "stop", "does not conform"),
         ("[1]", "stop", "does not conform"),
-        ('{"a": ' * 2_000, "stop", "not JSON"),
+        ('{"a": ' * 2_000, "stop", "nested deeper"),
         (" ", "stop", "empty text"),
     ],
 )
@@ -42,6 +48,32 @@ def test_an_answer_nested_deeper_than_can_be_stored_fails_the_attempt() -> None:
     job, request = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": {}})
     with pytest.raises(InvalidOutput, match="nested"):
         kinds.decode(job, request, Completion(text="[" * 300 + "]" * 300, finish_reason="stop"))
+
+
+def test_a_number_is_kept_digit_for_digit() -> None:
+    job, request = build({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": {}})
+    text = '{"order": 98765432109876543210, "price": 0.10, "power": -1.5e3}'
+    result = kinds.decode(job, request, Completion(text=text, finish_reason="stop"))
+    stored = parse_result(result.model_dump_json().encode())
+    assert isinstance(stored, VisionResult)
+    assert stored.text == text
+    assert stored.answer == {"order": 98765432109876543210, "price": 0.1, "power": -1500.0}
+
+
+@pytest.mark.parametrize("text", ["", "<think>hm"])
+def test_tokens_that_all_went_into_reasoning_are_not_asked_for_again(text: str) -> None:
+    for kind, given in (
+        ("chat", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("code", {"instruction": "x", "language": "python"}),
+        ("vision", {"question": "?", "images": ["data:a"]}),
+        ("intent", {"text": "x"}),
+        ("sentiment", {"text": "x"}),
+    ):
+        job, request = build({"kind": kind, **given})
+        thought = Completion(text=text, finish_reason="length", reasoning=True, completion_tokens=512)
+        with pytest.raises(OnlyReasoning, match=r"chat_template_kwargs") as raised:
+            kinds.decode(job, request, thought)
+        assert not raised.value.retryable
 
 
 def test_a_property_may_be_named_pattern_and_parts_may_be_shared() -> None:

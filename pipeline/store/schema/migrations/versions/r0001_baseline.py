@@ -92,6 +92,7 @@ CREATE TABLE endpoint_samples (
     model TEXT NOT NULL,
     lane TEXT NOT NULL,
     state TEXT NOT NULL,
+    problem TEXT,
     in_flight INTEGER NOT NULL,
     limit_rows INTEGER NOT NULL,
     waiting_rows INTEGER NOT NULL,
