@@ -42,7 +42,8 @@ from pipeline.wiring import Adapters, Wiring
 from schemas.doorbells import Lane
 from schemas.errors import ErrorCode, InvalidSetting
 from schemas.ids import JobId
-from schemas.jobs import Job, canonical, parse_job
+from schemas.job import Job
+from schemas.jobs import canonical, parse_job
 from schemas.results import JobState
 from simulator import SimulatorOptions, serve
 

@@ -26,6 +26,7 @@ from pipeline.store.ids import JobIds
 from pipeline.streams import StreamReader, StreamWriter
 from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
+from schemas.ids import JobId
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,14 @@ class Adapters:
         limits = QueueLimits(self.models, self.database)
         return self.database, self.publisher, preparer, JobIds(self.database), limits
 
-    def submitter(self, reply_to: str | None) -> Submitter:
-        """Return the way in for single jobs; `reply_to` is the channel for notifications of settled jobs."""
-        return Submitter(*self._submission, reply_to)
+    def submitter(self, reply_to: str | None, *, on_stored: Callable[[JobId], None] = lambda _: None) -> Submitter:
+        """Return the way in for single jobs.
+
+        Args:
+            reply_to: the channel for notifications of settled jobs.
+            on_stored: called with each job that was not stored before.
+        """
+        return Submitter(*self._submission, reply_to, on_stored)
 
     def batch_submitter(self) -> BatchSubmitter:
         """Return the way in for batches."""

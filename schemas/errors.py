@@ -61,6 +61,7 @@ class ErrorCode(StrEnum):
     INVALID_OUTPUT = "invalid_output", "the answer is not what was asked for, is empty or unreadable"
     CONTENT_FILTERED = "content_filtered", "a filter of the engine cut the answer off"
     INTERNAL_ERROR = "internal_error", "a bug in this program; the log of the worker names it"
+    NEWER_VERSION = "newer_version", "stored by another version of this program; it waits for a worker of that version"
     WORKER_LOST = "worker_lost", "the worker that ran this job was lost; another one runs it"
     CRASHED_WORKER = "crashed_worker", "every worker that ran this job alone was lost"
     DEADLINE_PASSED = "deadline_passed", "the deadline of the job passed first"

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import InvalidJob
 from schemas.ids import JobId
-from schemas.jobs import Job, parse_job
+from schemas.job import Job
+from schemas.jobs import parse_job
 from schemas.results import JobError, Outcome
 
 INTAKE_QUEUE = "yyc3.intake"

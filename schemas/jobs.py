@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, Self, Union
 
 import orjson
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,42 +18,15 @@ from pydantic import (
 from schemas.answer_schema import check_answer_schema
 from schemas.calls import Language, Turn
 from schemas.errors import InvalidJob, first_problem
+from schemas.job import Job
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 MAX_DIALOGUE_CHARACTERS = 400_000
 MAX_LABELS = 100
 MAX_IMAGES = 8
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
 MAX_IMAGE_CHARACTERS = MAX_IMAGE_BYTES * 4 // 3 + 100  # as base64, with the head of a data URL
 Image = Annotated[str, StringConstraints(min_length=1, max_length=MAX_IMAGE_CHARACTERS)]
-
-
-class Job(BaseModel):
-    """What every job has, whatever its kind.
-
-    Attributes:
-        idempotency_key: the same key with the same job returns that job, whatever its deadline and priority were; with another
-            job it is refused.
-        tenant: a label to count by; keys are unique within it.
-        priority: lower goes first, like vLLM's; 0 is normal.
-        deadline: after this time the job is `expired` and no engine is asked.
-        tags: for the caller's own bookkeeping; stored, never interpreted.
-        model: an entry of models.toml; by default the first one that supports this kind.
-        cache: whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness
-            (intent, sentiment, and temperature 0), and within the tenant.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "default"
-    priority: int = Field(default=0, ge=-100, le=100)
-    deadline: AwareDatetime | None = None
-    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
-    model: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
-    cache: bool = True
 
 
 class UtteranceJob(Job):

@@ -4,7 +4,15 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -115,9 +123,27 @@ for _model in (IntentResult, SentimentResult, ChatResult, CodeResult, VisionResu
     register_result(_model)
 
 
+class UnknownResult(Result):
+    """A result of a kind, or of a form, that this version does not know: passed on as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
 def parse_result(value: bytes) -> Result:
-    """Return a stored result from its JSON."""
-    return _adapter().validate_json(value)
+    """Return a stored result from its JSON; one that a newer version stored is passed on as it is."""
+    try:
+        return _adapter().validate_json(value)
+    except ValidationError:
+        return UnknownResult.model_validate_json(value)
+
+
+def _validate_any(value: Any) -> Result:
+    if isinstance(value, UnknownResult):
+        return value
+    try:
+        return _adapter().validate_python(value)
+    except ValidationError:
+        return UnknownResult.model_validate(value)
 
 
 class _OfAnyKind:
@@ -126,7 +152,7 @@ class _OfAnyKind:
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            lambda value: _adapter().validate_python(value),
+            _validate_any,
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda value, info: value.model_dump(mode=info.mode), info_arg=True
             ),

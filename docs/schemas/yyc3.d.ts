@@ -515,6 +515,8 @@ export type ErrorCode =
   | "content_filtered"
   /** a bug in this program; the log of the worker names it */
   | "internal_error"
+  /** stored by another version of this program; it waits for a worker of that version */
+  | "newer_version"
   /** the worker that ran this job was lost; another one runs it */
   | "worker_lost"
   /** every worker that ran this job alone was lost */

@@ -1,6 +1,7 @@
 """Store a batch for the bulk lane, all jobs or none, and publish its doorbells."""
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,7 +19,7 @@ from pipeline.store.new_rows import NewChunk, NewJob
 from schemas.doorbells import Doorbell, Lane
 from schemas.errors import InvalidJob, UnknownModel
 from schemas.ids import BatchId, JobId
-from schemas.jobs import Job
+from schemas.job import TENANT_PATTERN, Job
 
 MAX_BATCH_JOBS = 1_000_000
 _YIELD_JOBS = 1_000
@@ -57,10 +58,12 @@ class BatchSubmitter:
         jobs: Iterable[Job | dict[str, Any]],
         *,
         name: str = "batch",
-        tenant: str = "default",
+        tenant: str | None = None,
         idempotency_key: str | None = None,
     ) -> Batch:
         """Store jobs for the bulk lane, all or none, in their order.
+
+        All jobs belong to one tenant: `tenant`, or without it the one that the first job names.
 
         Raises:
             InvalidJob, UnknownModel: names the position of the job; nothing was stored.
@@ -68,10 +71,13 @@ class BatchSubmitter:
             QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
             StoreUnavailable: nothing is known to be stored.
         """
-        for field, value in (("name", name), ("tenant", tenant), ("idempotency_key", idempotency_key or "-")):
-            if not value or len(value) > 200 or "\x00" in value:
-                raise InvalidJob(f"{field}: must have 1 to 200 characters, without NUL")
-        new = await self._prepare_all(jobs)
+        for field, value in (("name", name), ("idempotency_key", idempotency_key or "-")):
+            if not value or len(value) > 200 or not _can_be_stored(value):
+                raise InvalidJob(f"{field}: must have 1 to 200 characters, without NUL and without half characters")
+        if tenant is not None and not re.fullmatch(TENANT_PATTERN, tenant):
+            raise InvalidJob("tenant: must have 1 to 64 letters, digits, dots, dashes or underlines of ASCII")
+        new = await self._prepare_all(jobs, tenant)
+        tenant = new[0].tenant
         digest = sha256(b"".join(job.payload_hash for job in new)).digest()[:16]
         rows = chunk_rows(len(new), await self._slowest_rate(new))
         await self._limits.refresh()
@@ -87,13 +93,13 @@ class BatchSubmitter:
         await publish_doorbells(self._publisher, _open_doorbells(stored.chunks))
         return Batch(stored.batch_id, stored.job_ids)
 
-    async def _prepare_all(self, jobs: Iterable[Job | dict[str, Any]]) -> list[NewJob]:
+    async def _prepare_all(self, jobs: Iterable[Job | dict[str, Any]], tenant: str | None) -> list[NewJob]:
         new: list[NewJob] = []
         for position, job in enumerate(jobs):
             if position >= MAX_BATCH_JOBS:
                 raise InvalidJob(f"a batch has at most {MAX_BATCH_JOBS:,} jobs; submit the rest as another batch")
             try:
-                prepared = await self._preparer.prepare(job)
+                prepared = await self._preparer.prepare(job, tenant)
             except (InvalidJob, UnknownModel) as error:
                 raise type(error)(f"job {position}: {error.message}", position=position) from error
             if prepared.idempotency_key is not None:
@@ -101,6 +107,7 @@ class BatchSubmitter:
                     f"job {position}: idempotency_key: in a batch only the batch has a key; leave it out",
                     position=position,
                 )
+            tenant = tenant or prepared.tenant
             new.append(prepared)
             if position % _YIELD_JOBS == _YIELD_JOBS - 1:
                 await asyncio.sleep(0)  # let other callers of this loop run
@@ -112,6 +119,13 @@ class BatchSubmitter:
         models = {job.model for job in new}
         rates = [await queries.rows_per_second(self._database, model) for model in models]
         return min((rate for rate in rates if rate is not None), default=None)
+
+
+def _can_be_stored(text: str) -> bool:
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _open_doorbells(chunks: Sequence[NewChunk]) -> list[Doorbell]:

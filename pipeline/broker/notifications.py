@@ -25,7 +25,11 @@ class Notifier:
     """Publishes and receives notifications. A lost one delays its subscriber until it looks the next time."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=5, health_check_interval=30)
+        # A notification is worth a second; a subscription is silent for as long as nothing happens.
+        self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=1, socket_timeout=1)
+        self._subscriptions: aioredis.Redis = aioredis.from_url(
+            redis_url, socket_connect_timeout=5, health_check_interval=30, socket_keepalive=True
+        )
 
     async def notify(self, channel: str, job_ids: Sequence[JobId]) -> None:
         """Notify the subscribers of a channel of these jobs.
@@ -59,7 +63,7 @@ class Notifier:
 
     async def _messages(self, channel: str, ready: asyncio.Event) -> AsyncIterator[Any]:
         with translate_errors("Redis"):
-            async with self._redis.pubsub() as subscription:
+            async with self._subscriptions.pubsub() as subscription:
                 await subscription.subscribe(channel)
                 async for message in subscription.listen():
                     if message["type"] == "subscribe":
@@ -78,3 +82,4 @@ class Notifier:
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
+        await self._subscriptions.aclose()

@@ -31,8 +31,8 @@ class RedisBroker:
     publish_options: Mapping[str, Any] = {
         "max_retries": 0,
         "interval_start": 0,
-        "socket_connect_timeout": 2,
-        "socket_timeout": 5,
+        "socket_connect_timeout": 1,
+        "socket_timeout": 2,
     }
 
     def celery_settings(self, url: str, visibility: timedelta) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from schemas.calls import Call, CallProblem, Speaker
 from schemas.errors import InvalidJob
-from schemas.jobs import Job, parse_job
+from schemas.job import Job
+from schemas.jobs import parse_job
 
 
 @dataclass(slots=True)

@@ -174,18 +174,18 @@ def _submit(job: dict[str, Any], options: SubmitOptions) -> None:
     """Submit a job, and wait for it or follow it if the options say so."""
     job = options.add_to(job)
     with Client() as client:
-        if options.stream:
-            outcome = print_stream(client.stream(job), options.as_json)
-            raise typer.Exit(Exit.DONE if outcome.state is JobState.SUCCEEDED else Exit.SOME_FAILED)
-        job_id = client.submit(job)
-        if not options.wait:
-            _print_submitted(job_id, options.as_json)
-            return
         try:
+            if options.stream:
+                outcome = print_stream(client.stream(job, options.timeout), options.as_json)
+                raise typer.Exit(Exit.DONE if outcome.state is JobState.SUCCEEDED else Exit.SOME_FAILED)
+            job_id = client.submit(job)
+            if not options.wait:
+                _print_submitted(job_id, options.as_json)
+                return
             outcome = _wait(client, job_id, options.timeout)
         except ResultTimeout as error:
             if options.as_json:
-                print_json({"job_id": job_id, "error": error.code})
+                print_json({"job_id": error.facts["job_id"], "error": error.code})
             else:
                 err.print(error.message, highlight=False)
             raise typer.Exit(Exit.SOME_FAILED) from None

@@ -1,5 +1,7 @@
 """Cancel a job: store the outcome first, then notify everyone concerned."""
 
+import asyncio
+
 import structlog
 
 from pipeline.broker import CANCELLED, Notifier
@@ -30,9 +32,14 @@ async def cancel(database: Database, notifier: Notifier, streams: StreamWriter, 
         raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
     cancelled_now, job = found
     if cancelled_now:
-        try:
-            await notifier.notify(CANCELLED, [job_id])
-        except BrokerUnavailable as error:
-            _log.warning("workers find the cancelled job a moment later", reason=error.message)
-        await notify_settled_without_run(notifier, streams, [job])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_notify_workers(notifier, job_id))
+            group.create_task(notify_settled_without_run(notifier, streams, [job]))
     return cancelled_now
+
+
+async def _notify_workers(notifier: Notifier, job_id: JobId) -> None:
+    try:
+        await notifier.notify(CANCELLED, [job_id])
+    except BrokerUnavailable as error:
+        _log.warning("workers find the cancelled job a moment later", reason=error.message)

@@ -1,7 +1,7 @@
 """Follow a streamed answer: frames bring new text, the stored outcome decides."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from pipeline import kinds
 from pipeline.concurrency.cancellation import cancel_and_wait
@@ -57,7 +57,7 @@ class _Transcript:
         return [TextEvent(job_id=self._job_id, text=text)] if text else []
 
 
-async def follow(waiter: Waiter, reader: StreamReader, job_id: JobId) -> AsyncIterator[StreamEvent]:
+async def follow(waiter: Waiter, reader: StreamReader, job_id: JobId) -> AsyncGenerator[StreamEvent]:
     """Yield the answer of a streamed job from its first piece on, then its outcome.
 
     Whatever is lost on the way, at the end the text since the last restart is that of the stored

@@ -7,7 +7,9 @@ from pipeline.images import ImageSanitizer
 from pipeline.models import Models
 from pipeline.policies.routing import route
 from pipeline.store.new_rows import NewJob
-from schemas.jobs import Job, StreamedJob, VisionJob, canonical, parse_job
+from schemas.errors import InvalidJob
+from schemas.job import Job
+from schemas.jobs import StreamedJob, VisionJob, canonical, parse_job
 
 # What may differ when a caller sends the same job again: how the answer travels, and how soon it is wanted.
 _NOT_HASHED: dict[str, object] = {"deadline": None, "priority": 0}
@@ -25,14 +27,14 @@ class Preparer:
         self._models = models
         self._images = images
 
-    async def prepare(self, job: Job | dict[str, Any]) -> NewJob:
-        """Return the row of a job.
+    async def prepare(self, job: Job | dict[str, Any], tenant: str | None = None) -> NewJob:
+        """Return the row of a job; `tenant` is that of its batch, which the job may repeat.
 
         Raises:
             InvalidJob: one sentence that names the field.
             UnknownModel: no model of models.toml supports it.
         """
-        checked = parse_job(job)
+        checked = parse_job(job if tenant is None else _of_tenant(job, tenant))
         entry = route(checked, self._models)
         request = canonical(checked)
         hashed = payload_hash(checked, request)  # of the images as they came: another Pillow writes other bytes
@@ -49,6 +51,21 @@ class Preparer:
             idempotency_key=checked.idempotency_key,
             payload_hash=hashed,
         )
+
+
+def _of_tenant(job: Job | dict[str, Any], tenant: str) -> Job | dict[str, Any]:
+    """Return a job with the tenant of its batch: it stands in every key, so it may not be left to a default."""
+    if isinstance(job, Job):
+        named = job.tenant if "tenant" in job.model_fields_set else tenant
+        job = job if job.tenant == tenant else job.model_copy(update={"tenant": tenant})
+    else:
+        named = job.get("tenant", tenant) if isinstance(job, dict) else tenant
+        job = {**job, "tenant": tenant} if isinstance(job, dict) else job
+    if named != tenant:
+        raise InvalidJob(
+            "job refused: tenant: another one than that of the batch; submit the jobs of each tenant as a batch"
+        )
+    return job
 
 
 def payload_hash(job: Job, request: bytes | None = None) -> bytes:

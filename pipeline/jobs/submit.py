@@ -1,6 +1,7 @@
 """Store a job that a caller waits for, and publish its doorbell."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -14,12 +15,13 @@ from pipeline.store import Database, submission
 from pipeline.store.ids import JobIds
 from pipeline.store.new_rows import NewJob
 from schemas.doorbells import Doorbell, Lane
-from schemas.errors import BrokerUnavailable
+from schemas.errors import BrokerUnavailable, UnstorableValue
 from schemas.ids import JobId
-from schemas.jobs import Job
+from schemas.job import Job
 
 _log = structlog.get_logger(__name__)
 _LARGEST_FLUSH = 256
+_PUBLISH_SECONDS = 1.0  # a caller waits meanwhile, and recovery publishes it anyway
 
 
 class Submitter:
@@ -32,6 +34,7 @@ class Submitter:
         ids: allocates job ids.
         limits: of the queues.
         reply_to: the channel on which this producer is notified of its settled jobs.
+        on_stored: called with each job that was not stored before, before its doorbell is published.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Submitter:
         ids: JobIds,
         limits: QueueLimits,
         reply_to: str | None,
+        on_stored: Callable[[JobId], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._publisher = publisher
@@ -49,6 +53,7 @@ class Submitter:
         self._ids = ids
         self._limits = limits
         self._reply_to = reply_to
+        self._on_stored = on_stored
         self._submit_coalesced: Coalescer[NewJob, JobId] = Coalescer(
             self._flush, largest=_LARGEST_FLUSH, weight=lambda job: len(job.request), heaviest=LARGEST_CHUNK_BYTES
         )
@@ -77,15 +82,25 @@ class Submitter:
         return [stored[index] for index in range(len(new))]
 
     async def _store(self, new: Sequence[NewJob]) -> Sequence[JobId | BaseException]:
+        """Store jobs together; one that Postgres refuses is found, and costs no other."""
         await self._limits.refresh()
-        stored = await submission.insert_interactive(
-            self._database,
-            self._ids,
-            new,
-            reply_to=self._reply_to,
-            chunk_rows=INTERACTIVE_CHUNK_ROWS,
-            admit=self._limits.admit_one,
-        )
+        try:
+            stored = await submission.insert_interactive(
+                self._database,
+                self._ids,
+                new,
+                reply_to=self._reply_to,
+                chunk_rows=INTERACTIVE_CHUNK_ROWS,
+                admit=self._limits.admit_one,
+            )
+        except UnstorableValue as error:
+            if len(new) == 1:
+                return [error]
+            half = len(new) // 2
+            return [*await self._store(new[:half]), *await self._store(new[half:])]
+        for chunk in stored.chunks:
+            for job_id in range(chunk.first_job_id, chunk.first_job_id + chunk.rows):
+                self._on_stored(JobId(job_id))
         doorbells = [
             Doorbell(model=chunk.model, lane=Lane.INTERACTIVE, chunk=chunk.first_job_id) for chunk in stored.chunks
         ]
@@ -109,6 +124,9 @@ async def publish_doorbells(publisher: Publisher, doorbells: Sequence[Doorbell])
     if not doorbells:
         return
     try:
-        await publisher.publish(doorbells)
+        async with asyncio.timeout(_PUBLISH_SECONDS):
+            await publisher.publish(doorbells)
     except BrokerUnavailable as error:
         _log.warning("jobs are stored, their doorbell is published later", reason=error.message)
+    except TimeoutError:
+        _log.warning("jobs are stored, their doorbell is published later", reason="the message broker does not answer")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
-from schemas.jobs import Job
+from schemas.job import Job
 from schemas.results import Result
 
 JobT = TypeVar("JobT", bound=Job)

@@ -5,7 +5,8 @@ from typing import Any
 from pipeline.kinds import chat, code, intent, sentiment, vision
 from pipeline.kinds.kind import Kind, Measures
 from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
-from schemas.jobs import Job, register_job
+from schemas.job import Job
+from schemas.jobs import register_job
 from schemas.results import Result, register_result
 
 KINDS: dict[str, Kind[Any, Any]] = {}
@@ -55,16 +56,19 @@ def _rounded(value: float | None) -> float | None:
 
 def headline(result: Result) -> str:
     """Return a result in one line or text, for people."""
-    return KINDS[result.kind].headline(result)
+    kind = KINDS.get(result.kind)
+    return result.model_dump_json() if kind is None or not isinstance(result, kind.result) else kind.headline(result)
 
 
 def text_of(result: Result) -> str | None:
     """Return the answer as text; None for kinds that are answered in one piece."""
-    text = KINDS[result.kind].text
-    return None if text is None else text(result)
+    kind = KINDS.get(result.kind)
+    return kind.text(result) if kind is not None and kind.text is not None and isinstance(result, kind.result) else None
 
 
 def is_answer(text: str, result: Result) -> bool:
     """Whether a streamed text is the answer that a result was made of."""
-    kind = KINDS[result.kind]
-    return text_of(result) == text if kind.is_answer is None else kind.is_answer(text, result)
+    kind = KINDS.get(result.kind)
+    if kind is None or kind.is_answer is None or not isinstance(result, kind.result):
+        return text_of(result) == text
+    return kind.is_answer(text, result)

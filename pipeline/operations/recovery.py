@@ -24,17 +24,25 @@ SWEEP_INTERVAL = timedelta(seconds=1)
 """How often it publishes doorbells for queued chunks, and expires jobs."""
 
 _PRUNE_SECONDS = 3_600.0
+_SLICE_SECONDS = 0.2
+_MOST_CHUNKS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one sweep did. `unknown_models` have queued chunks and no entry in models.toml."""
+    """What one sweep did.
+
+    Attributes:
+        unknown_models: have queued chunks and no entry in models.toml.
+        more_expired: whether more jobs are past their deadline: sweep again at once.
+    """
 
     requeued_chunks: int
     poison_jobs: int
     expired_jobs: int
     doorbells: int
     unknown_models: frozenset[str] = frozenset()
+    more_expired: bool = False
 
     def __add__(self, later: "Sweep") -> "Sweep":
         return Sweep(
@@ -43,6 +51,7 @@ class Sweep:
             self.expired_jobs + later.expired_jobs,
             self.doorbells + later.doorbells,
             later.unknown_models,
+            later.more_expired,
         )
 
 
@@ -79,6 +88,7 @@ class Recovery:
         self._scan_seconds = scan_interval(lease).total_seconds()
         self._expired_leases: frozenset[LeaseSighting] = frozenset()
         self._scanned_at: float | None = None
+        self._expire_chunks = 1
 
     async def sweep(self) -> Sweep:
         """Requeue lost chunks, expire jobs, and publish open doorbells for queued chunks.
@@ -90,13 +100,13 @@ class Recovery:
             StoreUnavailable, BrokerUnavailable: nothing is lost; call again.
         """
         requeued, poison = await self._requeue_lost()
-        expired = await recovery.expire(self._database)
+        expired, more = await self._expire()
         await notify_settled_without_run(self._notifier, self._streams, [*poison, *expired])
         known = {entry.name for entry in self._models}
         runnable = await recovery.runnable_chunks(self._database)
         doorbells = await self._publish_doorbells([chunks for chunks in runnable if chunks.model in known])
         unknown_models = frozenset(chunks.model for chunks in runnable) - known
-        return Sweep(requeued, len(poison), len(expired), doorbells, unknown_models)
+        return Sweep(requeued, len(poison), len(expired), doorbells, unknown_models, more)
 
     @property
     def suspected_runs(self) -> int:
@@ -116,6 +126,22 @@ class Recovery:
             await self._publisher.publish(doorbells)
         return len(doorbells)
 
+    async def _expire(self) -> tuple[list[SettledWithoutRun], bool]:
+        """Expire jobs for a moment: what is left waits for the next sweep, so that lost chunks never wait for it."""
+        expired: list[SettledWithoutRun] = []
+        end = time.monotonic() + _SLICE_SECONDS
+        while True:
+            started = time.monotonic()
+            settled = await recovery.expire(self._database, self._expire_chunks)
+            now = time.monotonic()
+            expired += settled
+            if now - started > _SLICE_SECONDS / 2:
+                self._expire_chunks = max(1, self._expire_chunks // 2)
+            elif now - started < _SLICE_SECONDS / 8:
+                self._expire_chunks = min(_MOST_CHUNKS, self._expire_chunks * 2)
+            if not settled or now >= end:
+                return expired, bool(settled)
+
     async def _requeue_lost(self) -> tuple[int, list[SettledWithoutRun]]:
         now = time.monotonic()
         if self._scanned_at is not None and now - self._scanned_at < self._scan_seconds:
@@ -133,6 +159,7 @@ class Recovery:
         unavailable, unknown_models = False, frozenset[str]()
         pruned_at = -_PRUNE_SECONDS
         while True:
+            pause = SWEEP_INTERVAL.total_seconds()
             try:
                 done = await self.sweep()
                 if time.monotonic() - pruned_at > _PRUNE_SECONDS:
@@ -148,7 +175,8 @@ class Recovery:
                 unavailable = False
                 _log_sweep(done, new_unknown=done.unknown_models != unknown_models)
                 unknown_models = done.unknown_models
-            await asyncio.sleep(SWEEP_INTERVAL.total_seconds())
+                pause = 0.0 if done.more_expired else pause
+            await asyncio.sleep(pause)
 
 
 def _log_sweep(done: Sweep, *, new_unknown: bool) -> None:

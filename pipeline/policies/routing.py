@@ -2,7 +2,8 @@
 
 from pipeline.models import ModelEntry, Models
 from schemas.errors import InvalidJob, UnknownModel
-from schemas.jobs import Job, VisionJob
+from schemas.job import Job
+from schemas.jobs import VisionJob
 
 
 def route(job: Job, models: Models) -> ModelEntry:

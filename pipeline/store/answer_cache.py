@@ -12,9 +12,9 @@ _KEEP_DAYS = 30
 
 # Keys are hashes, so the planner expects one row for each; the outcome is found by its primary key.
 _LOOK_UP = """
-SELECT a.key, o.job_id, o.answer, o.label, o.confidence, o.score, o.endpoint, o.model_revision, o.engine_version,
+SELECT a.key, a.tenant, o.job_id, o.answer, o.label, o.confidence, o.score, o.endpoint, o.model_revision, o.engine_version,
        o.simulated
-FROM answer_cache a JOIN outcomes o ON o.job_id = a.job_id AND o.replay = a.replay
+FROM answer_cache a JOIN outcomes o ON o.job_id = a.job_id AND o.replay = a.replay AND o.tenant = a.tenant
 WHERE a.key = ANY(%s) AND o.answer IS NOT NULL
 """
 
@@ -24,6 +24,7 @@ class CachedAnswer:
     """An answer that may be copied; `answer` is the JSON of the result, `job_id` the job that asked the engine."""
 
     job_id: JobId
+    tenant: str
     answer: bytes
     label: str | None
     confidence: float | None

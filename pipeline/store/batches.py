@@ -40,6 +40,7 @@ _INSERT_BATCH = """
 INSERT INTO batches (tenant, idempotency_key, payload_hash, name, jobs) VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING batch_id
 """
+_COPY_ROWS = 20_000
 _COPY_JOBS = {
     "job_id": "int8",
     "batch_id": "int8",
@@ -112,12 +113,24 @@ async def _copy_jobs(
     connection: AsyncConnection[DictRow], batch_id: BatchId, job_ids: Sequence[JobId], new: Sequence[NewJob]
 ) -> None:
     statement = f"COPY jobs ({', '.join(_COPY_JOBS)}) FROM STDIN (FORMAT BINARY)"
-    async with connection.cursor().copy(statement) as copy:
-        copy.set_types([*_COPY_JOBS.values()])
-        for position, (job_id, job) in enumerate(zip(job_ids, new, strict=True)):
-            await copy.write_row(
-                (job_id, batch_id, position, job.kind, job.tenant, job.deadline, job.streamed, job.request)
-            )
+    for start in range(0, len(new), _COPY_ROWS):  # a statement has a time limit
+        rows = range(start, min(start + _COPY_ROWS, len(new)))
+        async with connection.cursor().copy(statement) as copy:
+            copy.set_types([*_COPY_JOBS.values()])
+            for position in rows:
+                job = new[position]
+                await copy.write_row(
+                    (
+                        job_ids[position],
+                        batch_id,
+                        position,
+                        job.kind,
+                        job.tenant,
+                        job.deadline,
+                        job.streamed,
+                        job.request,
+                    )
+                )
 
 
 async def _copy_chunks(connection: AsyncConnection[DictRow], batch_id: BatchId, chunks: Sequence[NewChunk]) -> None:

@@ -6,15 +6,23 @@ from pipeline.store.database import Database
 from pipeline.store.replays import current_replay
 from schemas.ids import JobId
 
-_JOB = "SELECT streamed FROM jobs WHERE job_id = %s"
-_CHUNK_OF = """
-SELECT first_job_id, rows, reply_to FROM chunks WHERE first_job_id <= %s ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
-"""
+# One statement: its lock is never held while this process does something else. Lock the chunk first, as settling does; it
+# may have been halved during the wait for it, then the job is not inside any more.
 _CANCEL = f"""
-INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message)
-SELECT job_id, {current_replay("%(job)s")}, tenant, kind, 'cancelled', 'cancelled', 'cancelled before it was settled'
-FROM jobs WHERE job_id = %(job)s
-ON CONFLICT DO NOTHING RETURNING job_id
+WITH chunk AS MATERIALIZED (
+    SELECT first_job_id, rows, reply_to FROM chunks WHERE first_job_id <= %(job)s
+    ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
+), stored AS (
+    INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message)
+    SELECT job_id, {current_replay("%(job)s")}, tenant, kind, 'cancelled', 'cancelled', 'cancelled before it was settled'
+    FROM jobs JOIN chunk ON job_id < first_job_id + rows WHERE job_id = %(job)s
+    ON CONFLICT DO NOTHING RETURNING job_id
+), counted AS (
+    UPDATE chunks c SET cancelled = c.cancelled + 1 FROM chunk, stored WHERE c.first_job_id = chunk.first_job_id
+)
+SELECT j.job_id, chunk.reply_to, j.streamed, j.job_id < chunk.first_job_id + chunk.rows AS inside,
+       EXISTS (SELECT FROM stored) AS cancelled
+FROM jobs j, chunk WHERE j.job_id = %(job)s
 """
 
 
@@ -42,19 +50,10 @@ async def cancel(database: Database, job_id: JobId) -> tuple[bool, SettledWithou
         Whether this call cancelled the job (False: it was settled before), and the job; None if
         there is no such job.
     """
-    async with database.transaction() as connection:
-        job = await (await connection.execute(_JOB, (job_id,))).fetchone()
-        if job is None:
-            return None
+    async with database.connection() as connection:
         while True:
-            # Lock the chunk first, as settling does. It may have been halved during the wait: look again.
-            chunk = await (await connection.execute(_CHUNK_OF, (job_id,))).fetchone()
-            assert chunk is not None, "every job lies in a chunk"
-            if job_id < chunk["first_job_id"] + chunk["rows"]:
-                break
-        stored = await (await connection.execute(_CANCEL, {"job": job_id})).fetchone()
-        if stored is not None:
-            await connection.execute(
-                "UPDATE chunks SET cancelled = cancelled + 1 WHERE first_job_id = %s", (chunk["first_job_id"],)
-            )
-        return stored is not None, SettledWithoutRun(job_id, chunk["reply_to"], job["streamed"])
+            found = await (await connection.execute(_CANCEL, {"job": job_id})).fetchone()
+            if found is None:
+                return None
+            if found["inside"]:
+                return found["cancelled"], SettledWithoutRun(job_id, found["reply_to"], found["streamed"])

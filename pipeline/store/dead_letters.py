@@ -1,14 +1,9 @@
 """Dead letters: failed outcomes without a decision. A decision is a row, and its primary key decides every race."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
-
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow
 
 from pipeline.store.database import Database
 from schemas.errors import ErrorCode
@@ -146,7 +141,7 @@ class DecisionPage:
 
     Attributes:
         decided: dead letters that this call decided about.
-        busy: dead letters skipped because their chunk is still running.
+        busy: dead letters skipped because their chunk is still running, or locked at this moment.
         last: pass it as `after` for the next page; None after the last page.
     """
 
@@ -167,36 +162,41 @@ WITH next AS (
 ), reach AS (
     SELECT c.first_job_id + c.rows - 1 AS last FROM (SELECT max(job_id) AS job_id FROM next) m {_CHUNK.format(job="m.job_id")}
 )
-SELECT o.job_id, o.replay, c.first_job_id, (SELECT last FROM reach) AS last, (SELECT count(*) FROM next) AS rows
+SELECT o.job_id, o.replay, o.tenant, c.first_job_id, (SELECT last FROM reach) AS last, (SELECT count(*) FROM next) AS rows
 FROM (
-    SELECT o.job_id, o.replay {{source}} AND o.job_id > %(after)s AND o.job_id <= (SELECT last FROM reach)
+    SELECT o.job_id, o.replay, o.tenant {{source}} AND o.job_id > %(after)s AND o.job_id <= (SELECT last FROM reach)
 ) o {_CHUNK.format(job="o.job_id")} ORDER BY o.job_id
 """
-# The chunk first, as settling does. A running chunk belongs to its worker.
-_LOCK = """
-SELECT first_job_id, rows FROM chunks WHERE first_job_id = ANY(%s) AND state <> 'running' ORDER BY first_job_id FOR UPDATE
-"""
+# One statement: its locks are never held while this process does something else. The chunk first, as settling does; one
+# that runs belongs to its worker, and one that another process has locked is decided about another time. A chunk may have been
+# halved meanwhile: rows outside it belong to another chunk. No caller waits for a replayed job: whatever its lane was, it
+# goes back as bulk, and its age counts from now. A chunk that is queued already only gets more rows.
 _DECIDE = """
-INSERT INTO dead_letter_decisions (job_id, replay, tenant, decision)
-SELECT o.job_id, o.replay, o.tenant, %(decision)s
-FROM unnest(%(jobs)s::bigint[], %(replays)s::smallint[]) AS l(job_id, replay) JOIN outcomes o USING (job_id, replay)
-WHERE o.job_id = ANY(%(jobs)s) ON CONFLICT DO NOTHING RETURNING job_id
-"""
-# No caller waits for a replayed job: whatever its lane was, it goes back as bulk, and its age counts from now. A chunk
-# that is queued already only gets more rows.
-_REOPEN = """
-UPDATE chunks c SET failed = c.failed - again.jobs, state = 'queued', fence = c.fence + 1, crashes = 0,
-    lane = CASE WHEN c.state = 'done' THEN 'bulk' ELSE c.lane END,
-    reply_to = CASE WHEN c.state = 'done' THEN NULL ELSE c.reply_to END,
-    rounds = CASE WHEN c.state = 'done' THEN 0 ELSE c.rounds END,
-    last_code = CASE WHEN c.state = 'done' THEN NULL ELSE c.last_code END,
-    due_at = CASE WHEN c.state = 'done' THEN now() ELSE c.due_at END,
-    created_at = CASE WHEN c.state = 'done' THEN now() ELSE c.created_at END,
-    started_at = NULL, finished_at = NULL, deadline = least(c.deadline, (
-        SELECT min(j.deadline) FROM jobs j
-        WHERE j.job_id = ANY(%(jobs)s) AND j.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1
-    ))
-FROM unnest(%(chunks)s::bigint[], %(counts)s::int[]) AS again(first_job_id, jobs) WHERE c.first_job_id = again.first_job_id
+WITH chosen AS MATERIALIZED ({choose}), locked AS MATERIALIZED (
+    SELECT first_job_id, rows FROM chunks WHERE first_job_id IN (SELECT first_job_id FROM chosen) AND state <> 'running'
+    ORDER BY first_job_id FOR UPDATE SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT chosen.*, j.deadline FROM chosen JOIN locked USING (first_job_id) JOIN jobs j USING (job_id)
+    WHERE chosen.job_id < locked.first_job_id + locked.rows
+), decided AS (
+    INSERT INTO dead_letter_decisions (job_id, replay, tenant, decision)
+    SELECT job_id, replay, tenant, %(decision)s FROM free ON CONFLICT DO NOTHING RETURNING job_id
+), again AS (
+    SELECT first_job_id, count(*) AS jobs, min(deadline) AS deadline FROM free JOIN decided USING (job_id)
+    WHERE %(decision)s = 'replayed' GROUP BY first_job_id
+), reopened AS (
+    UPDATE chunks c SET failed = c.failed - again.jobs, state = 'queued', fence = c.fence + 1, crashes = 0,
+        lane = CASE WHEN c.state = 'done' THEN 'bulk' ELSE c.lane END,
+        reply_to = CASE WHEN c.state = 'done' THEN NULL ELSE c.reply_to END,
+        rounds = CASE WHEN c.state = 'done' THEN 0 ELSE c.rounds END,
+        last_code = CASE WHEN c.state = 'done' THEN NULL ELSE c.last_code END,
+        due_at = CASE WHEN c.state = 'done' THEN now() ELSE c.due_at END,
+        created_at = CASE WHEN c.state = 'done' THEN now() ELSE c.created_at END,
+        started_at = NULL, finished_at = NULL, deadline = least(c.deadline, again.deadline)
+    FROM again WHERE c.first_job_id = again.first_job_id
+)
+SELECT count(*) AS chosen, (SELECT count(*) FROM free) AS free, (SELECT count(*) FROM decided) AS decided,
+    max(last) AS last, max(rows) AS rows FROM chosen
 """
 
 
@@ -219,29 +219,10 @@ async def decide(
     if decision is Decision.REPLAYED:
         source += " AND (j.deadline IS NULL OR j.deadline > now())"  # it would only expire
     arguments |= {"after": -1 if after is None else after, "limit": limit}
-    async with database.transaction() as connection:
-        chosen = await (await connection.execute(_CHOOSE.format(source=source), arguments)).fetchall()
-        if not chosen:
-            return DecisionPage(0, 0, None)
-        chunks = sorted({row["first_job_id"] for row in chosen})
-        locked = await (await connection.execute(_LOCK, (chunks,))).fetchall()
-        rows = {chunk["first_job_id"]: chunk["rows"] for chunk in locked}
-        # A chunk may have been halved while this transaction waited for it: rows outside it belong to another chunk.
-        free = [row for row in chosen if row["job_id"] - row["first_job_id"] < rows.get(row["first_job_id"], 0)]
-        decided = await _write(connection, free, decision)
-    last = JobId(chosen[0]["last"]) if chosen[0]["rows"] == limit else None
-    return DecisionPage(decided, len(chosen) - len(free), last)
-
-
-async def _write(connection: AsyncConnection[DictRow], free: Sequence[DictRow], decision: Decision) -> int:
-    arguments = {
-        "jobs": [row["job_id"] for row in free],
-        "replays": [row["replay"] for row in free],
-        "decision": decision,
-    }
-    decided = {row["job_id"] for row in await (await connection.execute(_DECIDE, arguments)).fetchall()}
-    counts = Counter[int](row["first_job_id"] for row in free if row["job_id"] in decided)
-    if counts and decision is Decision.REPLAYED:
-        again = {"chunks": list(counts), "counts": list(counts.values()), "jobs": sorted(decided)}
-        await connection.execute(_REOPEN, again)
-    return len(decided)
+    arguments["decision"] = decision
+    async with database.connection() as connection:
+        statement = _DECIDE.format(choose=_CHOOSE.format(source=source))
+        found = await (await connection.execute(statement, arguments)).fetchone()
+    assert found is not None, "it counts"
+    last = JobId(found["last"]) if found["rows"] == limit else None
+    return DecisionPage(found["decided"], found["chosen"] - found["free"], last)

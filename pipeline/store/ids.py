@@ -2,9 +2,6 @@
 
 import time
 
-from psycopg import AsyncConnection
-from psycopg.rows import DictRow
-
 from pipeline.store.database import Database
 
 BLOCK_JOBS = 1_024
@@ -56,38 +53,30 @@ class JobIds:
             )
             found = sorted([row["block"] for row in await cursor.fetchall()])
         for partition in sorted({block * BLOCK_JOBS // PARTITION_JOBS for block in found} - self._partitions):
-            async with self._database.transaction() as connection:
-                await _ensure_partition(connection, partition)
+            async with self._database.connection() as connection:
+                await connection.execute(_partition_statement(partition))
             self._partitions.add(partition)
         return found
 
 
-async def _ensure_partition(connection: AsyncConnection[DictRow], partition: int) -> None:
-    """Create the partition of both large tables unless it exists."""
-    if await _exists(connection, partition):
-        return
-    await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_PARTITION_LOCK,))
-    if await _exists(connection, partition):
-        return
+def _partition_statement(partition: int) -> str:
+    """Return SQL that creates the partition of both large tables unless it exists: one statement, so no lock waits for us."""
     first, end = partition * PARTITION_JOBS, (partition + 1) * PARTITION_JOBS
+    # Not to_regclass: its cache may not know a table that another process created while this one waited.
+    there = f"""
+        IF EXISTS (
+            SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            WHERE c.relname = 'outcomes_{partition}' AND c.relnamespace = current_schema()::regnamespace
+        ) THEN RETURN; END IF;"""
+    created = []
     for table in ("jobs", "outcomes"):
         name, check = f"{table}_{partition}", f"{table}_{partition}_range"
         # Created beside the table, then attached: CREATE ... PARTITION OF would wait for every open COPY, and block all
         # others meanwhile. The check constraint spares ATTACH a scan and is dropped after it.
-        await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
-        await connection.execute(
-            f"ALTER TABLE {name} ADD CONSTRAINT {check} CHECK (job_id >= {first:d} AND job_id < {end:d})"
-        )
-        await connection.execute(
-            f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({first:d}) TO ({end:d})"
-        )
-        await connection.execute(f"ALTER TABLE {name} DROP CONSTRAINT {check}")
-
-
-async def _exists(connection: AsyncConnection[DictRow], partition: int) -> bool:
-    # Not to_regclass: its cache may not know a table that another process created while this one waited.
-    cursor = await connection.execute(
-        "SELECT 1 FROM pg_inherits WHERE inhrelid = (SELECT oid FROM pg_class WHERE relname = %s)",
-        (f"outcomes_{partition}",),
-    )
-    return await cursor.fetchone() is not None
+        created.append(f"""
+        CREATE TABLE {name} (LIKE {table} INCLUDING ALL);
+        ALTER TABLE {name} ADD CONSTRAINT {check} CHECK (job_id >= {first} AND job_id < {end});
+        ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({first}) TO ({end});
+        ALTER TABLE {name} DROP CONSTRAINT {check};""")
+    lock = f"PERFORM pg_advisory_xact_lock({_PARTITION_LOCK});"
+    return f"DO $$ BEGIN {there} {lock} {there} {''.join(created)} END $$"

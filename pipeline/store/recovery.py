@@ -17,8 +17,6 @@ from pipeline.store.replays import current_replay, is_current
 from schemas.doorbells import Lane
 from schemas.ids import JobId
 
-_SWEEP_LOCK = 0x79796334
-
 # A lease that ends later than any lease can: the clock was set back.
 _EXPIRED_LEASES = """
 SELECT first_job_id, fence, lease_expires_at FROM chunks
@@ -65,33 +63,33 @@ SELECT model, lane, count(*) AS chunks FROM chunks WHERE state = 'queued' AND {I
 """
 # Queued jobs expire even if no worker serves their queue. Lock the chunk first, as settling does.
 _DUE = """
-SELECT first_job_id FROM chunks WHERE state = 'queued' AND deadline <= now()
-ORDER BY first_job_id LIMIT 256 FOR UPDATE SKIP LOCKED
+SELECT first_job_id, rows, model, reply_to FROM chunks WHERE state = 'queued' AND deadline <= now()
+ORDER BY deadline LIMIT %(chunks)s FOR UPDATE SKIP LOCKED
 """
 _EXPIRE = f"""
-WITH stored AS (
+WITH due AS MATERIALIZED ({_DUE}), open AS MATERIALIZED (
+    SELECT d.first_job_id, d.reply_to, d.model, j.job_id, j.tenant, j.kind, j.streamed, j.deadline
+    FROM due d CROSS JOIN LATERAL (
+        SELECT * FROM jobs j WHERE j.job_id BETWEEN d.first_job_id AND d.first_job_id + d.rows - 1
+          AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = j.job_id
+              AND o.job_id BETWEEN d.first_job_id AND d.first_job_id + d.rows - 1 AND {is_current("o")})
+    ) j
+), stored AS (
     INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message, model)
-    SELECT j.job_id, {current_replay("j.job_id")}, j.tenant, j.kind, 'expired', 'deadline_passed',
-           'its deadline passed before an engine was asked', c.model
-    FROM chunks c JOIN jobs j ON j.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1
-    WHERE c.first_job_id = ANY(%(due)s) AND j.deadline <= now() ON CONFLICT DO NOTHING RETURNING job_id
+    SELECT job_id, {current_replay("open.job_id")}, tenant, kind, 'expired', 'deadline_passed',
+           'its deadline passed before an engine was asked', model
+    FROM open WHERE deadline <= now() ON CONFLICT DO NOTHING RETURNING job_id
+), counts AS (
+    SELECT d.first_job_id, count(*) FILTER (WHERE o.deadline <= now()) AS expired,
+        count(o.job_id) FILTER (WHERE o.deadline IS NULL OR o.deadline > now()) AS left,
+        min(o.deadline) FILTER (WHERE o.deadline > now()) AS deadline
+    FROM due d LEFT JOIN open o USING (first_job_id) GROUP BY d.first_job_id
+), counted AS (
+    UPDATE chunks c SET expired = c.expired + n.expired, deadline = n.deadline,
+        state = CASE WHEN n.left = 0 THEN 'done' ELSE 'queued' END, finished_at = CASE WHEN n.left = 0 THEN now() END
+    FROM counts n WHERE c.first_job_id = n.first_job_id
 )
-SELECT s.job_id, c.first_job_id, c.reply_to, j.streamed
-FROM stored s JOIN jobs j USING (job_id)
-JOIN chunks c ON c.first_job_id = ANY(%(due)s) AND s.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1
-"""
-_COUNT_EXPIRED = f"""
-UPDATE chunks c SET
-    expired = c.expired + (SELECT count(*) FROM unnest(%(chunks)s::bigint[]) AS e WHERE e = c.first_job_id),
-    deadline = l.deadline, state = CASE WHEN l.jobs = 0 THEN 'done' ELSE 'queued' END,
-    finished_at = CASE WHEN l.jobs = 0 THEN now() END
-FROM unnest(%(due)s::bigint[]) AS d(first_job_id), LATERAL (
-    SELECT count(*) AS jobs, min(j.deadline) AS deadline FROM chunks mine
-    JOIN jobs j ON j.job_id BETWEEN mine.first_job_id AND mine.first_job_id + mine.rows - 1
-    WHERE mine.first_job_id = d.first_job_id
-      AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = j.job_id AND {is_current("o")})
-) l
-WHERE c.first_job_id = d.first_job_id
+SELECT job_id, reply_to, streamed FROM open WHERE deadline <= now()
 """
 
 
@@ -123,15 +121,12 @@ async def expired_leases(database: Database, lease: timedelta) -> frozenset[Leas
 async def requeue_lost(database: Database, unrenewed: Collection[LeaseSighting]) -> tuple[int, list[SettledWithoutRun]]:
     """Requeue chunks whose lease is still as it was seen, halved if they have several rows; fail poison rows.
 
+    Several processes may do so at once: a chunk that another one has locked is left to it.
+
     Returns:
-        The number of chunks requeued, and the rows failed; nothing where another process sweeps now.
+        The number of chunks requeued, and the rows failed.
     """
-    async with database.transaction() as connection:
-        row = await (
-            await connection.execute("SELECT pg_try_advisory_xact_lock(%s) AS acquired", (_SWEEP_LOCK,))
-        ).fetchone()
-        if row is None or not row["acquired"]:
-            return 0, []
+    async with database.connection() as connection:
         sightings = list(unrenewed)
         arguments = {
             "chunks": [sighting.first_job_id for sighting in sightings],
@@ -143,15 +138,10 @@ async def requeue_lost(database: Database, unrenewed: Collection[LeaseSighting])
     return len(requeued), [SettledWithoutRun(**row) for row in poison]
 
 
-async def expire(database: Database) -> list[SettledWithoutRun]:
-    """Settle queued jobs whose deadline has passed, at most 256 chunks a call. Safe to call anywhere."""
-    async with database.transaction() as connection:
-        due = [row["first_job_id"] for row in await (await connection.execute(_DUE)).fetchall()]
-        if not due:
-            return []
-        settled = await (await connection.execute(_EXPIRE, {"due": due})).fetchall()
-        chunks = [row.pop("first_job_id") for row in settled]
-        await connection.execute(_COUNT_EXPIRED, {"due": due, "chunks": chunks})
+async def expire(database: Database, chunks: int = 256) -> list[SettledWithoutRun]:
+    """Settle queued jobs whose deadline has passed, of at most this many chunks. Safe to call anywhere."""
+    async with database.connection() as connection:
+        settled = await (await connection.execute(_EXPIRE, {"chunks": chunks})).fetchall()
     return [SettledWithoutRun(**row) for row in settled]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -153,7 +153,7 @@ WITH settlement AS (
 ), held AS MATERIALIZED (
     SELECT c.first_job_id, c.rows, c.fence FROM chunks c
     JOIN settlement r ON r.chunk = c.first_job_id AND r.fence = c.fence
-    WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c
+    WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c SKIP LOCKED
 ), given AS MATERIALIZED (
     SELECT g.* FROM ROWS FROM (
         json_to_recordset(%(rows)s::json) AS ({_declared(_GIVEN, _GIVEN_TYPES)}), unnest(%(answers)b::bytea[])
@@ -181,8 +181,7 @@ WITH settlement AS (
         count(*) FILTER (WHERE s.state = 'expired') AS expired, count(s.cached_from) AS cached,
         sum(s.prompt_tokens) AS prompt_tokens, sum(s.completion_tokens) AS completion_tokens
     FROM stored s JOIN held h ON s.job_id >= h.first_job_id AND s.job_id < h.first_job_id + h.rows GROUP BY h.first_job_id
-)
-UPDATE chunks c SET
+), written AS (UPDATE chunks c SET
     succeeded = c.succeeded + coalesce(n.succeeded, 0), failed = c.failed + coalesce(n.failed, 0),
     expired = c.expired + coalesce(n.expired, 0), cached = c.cached + coalesce(n.cached, 0),
     prompt_tokens = c.prompt_tokens + coalesce(n.prompt_tokens, 0),
@@ -196,6 +195,12 @@ UPDATE chunks c SET
 FROM settlement r JOIN held h ON h.first_job_id = r.chunk AND h.fence = r.fence LEFT JOIN counted n ON n.chunk = r.chunk
 WHERE c.first_job_id = r.chunk
 RETURNING c.first_job_id, c.fence
+)
+SELECT r.chunk, r.fence, w.first_job_id IS NOT NULL AS written
+FROM settlement r LEFT JOIN written w ON w.first_job_id = r.chunk AND w.fence = r.fence
+-- Not written, but running with this fence: another process has it locked at this moment.
+WHERE w.first_job_id IS NOT NULL
+    OR EXISTS (SELECT FROM chunks c WHERE c.first_job_id = r.chunk AND c.fence = r.fence AND c.state = 'running')
 """
 
 
@@ -235,15 +240,20 @@ def _arguments(settlements: Sequence[Settlement]) -> dict[str, Any]:
     }
 
 
-async def settle(database: Database, settlements: Sequence[Settlement]) -> set[tuple[JobId, int]]:
+class Settled(NamedTuple):
+    """First job id and fence of what was written, and of what another process has locked: settle that again."""
+
+    written: set[tuple[JobId, int]]
+    locked: set[tuple[JobId, int]]
+
+
+async def settle(database: Database, settlements: Sequence[Settlement]) -> Settled:
     """Store the settlements of several runs in one statement.
 
     Where a cancel, an expiry or an earlier run was first, its outcome stays. A run whose fence is
-    no longer the chunk's writes nothing. Safe to call again with the same settlements, also after a
+    no longer the chunk's writes nothing. A chunk that another process has locked is left out, so that
+    no run waits for that of another. Safe to call again with the same settlements, also after a
     commit whose reply was lost: stored rows stay, and a chunk that is not `running` is not changed.
-
-    Returns:
-        First job id and fence of the settlements whose chunks were still held.
 
     Raises:
         StoreUnavailable: no database; nothing is known to be written, call again.
@@ -251,4 +261,9 @@ async def settle(database: Database, settlements: Sequence[Settlement]) -> set[t
     """
     async with database.connection() as connection:
         cursor = await connection.execute(_SETTLE, _arguments(settlements))
-        return {(JobId(row["first_job_id"]), row["fence"]) for row in await cursor.fetchall()}
+        rows = await cursor.fetchall()
+    found = {
+        written: {(JobId(row["chunk"]), row["fence"]) for row in rows if row["written"] is written}
+        for written in (True, False)
+    }
+    return Settled(found[True], found[False])

@@ -6,7 +6,6 @@ from typing import Any
 
 import orjson
 import psycopg
-from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from pipeline.store.database import Database
@@ -32,7 +31,12 @@ SELECT tenant, idempotency_key, job_id, payload_hash FROM idempotency_keys
 WHERE (tenant, idempotency_key) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
 _INSERT = """
-WITH stored AS (
+WITH keys AS (
+    -- In one order, so that two processes with the same keys wait for each other one way round only.
+    INSERT INTO idempotency_keys (tenant, idempotency_key, job_id, payload_hash)
+    SELECT * FROM unnest(%(tenants)s::text[], %(keys)s::text[], %(key_jobs)s::bigint[], %(hashes)b::bytea[])
+        AS k(tenant, idempotency_key, job_id, payload_hash) ORDER BY tenant, idempotency_key
+), stored AS (
     INSERT INTO jobs (job_id, kind, tenant, deadline, streamed, request)
     SELECT job_id, kind, tenant, deadline, streamed, request FROM ROWS FROM (
         json_to_recordset(%(jobs)s::json) AS (job_id bigint, kind text, tenant text, deadline timestamptz, streamed bool),
@@ -43,10 +47,6 @@ INSERT INTO chunks (first_job_id, rows, model, tenant, lane, priority, deadline,
 SELECT first_job_id, rows, model, tenant, lane, priority, deadline, %(reply_to)s
 FROM json_to_recordset(%(chunks)s::json)
     AS c(first_job_id bigint, rows int, model text, tenant text, lane text, priority smallint, deadline timestamptz)
-"""
-_INSERT_KEYS = """
-INSERT INTO idempotency_keys (tenant, idempotency_key, job_id, payload_hash)
-SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[])
 """
 
 
@@ -69,7 +69,7 @@ async def insert_interactive(
 ) -> Submission:
     """Store jobs that callers wait for; neighbours of one model, tenant and priority share a chunk.
 
-    One statement where no job has a key. A key that is stored already returns its job, or
+    One statement for all. A key that is stored already returns its job, or
     DuplicateJob if that job is another. Safe to call again only for jobs with keys.
 
     Args:
@@ -93,7 +93,7 @@ async def insert_interactive(
         placed = await _place(ids, fresh, chunk_rows)
         try:
             await _insert(database, fresh, placed, reply_to)
-        except psycopg.errors.UniqueViolation:
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
             continue  # another process stored one of these keys meanwhile: look again
         entries |= placed.job_ids
         return Submission([entries[index] for index in range(len(new))], placed.chunks)
@@ -143,15 +143,8 @@ async def _place(ids: JobIds, fresh: Mapping[int, NewJob], chunk_rows: int) -> _
 async def _insert(database: Database, fresh: Mapping[int, NewJob], placed: _Placement, reply_to: str | None) -> None:
     if not fresh:
         return
-    arguments = _insert_arguments(fresh, placed) | {"reply_to": reply_to}
-    keyed = [(fresh[i], job_id) for i, job_id in placed.job_ids.items() if fresh[i].idempotency_key is not None]
-    if not keyed:
-        async with database.connection() as connection:
-            await connection.execute(_INSERT, arguments)
-        return
-    async with database.transaction() as connection:
-        await _insert_keys(connection, keyed)
-        await connection.execute(_INSERT, arguments)
+    async with database.connection() as connection:
+        await connection.execute(_INSERT, _insert_arguments(fresh, placed) | {"reply_to": reply_to})
 
 
 def _insert_arguments(fresh: Mapping[int, NewJob], placed: _Placement) -> dict[str, Any]:
@@ -165,20 +158,13 @@ def _insert_arguments(fresh: Mapping[int, NewJob], placed: _Placement) -> dict[s
         }
         for index, job_id in placed.job_ids.items()
     ]
+    keyed = [(fresh[i], job_id) for i, job_id in placed.job_ids.items() if fresh[i].idempotency_key is not None]
     return {
+        "tenants": [job.tenant for job, _ in keyed],
+        "keys": [job.idempotency_key for job, _ in keyed],
+        "key_jobs": [job_id for _, job_id in keyed],
+        "hashes": [job.payload_hash for job, _ in keyed],
         "jobs": orjson.dumps(jobs).decode(),
         "requests": [fresh[index].request for index in placed.job_ids],
         "chunks": orjson.dumps(placed.chunks).decode(),
     }
-
-
-async def _insert_keys(connection: AsyncConnection[DictRow], keyed: Sequence[tuple[NewJob, JobId]]) -> None:
-    await connection.execute(
-        _INSERT_KEYS,
-        (
-            [job.tenant for job, _ in keyed],
-            [job.idempotency_key for job, _ in keyed],
-            [job_id for _, job_id in keyed],
-            [job.payload_hash for job, _ in keyed],
-        ),
-    )

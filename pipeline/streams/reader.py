@@ -60,7 +60,12 @@ class StreamReader:
 
     def __init__(self, redis_url: str) -> None:
         self._redis: aioredis.Redis = aioredis.from_url(
-            redis_url, socket_connect_timeout=5, health_check_interval=30, decode_responses=True, protocol=2
+            redis_url,
+            socket_connect_timeout=5,
+            socket_timeout=_BLOCK_MS / 1000 + 5,
+            health_check_interval=30,
+            decode_responses=True,
+            protocol=2,
         )
         self._followers: dict[str, list[_Follower]] = {}
         self._task: asyncio.Task[None] | None = None

@@ -72,7 +72,9 @@ class StreamWriter:
     """Writes the frames of the answers that a process generates."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=5, health_check_interval=30)
+        self._redis: aioredis.Redis = aioredis.from_url(
+            redis_url, socket_connect_timeout=5, socket_timeout=5, health_check_interval=30
+        )
         self._script = self._redis.register_script(_WRITE)
         self._pending: dict[JobId, _OpenAttempt] = {}
         self._ended: dict[JobId, None] = {}

@@ -30,6 +30,7 @@ _WHERE = {
     ErrorCode.INVALID_OUTPUT: _IN_BOTH,
     ErrorCode.CONTENT_FILTERED: _IN_AN_OUTCOME,
     ErrorCode.INTERNAL_ERROR: f"{_IN_BOTH}; or in a `refused` reply",
+    ErrorCode.NEWER_VERSION: f"{_WAITING}, for some minutes",
     ErrorCode.WORKER_LOST: _WAITING,
     ErrorCode.CRASHED_WORKER: _IN_AN_OUTCOME,
     ErrorCode.DEADLINE_PASSED: "in an outcome whose state is `expired`",

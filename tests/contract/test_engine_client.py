@@ -16,7 +16,8 @@ from pipeline.images.decoding import data_url
 from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile
 from pipeline.models import LabelForm
 from schemas.errors import EngineUnavailable, InvalidOutput, PromptTooLong, RequestRejected
-from schemas.jobs import Job, parse_job
+from schemas.job import Job
+from schemas.jobs import parse_job
 from schemas.results import CodeResult, SentimentResult, VisionResult
 from tests.contract.model_server import CONTEXT_TOKENS, ModelServer, simulator_process
 

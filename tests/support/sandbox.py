@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import psycopg
 
+from pipeline.store.connecting import ROLE_SETTINGS, parse_url
 from pipeline.store.schema import migrate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +70,8 @@ class Sandbox:
 
     def query(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Execute a statement in the database and return its rows."""
-        with psycopg.connect(self.database_url, autocommit=True) as connection:
+        address = parse_url(self.database_url)
+        with psycopg.connect(address.url, autocommit=True, **address.arguments()) as connection:
             cursor = connection.execute(statement, arguments)
             return cursor.fetchall() if cursor.description else []
 
@@ -211,6 +213,8 @@ def new_database(server_url: str, name: str, template: str | None = None) -> str
     """Create a database with our tables, copied from a template if one is given."""
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+        for setting, value in ROLE_SETTINGS.items() if template else ():  # a copy does not have them
+            connection.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {name} SET {setting} = '{value}'")
     url = server_url.rsplit("/", 1)[0] + f"/{name}"
     if template is None:
         migrate.upgrade(url)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from pipeline.store import Database, batches, claims, recovery, submission
+from pipeline.store import Database, batches, claims, recovery, settlement, submission
 from pipeline.store.batches import NewBatch, StoredBatch
 from pipeline.store.cancellation import SettledWithoutRun
 from pipeline.store.claims import Claim
@@ -32,6 +32,14 @@ def new_job(text: str = "hi", *, key: str | None = None, payload: bytes = b"p", 
     request = f'{{"kind":"intent",  "text":"{text}"}}'.encode()
     given = {"kind": "intent", "tenant": "default", "request": request, "model": "m", "priority": 0}
     return NewJob(**{**given, "idempotency_key": key, "payload_hash": payload, **fields})
+
+
+async def settle_all(database: Database, settlements: Sequence[Settlement]) -> None:
+    """Settle, again for those whose chunk another process has locked at the moment."""
+    left = list(settlements)
+    while left:
+        done = await settlement.settle(database, left)
+        left = [one for one in left if (one.first_job_id, one.fence) in done.locked]
 
 
 async def store_jobs(

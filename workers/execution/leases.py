@@ -7,6 +7,7 @@ from uuid import UUID
 
 import structlog
 
+from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.policies.leases import renewal_interval
 from pipeline.store import Database, claims
 from schemas.errors import StoreUnavailable
@@ -47,6 +48,7 @@ class Leases:
             # Nothing can be settled now either; settling finds out whether the lease outlived the outage.
             _log.warning("leases were not renewed", reason=error.message, held=len(run_ids))
             return
+        lost: list[Run] = []
         for run_id in run_ids:
             run, work = self._held.get(run_id, (None, None))
             if run is None or work is None or run.ended.is_set():
@@ -54,12 +56,22 @@ class Leases:
             if run_id not in renewed:
                 del self._held[run_id]
                 run.lost = True
+                lost.append(run)
                 work.cancel()
                 _log.warning(
                     "run was lost: its chunk was requeued", chunk=run.claim.first_job_id, model=run.claim.model
                 )
             elif renewed[run_id] > run.cancelled:
                 await self._find_cancelled(run, renewed[run_id])
+        if lost:
+            await self._take_crashes_back(lost)
+
+    async def _take_crashes_back(self, lost: Sequence[Run]) -> None:
+        """Say that this worker lives: it was suspended, or the database did not answer. Jobs are not to blame for that."""
+        chunks = [(run.claim.first_job_id, run.claim.fence) for run in lost]
+        await retry_while_unavailable(
+            lambda: claims.take_crashes_back(self._database, chunks), "crashes are taken back later", growing=False
+        )
 
     async def _find_cancelled(self, run: Run, cancelled: int) -> None:
         """Look up cancelled jobs of a run whose notification was lost."""

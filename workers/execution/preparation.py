@@ -15,11 +15,13 @@ from pipeline.store import Database, answer_cache
 from pipeline.store.answer_cache import CachedAnswer
 from pipeline.store.claims import ClaimedJob
 from schemas.errors import ErrorCode, InvalidJob, StoreUnavailable
-from schemas.jobs import Job, StreamedJob, parse_job
+from schemas.job import Job
+from schemas.jobs import StreamedJob, parse_job
 from schemas.results import JobState
 from workers.execution.run import Row, Run
 
 _log = structlog.get_logger(__name__)
+_ROUNDS_FOR_ANOTHER_VERSION = 12  # seven minutes, with the delays between them
 
 
 class RowPreparer:
@@ -114,8 +116,11 @@ def _runnable(run: Run) -> list[tuple[ClaimedJob, Job]]:
     for claimed in run.claim.jobs:
         try:
             job = parse_job(claimed.request)
-        except InvalidJob as error:  # stored by another version of this program
-            run.refuse(claimed, JobState.FAILED, error.code, error.message)
+        except InvalidJob as error:  # stored by another version of this program: a deploy may be under way
+            if run.claim.rounds < _ROUNDS_FOR_ANOTHER_VERSION:
+                run.last_code = ErrorCode.NEWER_VERSION
+            else:
+                run.refuse(claimed, JobState.FAILED, error.code, error.message)
             continue
         if isinstance(job, StreamedJob) and job.stream:
             run.streamed.add(claimed.job_id)

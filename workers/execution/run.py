@@ -16,11 +16,12 @@ from pipeline.store.claims import AGING_SECONDS, Claim, ClaimedJob
 from pipeline.store.settlement import FailedAttempt, SettledRow
 from schemas.errors import EngineError, ErrorCode, PromptTooLong
 from schemas.ids import JobId
-from schemas.jobs import Job
+from schemas.job import Job
 from schemas.results import JobState, Result
 from schemas.timings import Timings, Usage
 
 _SHORTEST_CONTEXT_TOKENS = 128
+_DEADLINE_PASSED = "its deadline passed before an engine was asked"
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +120,7 @@ class EngineRequest:
     def cancel_if_unused(self) -> None:
         """Abort the request at the engine if no row of it is pending any more."""
         rows = (one for row in self.rows for one in (row, *row.followers))
-        if self.task is not None and not any(row.is_pending for row in rows):
+        if self.task and not any(row.is_pending for row in rows):
             self.task.cancel()
 
 
@@ -196,7 +197,8 @@ class Run:
         settled.usage = Usage(prompt_tokens=completion.prompt_tokens, completion_tokens=completion.completion_tokens)
         measures = kinds.measures(result)
         settled.label, settled.confidence, settled.score = measures.label, measures.confidence, measures.score
-        self._succeed(settled)
+        settled.state = JobState.SUCCEEDED
+        self._settle(settled)
         if settled.cache_key is None:
             return None
         return CachedAnswer(**{name: getattr(settled, name) for name in CachedAnswer.__dataclass_fields__})
@@ -205,13 +207,16 @@ class Run:
         """Settle a row with the answer of an earlier job: no engine is asked, no token is spent."""
         if row.job_id not in self.unsettled:
             return
+        if cached.tenant != row.claimed.tenant:
+            raise ValueError("an answer of another tenant")
         settled = self._settled_row(row, None, None)
         settled.usage = Usage(prompt_tokens=0, completion_tokens=0)
         settled.cached_from = cached.job_id
         for name in CachedAnswer.__dataclass_fields__:
-            if name != "job_id":
+            if name not in {"job_id", "tenant"}:
                 setattr(settled, name, getattr(cached, name))
-        self._succeed(settled)
+        settled.state = JobState.SUCCEEDED
+        self._settle(settled)
 
     def fail_attempt(self, row: Row, error: EngineError, endpoint: Endpoint | None) -> None:
         """Record a failed attempt: the last one makes a dead letter, otherwise the job stays for another run."""
@@ -242,16 +247,12 @@ class Run:
 
     def expire(self, job: ClaimedJob) -> None:
         """Settle a row whose deadline passed before an engine was asked."""
-        self.refuse(job, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, "its deadline passed before an engine was asked")
+        self.refuse(job, JobState.EXPIRED, ErrorCode.DEADLINE_PASSED, _DEADLINE_PASSED)
 
     def end(self) -> None:
         """Mark the end: no row is added any more."""
         self.ended.set()
         self.changed.set()
-
-    def _succeed(self, row: SettledRow) -> None:
-        row.state = JobState.SUCCEEDED
-        self._settle(row)
 
     def _settle(self, row: SettledRow) -> None:
         self.unsettled.discard(row.job_id)

@@ -14,6 +14,7 @@ from tests.support.store_helpers import (
     claim_next,
     claim_queued,
     requeue_expired,
+    settle_all,
     store_batch,
     succeeded,
 )
@@ -66,7 +67,7 @@ async def test_cancels_and_settlements_at_once_never_deadlock(database: Database
     held = [await claim_queued(database) for _ in range(20)]
     results = await asyncio.gather(
         *[cancel(database, job_id) for job_id in stored.job_ids[::5]],
-        *[settlement.settle(database, [succeeded(claim) for claim in held[start::4]]) for start in range(4)],
+        *[settle_all(database, [succeeded(claim) for claim in held[start::4]]) for start in range(4)],
         claims.renew(database, [claim.run_id for claim in held], LEASE),
         return_exceptions=True,
     )

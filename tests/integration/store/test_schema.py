@@ -2,12 +2,14 @@
 
 import re
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from pipeline.store import Database, queries
+from pipeline.store.connecting import parse_url
 from pipeline.store.schema import migrate
 from pipeline.store.schema.tables import metadata
 from schemas.errors import StoreUnavailable
@@ -17,7 +19,12 @@ HEAD = "0001"
 
 
 def test_the_tables_and_the_migrations_agree(sandbox: Sandbox) -> None:
-    engine = sa.create_engine(migrate.sqlalchemy_url(sandbox.database_url), poolclass=sa.NullPool)
+    address = parse_url(sandbox.database_url)
+    engine = sa.create_engine(
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(address.url, **address.arguments()),
+        poolclass=sa.NullPool,
+    )
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         differences = compare_metadata(context, metadata)
@@ -45,7 +52,7 @@ async def test_an_error_about_missing_tables_names_the_command(sandbox: Sandbox)
 def test_the_comment_of_every_table_says_how_its_rows_leave(sandbox: Sandbox) -> None:
     found = sandbox.query(
         """SELECT c.relname, obj_description(c.oid, 'pg_class') FROM pg_class c
-           WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+           WHERE c.relnamespace = 'yyc3'::regnamespace AND c.relkind IN ('r', 'p')
              AND NOT c.relispartition AND c.relname <> 'alembic_version'"""
     )
     assert {name for name, _ in found} == set(metadata.tables)

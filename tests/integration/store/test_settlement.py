@@ -29,9 +29,9 @@ _WRITTEN = "SELECT job_id, xmin::text, settled_at FROM outcomes ORDER BY job_id"
 async def test_a_second_delivery_of_a_settled_chunk_changes_nothing(database: Database, sandbox: Sandbox) -> None:
     stored = await store_batch(database, 10)
     claim = await claim_queued(database)
-    assert await settlement.settle(database, [succeeded(claim)]) == {(claim.first_job_id, claim.fence)}
+    assert (await settlement.settle(database, [succeeded(claim)])).written == {(claim.first_job_id, claim.fence)}
     before = sandbox.query(_WRITTEN)
-    assert await settlement.settle(database, [succeeded(claim)]) == set()
+    assert (await settlement.settle(database, [succeeded(claim)])).written == set()
     assert await claims.claim_named(database, [(stored.chunks[0].first_job_id, uuid4())], worker="w", lease=LEASE) == {}
     assert sandbox.query(_WRITTEN) == before
     assert sandbox.query("SELECT succeeded, prompt_tokens, completion_tokens, state FROM chunks") == [
@@ -44,9 +44,9 @@ async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, sand
     slow = await claim_queued(database, lease=EXPIRED)
     assert await requeue_expired(database) == (1, [])
     other = await claim_queued(database)
-    assert await settlement.settle(database, [succeeded(slow)]) == set()
+    assert (await settlement.settle(database, [succeeded(slow)])).written == set()
     assert sandbox.query("SELECT count(*) FROM outcomes") == [(0,)]
-    assert await settlement.settle(database, [succeeded(other)]) == {(other.first_job_id, other.fence)}
+    assert (await settlement.settle(database, [succeeded(other)])).written == {(other.first_job_id, other.fence)}
     assert await claims.renew(database, [slow.run_id, other.run_id], LEASE) == {}
 
 
@@ -55,7 +55,9 @@ async def test_a_stale_settlement_beside_the_current_one_changes_nothing(databas
     stale = await claim_queued(database, lease=EXPIRED)
     sandbox.query("UPDATE chunks SET state = 'queued'")
     fresh = await claim_queued(database)
-    held = await settlement.settle(database, [succeeded(stale, next_state=ChunkState.QUEUED), succeeded(fresh)])
+    held = (
+        await settlement.settle(database, [succeeded(stale, next_state=ChunkState.QUEUED), succeeded(fresh)])
+    ).written
     assert held == {(fresh.first_job_id, fresh.fence)}
     assert sandbox.query("SELECT succeeded, state FROM chunks") == [(4, "done")]
 
@@ -109,7 +111,7 @@ async def test_a_score_too_small_for_its_column_is_stored(database: Database, sa
     row = SettledRow(claim.jobs[0].job_id, 0, "default", "sentiment", JobState.SUCCEEDED)
     row.score, row.confidence = found.score, found.confidence
     done = Settlement(claim.first_job_id, claim.fence, [row], next_state=ChunkState.DONE)
-    assert await settlement.settle(database, [done]) == {(claim.first_job_id, claim.fence)}
+    assert (await settlement.settle(database, [done])).written == {(claim.first_job_id, claim.fence)}
     assert sandbox.query("SELECT score, confidence FROM outcomes") == [
         (pytest.approx(score, abs=1e-6), pytest.approx(abs(score), abs=1e-6))
     ]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from pipeline import kinds
 from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile, LabelForm
-from schemas.jobs import Job, parse_job
+from schemas.job import Job
+from schemas.jobs import parse_job
 
 STRUCTURED = Constraint.STRUCTURED_OUTPUTS
 

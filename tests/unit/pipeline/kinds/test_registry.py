@@ -17,7 +17,8 @@ from pipeline.models import load_models
 from pipeline.policies.routing import route
 from schemas.errors import InvalidJob, InvalidOutput
 from schemas.ids import JobId
-from schemas.jobs import Job, Sampling, Text, canonical, parse_job
+from schemas.job import Job
+from schemas.jobs import Sampling, Text, canonical, parse_job
 from schemas.published import json_schema
 from schemas.published.typescript import typescript
 from schemas.results import JobState, Outcome, Result, parse_result

@@ -1,14 +1,13 @@
-"""The Python client: submit jobs, get outcomes. `AsyncClient` has the logic, `Client` is its blocking form."""
+"""The client for asyncio, which has the logic of both forms."""
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+import os
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self
 from uuid import uuid4
 
 from pipeline.batches import Batch, BatchSubmitter
@@ -22,18 +21,25 @@ from pipeline.store.batches import BatchProgress
 from pipeline.wiring import Adapters, Wiring
 from schemas.errors import InvalidJob, JobNotFound, ResultTimeout
 from schemas.ids import BatchId, JobId
-from schemas.jobs import Job, StreamedJob, parse_job
+from schemas.job import Job
+from schemas.jobs import StreamedJob, parse_job
 from schemas.results import JobState, Outcome
 from schemas.streams import StreamEvent
 
 _PROGRESS_SECONDS = 0.25
-_NOT_OPEN = "use the client in a with statement: with Client() as client"
-P = ParamSpec("P")
-T = TypeVar("T")
+NOT_OPEN = "use the client in a with statement: with Client() as client"
+FORKED = (
+    "this client was opened before a fork, and its connections belong to the parent: open another one in this process"
+)
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:
     return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
+
+def _not_finished(job_id: JobId) -> ResultTimeout:
+    message = f"job {job_id} is not finished yet; it continues, request its result again later"
+    return ResultTimeout(message, job_id=job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class AsyncClient:
         self._wiring = Wiring.from_environment(database_url=database_url, redis_url=redis_url)
         self._stack = AsyncExitStack()
         self._opened: _Opened | None = None
+        self._pid: int | None = None
 
     async def __aenter__(self) -> Self:
         adapters = await self._stack.enter_async_context(self._wiring.adapters())
@@ -61,18 +68,28 @@ class AsyncClient:
         waiter = Waiter(adapters.database, adapters.notifier, channel)
         await waiter.start()
         self._stack.push_async_callback(waiter.stop)
-        self._opened = _Opened(adapters, waiter, adapters.submitter(channel), adapters.batch_submitter())
+        submitter = adapters.submitter(channel, on_stored=waiter.track)
+        self._opened = _Opened(adapters, waiter, submitter, adapters.batch_submitter())
+        self._pid = os.getpid()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        if not self.forked:
+            await self._stack.aclose()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a copy of the one that opened the client."""
+        return self._pid is not None and self._pid != os.getpid()
 
     @property
     def _open(self) -> _Opened:
         if self._opened is None:
-            raise RuntimeError(_NOT_OPEN)
+            raise RuntimeError(NOT_OPEN)
+        if self.forked:
+            raise RuntimeError(FORKED)
         return self._opened
 
     async def submit(self, job: Job | dict[str, Any]) -> JobId:
@@ -85,19 +102,19 @@ class AsyncClient:
             QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
             StoreUnavailable: nothing is known to be stored.
         """
-        job_id = await self._open.submitter.submit(job)
-        self._open.waiter.track(job_id)
-        return job_id
+        return await self._open.submitter.submit(job)
 
     async def submit_many(
         self,
         jobs: Iterable[Job | dict[str, Any]],
         *,
         name: str = "batch",
-        tenant: str = "default",
+        tenant: str | None = None,
         idempotency_key: str | None = None,
     ) -> Batch:
         """Store jobs for the bulk lane, all or none, in their order.
+
+        All jobs belong to one tenant: `tenant`, or without it the one that the first job names.
 
         Raises:
             SubmissionError, StoreUnavailable: as `submit`; nothing was stored. `position` names a refused job.
@@ -115,10 +132,13 @@ class AsyncClient:
             async with asyncio.timeout(_seconds(timeout)):
                 return await self._open.waiter.outcome(job_id)
         except TimeoutError as error:
-            message = f"job {job_id} is not finished yet; it continues, request its result again later"
-            raise ResultTimeout(message, job_id=job_id) from error
+            raise _not_finished(job_id) from error
 
-    async def stream(self, job: Job | dict[str, Any]) -> AsyncIterator[StreamEvent]:
+    async def stream(
+        self,
+        job: Job | dict[str, Any],
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109 - part of the promise
+    ) -> AsyncIterator[StreamEvent]:
         """Submit a chat, code or vision job and read its answer as it is generated.
 
         The text comes in pieces; a RestartEvent discards the text before it, an EndEvent with the outcome
@@ -126,22 +146,40 @@ class AsyncClient:
 
         Raises:
             InvalidJob: also for a kind that is answered in one piece.
+            ResultTimeout: it did not end within `timeout`. It continues, and `follow` reads it again.
         """
         checked = parse_job(job)
         if not isinstance(checked, StreamedJob):
             raise InvalidJob(f"job refused: kind: {checked.kind} is answered in one piece; submit it without stream")
         job_id = await self.submit(checked.model_copy(update={"stream": True}))
-        async for event in self.follow(job_id):
+        async for event in self.follow(job_id, timeout):
             yield event
 
-    async def follow(self, job_id: JobId) -> AsyncIterator[StreamEvent]:
+    async def follow(
+        self,
+        job_id: JobId,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109 - part of the promise
+    ) -> AsyncIterator[StreamEvent]:
         """Read the answer of a streamed job from its start, whichever client submitted it and however late.
 
         Raises:
             JobNotFound: there is no such job.
+            ResultTimeout: it did not end within `timeout`, counted from this call.
         """
-        async for event in follow(self._open.waiter, self._open.adapters.stream_reader, job_id):
-            yield event
+        events = follow(self._open.waiter, self._open.adapters.stream_reader, job_id)
+        seconds = _seconds(timeout)
+        end = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        try:
+            while True:
+                async with asyncio.timeout_at(end):
+                    event = await anext(events, None)
+                if event is None:
+                    return
+                yield event
+        except TimeoutError as error:
+            raise _not_finished(job_id) from error
+        finally:
+            await events.aclose()
 
     async def get(self, job_id: JobId) -> Outcome:
         """Return what is known of a job now, without waiting.
@@ -185,116 +223,3 @@ class AsyncClient:
     def batch_outcomes(self, batch_id: BatchId) -> AsyncIterator[Outcome]:
         """Yield the outcomes of a batch in the order in which its jobs were submitted, including unsettled jobs."""
         return batches.batch_outcomes(self._open.adapters.database, batch_id)
-
-
-def _blocking(
-    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Client", P], T]:
-    """Make the blocking form of a method, with its signature and documentation."""
-
-    @wraps(method)
-    def blocking(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._run(method(self._async, *args, **kwargs))
-
-    return blocking
-
-
-def _iterating(
-    method: Callable[Concatenate[AsyncClient, P], AsyncIterator[T]],
-) -> Callable[Concatenate["Client", P], Iterator[T]]:
-    """Make the blocking form of an iterator, with its signature and documentation."""
-
-    @wraps(method)
-    def iterating(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        items = method(self._async, *args, **kwargs)
-
-        async def following() -> T | None:
-            return await anext(items, None)
-
-        while (item := self._run(following())) is not None:
-            yield item
-
-    return iterating
-
-
-class Client:
-    """The blocking form of AsyncClient; safe to use from many threads. Use it as `with Client() as client`.
-
-    Every method runs that of AsyncClient on a loop in a thread of its own, so jobs submitted by many
-    threads share messages too.
-    """
-
-    def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
-        self._async = AsyncClient(database_url=database_url, redis_url=redis_url)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    submit = _blocking(AsyncClient.submit)
-    result = _blocking(AsyncClient.result)
-    stream = _iterating(AsyncClient.stream)
-    follow = _iterating(AsyncClient.follow)
-    get = _blocking(AsyncClient.get)
-    list_jobs = _blocking(AsyncClient.list_jobs)
-    cancel = _blocking(AsyncClient.cancel)
-    batch_progress = _blocking(AsyncClient.batch_progress)
-    watch_batch = _iterating(AsyncClient.watch_batch)
-    batch_outcomes = _iterating(AsyncClient.batch_outcomes)
-
-    def submit_many(
-        self,
-        jobs: Iterable[Job | dict[str, Any]],
-        *,
-        name: str = "batch",
-        tenant: str = "default",
-        idempotency_key: str | None = None,
-    ) -> Batch:
-        """Store jobs for the bulk lane, all or none, in their order; see AsyncClient.submit_many."""
-        # Consumed here: the caller's generator may use this client, and must not run on the client's loop.
-        given = list(jobs)
-        return self._run(self._async.submit_many(given, name=name, tenant=tenant, idempotency_key=idempotency_key))
-
-    submit_many.__doc__ = AsyncClient.submit_many.__doc__
-
-    def __enter__(self) -> Self:
-        started = threading.Event()
-
-        def live() -> None:
-            with asyncio.Runner(loop_factory=self._async._wiring.loop_factory()) as runner:
-                self._loop = runner.get_loop()
-                self._loop.call_soon(started.set)
-                self._loop.run_forever()
-
-        self._thread = threading.Thread(target=live, name="yyc3-client", daemon=True)
-        self._thread.start()
-        started.wait()
-        try:
-            self._run(self._async.__aenter__())
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            self._run(self._async.__aexit__(kind, value, traceback))
-        finally:
-            self._stop()
-
-    def _stop(self) -> None:
-        assert self._loop is not None
-        assert self._thread is not None
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
-            work.close()
-            raise RuntimeError(_NOT_OPEN)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # Ctrl-C in the caller's thread ends the wait, not the job
-            raise

@@ -1,0 +1,47 @@
+"""What every job has, whatever its kind."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+TENANT_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+DEFAULT_TENANT = "default"
+Tenant = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
+
+
+class Job(BaseModel):
+    """What every job has, whatever its kind.
+
+    Attributes:
+        idempotency_key: the same key with the same job returns that job, whatever its deadline and priority were; with another
+            job it is refused.
+        tenant: a label to count by; keys are unique within it.
+        priority: lower goes first, like vLLM's; 0 is normal.
+        deadline: after this time the job is `expired` and no engine is asked.
+        tags: for the caller's own bookkeeping; stored, never interpreted.
+        model: an entry of models.toml; by default the first one that supports this kind.
+        cache: whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness
+            (intent, sentiment, and temperature 0), and within the tenant.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    tenant: Tenant = DEFAULT_TENANT
+    priority: int = Field(default=0, ge=-100, le=100)
+    deadline: AwareDatetime | None = None
+    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
+    model: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
+    cache: bool = True
+
+    @field_validator("deadline")
+    @classmethod
+    def _in_utc(cls, deadline: datetime | None) -> datetime | None:
+        """Databases know fewer offsets than clocks have."""
+        try:
+            return None if deadline is None else deadline.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("is too far away for a date") from None
