@@ -7,6 +7,7 @@ with the outcome has the answer: see docs/submitting.md.
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -116,9 +117,29 @@ def job_key(arguments: dict[str, Any]) -> str:
         InvalidJob: there is none, or it is not valid.
     """
     key = arguments.get("job_key")
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS or "\x00" in key:
-        raise InvalidJob(f"job refused: job_key: must be a text of 1 to {MAX_KEY_CHARACTERS} characters, without NUL")
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS or not _can_be_stored(key):
+        raise InvalidJob(
+            f"job refused: job_key: must be a text of 1 to {MAX_KEY_CHARACTERS} characters, without NUL and half characters"
+        )
     return key
+
+
+def _can_be_stored(text: str) -> bool:
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _moment(expires: Any) -> str:
+    """Return Celery's `expires` as a deadline: after it no engine is asked, and the sender hears of it."""
+    try:
+        moment = datetime.fromisoformat(expires)
+    except (TypeError, ValueError):
+        raise InvalidJob(
+            "job refused: expires: is not a time such as 2026-01-31T12:00:00+00:00; or use deadline"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
 
 
 def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> IntakeRequest:
@@ -130,5 +151,11 @@ def parse_intake(arguments: dict[str, Any], reserved: frozenset[str]) -> IntakeR
     queue, key = reply_queue(arguments, reserved), job_key(arguments)
     if "idempotency_key" in arguments:
         raise InvalidJob("job refused: idempotency_key: use job_key, which is the idempotency key of this queue")
-    fields = {name: value for name, value in arguments.items() if name not in {"job_key", "reply_to"}}
+    if "eta" in arguments:
+        raise InvalidJob(
+            "job refused: eta: no message is held until later (eta, countdown); send it when the job should run"
+        )
+    fields = {name: value for name, value in arguments.items() if name not in {"job_key", "reply_to", "expires"}}
+    if "expires" in arguments and fields.get("deadline") is None:
+        fields["deadline"] = _moment(arguments["expires"])
     return IntakeRequest(parse_job({**fields, "idempotency_key": key}), key, queue)

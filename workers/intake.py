@@ -50,6 +50,12 @@ class IntakeTask(ValidatedTask):
 
     acks_late = True
     ignore_result = True
+
+    def on_schedule(self, named: dict[str, Any], eta: Any, expires: Any) -> None:
+        """Make the times of a message arguments, so that its sender is answered about them."""
+        if self.name == SUBMIT_TASK:
+            named |= {name: value for name, value in (("eta", eta), ("expires", expires)) if value is not None}
+
     Request = f"{RedactedRequest.__module__}:{RedactedRequest.__name__}"
 
 

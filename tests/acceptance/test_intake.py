@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,8 +37,9 @@ class Caller:
         self.queue = f"crm.replies.{uuid4().hex}"
         self.seen: list[dict[str, Any]] = []
 
-    def send(self, /, **arguments: Any) -> None:
-        self._app.send_task(SUBMIT_TASK, kwargs={"reply_to": self.queue, **arguments}, queue=INTAKE_QUEUE)
+    def send(self, options: dict[str, Any] | None = None, /, **arguments: Any) -> None:
+        named = {"reply_to": self.queue, **arguments}
+        self._app.send_task(SUBMIT_TASK, kwargs=named, queue=INTAKE_QUEUE, **(options or {}))
 
     def cancel(self, **arguments: Any) -> None:
         self._app.send_task(CANCEL_TASK, kwargs=arguments, queue=INTAKE_QUEUE)
@@ -176,6 +178,38 @@ def test_a_refusal_is_one_sentence_that_names_the_field(
     assert running.jobs() == before
 
 
+@pytest.mark.parametrize("field", ["text", "tags", "job_key", "tenant"])
+def test_half_a_character_is_refused_with_its_field(running: Running, caller: Caller, field: str) -> None:
+    """A cut in the middle of an emoji: Python and JavaScript both send it as an escape."""
+    before, half = running.jobs(), "太差了\ud83d"
+    caller.send(
+        **{"kind": "sentiment", "text": "好", "job_key": "half", field: {"a": half} if field == "tags" else half}
+    )
+    (refused,) = caller.replies(1)
+    assert refused["event"] == "refused"
+    assert field in refused["error"]["message"]
+    assert running.jobs() == before
+
+
+def test_a_message_for_later_is_refused_and_not_held(running: Running, caller: Caller) -> None:
+    before = running.jobs()
+    caller.send({"countdown": 3_600}, kind="sentiment", text="好", job_key="later")
+    (refused,) = caller.replies(1)
+    assert (refused["event"], refused["job_key"]) == ("refused", "later")
+    assert "eta" in refused["error"]["message"]
+    assert running.jobs() == before
+
+
+def test_a_message_that_expired_on_its_way_is_answered(caller: Caller) -> None:
+    caller.send({"expires": datetime.now(UTC) - timedelta(minutes=1)}, kind="sentiment", text="好", job_key="too late")
+    accepted, outcome = caller.replies(2)
+    assert accepted["event"] == "accepted"
+    assert outcome["outcome"]["state"] == JobState.EXPIRED
+    caller.send({"expires": datetime.now(UTC) + timedelta(hours=1)}, kind="sentiment", text="好", job_key="in time")
+    _, outcome = caller.replies(2)
+    assert outcome["outcome"]["state"] == JobState.SUCCEEDED
+
+
 def test_a_key_of_another_job_is_refused(caller: Caller) -> None:
     caller.send(kind="sentiment", text="谢谢", job_key="k")
     caller.replies(2)
@@ -260,7 +294,7 @@ def test_invalid_messages_are_quarantined_and_the_intake_continues(sandbox: Sand
     job = {"kind": "sentiment", "text": CANARY, "job_key": "j", "reply_to": own_caller.queue}
     bodies: list[Any] = [[], {}, "text", [[], [], {}], [5, job, {}], [[], "x", {}]]
     junk = [foreign({"task": "yyc3.submit"}, body) for body in bodies]
-    junk += [foreign({"task": "yyc3.submit", **header}, [[], job, {}]) for header in ({"timelimit": "x"}, {"eta": "x"})]
+    junk += [foreign({"task": "yyc3.submit", "timelimit": "x"}, [[], job, {}])]
     junk += [foreign({"task": "yyc3.submit", "id": {}}, [[], job, {}])]
     callbacks = {"callbacks": ["X"], "errbacks": ["X"], "chain": ["X"], "chord": "X"}
     with ExitStack() as stack:

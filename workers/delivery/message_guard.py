@@ -63,13 +63,16 @@ class ValidatedTask(Task[Any, Any]):
             ValueError: the message is quarantined.
         """
 
+    def on_schedule(self, named: dict[str, Any], eta: Any, expires: Any) -> None:
+        """Hear when a message should run, and until when; Celery does not: it would hold one and drop the other in silence."""
+
     def start_strategy(self, app: Celery, consumer: Any, **options: Any) -> Callable[..., Any]:
         """Return what Celery calls for each message of this task."""
         process: Callable[..., Any] = super().start_strategy(app, consumer, **options)
 
         def guarded(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
             try:
-                self.validate(*_strip_callbacks(message))
+                self.validate(*_strip_callbacks(message, self.on_schedule))
                 return process(message, body, ack, reject, callbacks, **more)
             except Exception as error:  # noqa: BLE001 - the edge to other programs: their message is quarantined
                 quarantine(message, safe_error_summary(error))
@@ -78,8 +81,10 @@ class ValidatedTask(Task[Any, Any]):
         return guarded
 
 
-def _strip_callbacks(message: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Remove callbacks, chains and chords from a message, and return its arguments.
+def _strip_callbacks(
+    message: Any, on_schedule: Callable[[dict[str, Any], Any, Any], None]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Remove callbacks, chains, chords and times from a message, and return its arguments.
 
     No task here calls back, and a broken callback would block a thread without end.
 
@@ -90,12 +95,26 @@ def _strip_callbacks(message: Any) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(payload, dict):  # protocol 1
         for name in ("callbacks", "errbacks", "chord", "taskset"):
             payload.pop(name, None)
-        return payload.get("args") or [], payload.get("kwargs") or {}
+        arguments, named = payload.get("args") or [], payload.get("kwargs") or {}
+        payload["kwargs"] = named
+        _strip_schedule(payload, named, on_schedule)
+        return arguments, named
     arguments, named, _ = payload
     if not isinstance(arguments, list) or not isinstance(named, dict):
         raise ValueError("arguments of an unknown form")
+    if isinstance(message.headers, dict):
+        _strip_schedule(message.headers, named, on_schedule)
     if "self" in named:  # Celery would pass it as the task itself, and the unknown field would not be refused
         named["self_"] = named.pop("self")
     message._decoded_cache = [arguments, named, {}]
     message.content_type, message.content_encoding, message.body = dumps(message._decoded_cache, serializer="json")
     return arguments, named
+
+
+def _strip_schedule(
+    fields: dict[str, Any], named: dict[str, Any], on_schedule: Callable[[dict[str, Any], Any, Any], None]
+) -> None:
+    eta, expires = fields.get("eta"), fields.get("expires")
+    if eta is not None or expires is not None:
+        fields |= {"eta": None, "expires": None}
+        on_schedule(named, eta, expires)
