@@ -104,6 +104,11 @@ def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection
         raise psycopg.OperationalError(f"the database has the encoding {encoding}; create it with ENCODING 'UTF8'")
 
 
+def has_iso_dates(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Whether dates come in the form that psycopg reads."""
+    return (connection.info.parameter_status("DateStyle") or "").startswith("ISO")
+
+
 def first_line(error: BaseException) -> str:
     """Return what the server, or libpq, said first."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

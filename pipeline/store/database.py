@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from pipeline.store.connecting import ANSWER_SECONDS, check_encoding, first_line, parse_url
+from pipeline.store.connecting import ANSWER_SECONDS, check_encoding, first_line, has_iso_dates, parse_url
 from schemas.errors import StoreUnavailable, UnstorableValue
 
 # The pool warns of each connection attempt that fails; the caller that waits gets an exception with the reason instead.
@@ -118,7 +118,9 @@ class Database:
                     made = await super().connect(*arguments, **options)
                     try:
                         check_encoding(made)
-                    except psycopg.OperationalError:
+                        if not has_iso_dates(made):  # PGDATESTYLE outranks the options of a connection
+                            await made.execute("SET datestyle TO ISO")
+                    except psycopg.Error:
                         await made.close()
                         raise
                 except psycopg.Error as error:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
@@ -23,6 +24,7 @@ from tests.support.exclusive import reserve_port
 from tests.support.sandbox import wait_for
 
 _RABBITMQ = "/usr/lib/rabbitmq/bin"
+PGBOUNCER = "/usr/sbin/pgbouncer"
 
 
 class _OwnServer(ABC):
@@ -152,6 +154,51 @@ class Redis7(Valkey):
 
         wait_for(answers, "redis-server", ignoring=redis.RedisError)
         return process, url
+
+
+class PgBouncer:
+    """Debian's PgBouncer as a transaction pooler with few connections; a context manager.
+
+    Args:
+        folder: for its files.
+        target: the URL of the database.
+    """
+
+    def __init__(self, folder: Path, target: str) -> None:
+        parts = urlsplit(target)
+        self._port = reserve_port()
+        users = folder / "users.txt"
+        users.write_text(f'"{parts.username}" "{parts.password}"\n')
+        self._settings = folder / "pgbouncer.ini"
+        self._settings.write_text(
+            f"[databases]\n* = host={parts.hostname} port={parts.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self._port}\nunix_socket_dir =\n"
+            f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = 4\n"
+        )
+        for file in (users, self._settings):
+            file.chmod(0o644)
+        for above in [folder, *folder.parents][:4]:  # it gives up being root
+            above.chmod(above.stat().st_mode | 0o055)
+        user, rest = target.rsplit("@", 1)
+        self.url = f"{user}@127.0.0.1:{self._port}/{rest.split('/')[1]}"
+
+    def __enter__(self) -> Self:
+        give_up = ["-u", "nobody"] if os.geteuid() == 0 else []
+        self._process = subprocess.Popen(
+            [PGBOUNCER, *give_up, str(self._settings)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+        def answers() -> bool:
+            assert self._process.poll() is None, f"pgbouncer exited with {self._process.returncode}"
+            with psycopg.connect(self.url, connect_timeout=2):
+                return True
+
+        wait_for(answers, "pgbouncer", ignoring=psycopg.Error)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 class RabbitMQ(_OwnServer):
