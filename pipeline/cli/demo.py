@@ -47,7 +47,7 @@ def demo(
             _show(summary)
         if keep and stack is not None:
             err.print(f"Flower shows every chunk: {flower_url}   Ctrl-C stops everything", highlight=False)
-            stack.supervisor.next_exit()
+            stack.supervisor.next_event()
     raise typer.Exit(summary.exit_code)
 
 

@@ -4,7 +4,7 @@ import os
 import select
 import signal
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,8 @@ from pipeline.cli.console import Exit, command, err, out, print_json
 from pipeline.settings import load_settings
 from pipeline.stack import Stack
 
-_CALM_SECONDS = 30.0
+_CALM_SECONDS, _LONGEST_PAUSE_SECONDS = 30.0, 30.0
+_SERVERS = {"postgres", "valkey"}
 
 
 @command
@@ -52,26 +53,75 @@ def up(
         _watch(stack, wake)
 
 
+class _Restarts:
+    """Processes that exited by themselves: each is started again, after a pause that doubles while it keeps exiting."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+
+    @property
+    def next_due(self) -> float | None:
+        """Seconds until the next start; None if nothing is down."""
+        return max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+
+    def exited(self, name: str) -> float:
+        """Return after how many seconds it is started again: at once the first time, at most half a minute."""
+        now = time.monotonic()
+        calm = now - self._started.get(name, -_CALM_SECONDS) >= _CALM_SECONDS
+        pause = 0.0 if calm else min(max(1.0, 2 * self._pauses.get(name, 0.0)), _LONGEST_PAUSE_SECONDS)
+        self._pauses[name], self._due[name] = pause, now + pause
+        return pause
+
+    def take_due(self) -> list[str]:
+        """Return the processes to start now."""
+        now = time.monotonic()
+        names = [name for name, at in self._due.items() if at <= now]
+        for name in names:
+            del self._due[name]
+            self._started[name] = now
+        return names
+
+
 def _watch(stack: Stack, wake: int) -> None:
-    """Restart processes that exit by themselves until a signal; one that exits twice within 30 s stays down."""
-    ended: dict[str, float] = {}
+    """Start what exits by itself again, for as long as it takes, until a signal; says each time what is down."""
+    restarts, down = _Restarts(), set[str]()
     while True:
-        readable, _, _ = select.select([wake, stack.supervisor.output], [], [])
+        readable, _, _ = select.select([wake, stack.supervisor.output], [], [], restarts.next_due)
         if wake in readable:
+            if down or restarts.next_due is not None:
+                err.print("[red]stopped while a part was down; see the logs[/red]")
+                raise typer.Exit(Exit.SOME_FAILED)
             return
-        found = stack.supervisor.next_exit()
-        if found is None:
+        for name in restarts.take_due():
+            stack.restart(name)
+        if stack.supervisor.output not in readable:
+            continue
+        event = stack.supervisor.next_event()
+        if event is None:
             err.print("[red]the supervisor is gone; everything has stopped[/red]")
             raise typer.Exit(Exit.UNREACHABLE)
-        name, code = found
-        if time.monotonic() - ended.get(name, 0) < _CALM_SECONDS and name in ended:
-            err.print(
-                f"{name} exited again with code {code}; it stays down, see {stack.folder / name}.log", highlight=False
-            )
-            continue
-        ended[name] = time.monotonic()
-        if name in {"postgres", "valkey"}:
-            err.print(f"{name} exited with code {code}; see {stack.folder / name}.log and start again", highlight=False)
-            raise typer.Exit(Exit.UNREACHABLE)
-        err.print(f"{name} exited with code {code}; restarted", highlight=False)
-        stack.restart(name)
+        _tell(stack, event, restarts, down)
+
+
+def _tell(stack: Stack, event: dict[str, Any], restarts: _Restarts, down: set[str]) -> None:
+    if (name := event.get("started")) is not None:
+        down.discard(name)
+        err.print(f"{name} runs again", highlight=False)
+    elif (name := event.get("failed")) is not None:
+        err.print(f"{name} is down: {event['reason']}", highlight=False, markup=False)
+    elif (name := event["exited"]) in _SERVERS:
+        down.add(name)
+        log = stack.folder / f"{name}.log"
+        err.print(
+            f"{name} exited with code {event['code']}, is started again; workers wait for it; see {log}",
+            highlight=False,
+        )
+    else:
+        pause = restarts.exited(name)
+        when = f"in {pause:.0f} s, it exits again and again" if pause else "now"
+        err.print(
+            f"{name} exited with code {event['code']}; started again {when}; see {stack.folder / name}.log",
+            highlight=False,
+        )

@@ -10,6 +10,7 @@ from flower.views.tasks import TASK_COLUMNS
 
 CHUNK_COLUMNS = {
     "progress": "Rows done",
+    "rows_failed": "Rows failed",
     "model": "Model",
     "lane": "Lane",
     "batch": "Batch",

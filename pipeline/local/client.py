@@ -49,14 +49,13 @@ class SupervisorClient:
         """Kill one child with SIGKILL; its exit is not reported."""
         self._send({"kill": name})
 
-    def next_exit(self) -> tuple[str, int] | None:
-        """Wait until a child exits by itself; None when the supervisor itself is gone."""
-        line = self._read()
-        return None if line is None else (line["exited"], line["code"])
+    def next_event(self) -> dict[str, Any] | None:
+        """Wait for a line of the supervisor, see there; None when the supervisor itself is gone."""
+        return self._read()
 
     @property
     def output(self) -> int:
-        """The file descriptor that `next_exit` reads, for a select."""
+        """The file descriptor that `next_event` reads, for a select."""
         assert self._supervisor.stdout is not None
         return self._supervisor.stdout.fileno()
 

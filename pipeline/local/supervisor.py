@@ -4,9 +4,10 @@
 
 It starts the named servers, prints one JSON line with their URLs, then reads JSON lines on stdin:
 `{"start": NAME, "argv": [...], "env": {...}, "log": PATH}`, `{"stop": NAME}` and `{"kill": NAME}`; it prints
-`{"exited": NAME, "code": N}` when a child ends by itself. End of input, SIGTERM or SIGINT stop all children, the last started
-first. A parent that is killed with -9 closes our stdin; a supervisor that is killed with -9 takes its children along through
-PDEATHSIG (Linux).
+`{"exited": NAME, "code": N}` when a child ends by itself. A server that ends is started again at its port, sooner or
+later: `{"started": NAME}`, or `{"failed": NAME, "reason": TEXT}` each time it does not come up. End of input, SIGTERM or
+SIGINT stop all children, the last started first. A parent that is killed with -9 closes our stdin; a supervisor that is
+killed with -9 takes its children along through PDEATHSIG (Linux).
 """
 
 import fcntl
@@ -19,10 +20,12 @@ import sys
 import time
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from pipeline.local.servers import Server, ServerError, set_parent_death_signal, start_postgres, start_valkey
 
 _STOP_SECONDS = 45.0
+_FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.5, 30.0
 _STARTERS = {"postgres": start_postgres, "valkey": start_valkey}
 
 
@@ -41,11 +44,14 @@ class Supervisor:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._children: dict[str, Server] = {}
+        self._ports: dict[str, int] = {}
+        self._due: dict[str, tuple[float, float]] = {}  # servers to start again: when, and after how long the next time
 
     def start_servers(self, names: list[str]) -> None:
         """Start Postgres and Valkey, and print their URLs."""
         for name in names:
             self._children[name] = _STARTERS[name](self._home)
+            self._ports[name] = urlsplit(self._children[name].url).port or 0
         _emit({"urls": {name: child.url for name, child in self._children.items()}})
 
     def handle(self, line: bytes) -> None:
@@ -79,6 +85,22 @@ class Supervisor:
             if code is not None:
                 del self._children[name]
                 _emit({"exited": name, "code": code})
+                if name in _STARTERS:
+                    self._due[name] = (time.monotonic() + _FIRST_RESTART_SECONDS, 2 * _FIRST_RESTART_SECONDS)
+
+    def restart_servers(self) -> None:
+        """Start servers again that ended: the rest of the pipeline waits for them."""
+        for name, (at, pause) in list(self._due.items()):
+            if time.monotonic() < at:
+                continue
+            try:
+                self._children[name] = _STARTERS[name](self._home, self._ports[name])
+            except ServerError as error:
+                self._due[name] = (time.monotonic() + pause, min(2 * pause, _LONGEST_RESTART_SECONDS))
+                _emit({"failed": name, "reason": str(error)})
+            else:
+                del self._due[name]
+                _emit({"started": name})
 
     def stop_all(self) -> None:
         """Stop workers and pages together, then the servers that they need."""
@@ -112,6 +134,7 @@ def _loop(supervisor: Supervisor, wake: int) -> None:
             for line in lines:
                 supervisor.handle(line)
         supervisor.reap()
+        supervisor.restart_servers()
 
 
 def _locked(lock: IO[str]) -> bool:

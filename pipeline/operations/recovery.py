@@ -103,7 +103,7 @@ class Recovery:
         expired, more = await self._expire()
         await notify_settled_without_run(self._notifier, self._streams, [*poison, *expired])
         known = {entry.name for entry in self._models}
-        runnable = await recovery.runnable_chunks(self._database)
+        runnable = await recovery.runnable_chunks(self._database, MAX_OPEN_DOORBELLS)
         doorbells = await self._publish_doorbells([chunks for chunks in runnable if chunks.model in known])
         unknown_models = frozenset(chunks.model for chunks in runnable) - known
         return Sweep(requeued, len(poison), len(expired), doorbells, unknown_models, more)

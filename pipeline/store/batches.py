@@ -1,8 +1,7 @@
 """Store batches, and read their progress and outcomes."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
@@ -41,6 +40,9 @@ INSERT INTO batches (tenant, idempotency_key, payload_hash, name, jobs) VALUES (
 ON CONFLICT DO NOTHING RETURNING batch_id
 """
 _COPY_ROWS = 20_000
+WINDOW_ROWS = 50_000
+"""Jobs of a batch among which those of one model and priority are gathered into chunks."""
+
 _COPY_JOBS = {
     "job_id": "int8",
     "batch_id": "int8",
@@ -79,13 +81,17 @@ async def insert_batch(
     Raises:
         DuplicateJob: the key was used for another batch.
     """
-    slices = _consecutive(new, chunk_rows)
+    gathered = list(_gathered(new, chunk_rows))
     # Before the transaction: it holds a connection, and allocating ids may need another one of the same pool.
-    firsts = await ids.allocate([len(jobs) for jobs in slices])
+    firsts = await ids.allocate([len(positions) for positions in gathered])
     chunks = [
-        new_chunk(JobId(first), jobs, batch.tenant, Lane.BULK) for first, jobs in zip(firsts, slices, strict=True)
+        new_chunk(JobId(first), [new[position] for position in positions], batch.tenant, Lane.BULK)
+        for first, positions in zip(firsts, gathered, strict=True)
     ]
-    job_ids = [JobId(first + offset) for first, jobs in zip(firsts, slices, strict=True) for offset in range(len(jobs))]
+    job_ids = [JobId(0)] * len(new)
+    for first, positions in zip(firsts, gathered, strict=True):
+        for offset, position in enumerate(positions):
+            job_ids[position] = JobId(first + offset)
     async with database.transaction() as connection:
         arguments = (batch.tenant, batch.idempotency_key, batch.payload_hash, batch.name, len(new))
         row = await (await connection.execute(_INSERT_BATCH, arguments)).fetchone()
@@ -98,15 +104,21 @@ async def insert_batch(
     return await _known_batch(database, batch)
 
 
-def _consecutive(new: Sequence[NewJob], chunk_rows: int) -> list[Sequence[NewJob]]:
-    """Cut jobs into neighbours of one model and priority, at most `chunk_rows` long."""
-    slices: list[Sequence[NewJob]] = []
-    start = 0
-    for _, alike in groupby(new, key=lambda job: (job.model, job.priority)):
-        for length in cut(list(alike), chunk_rows):
-            slices.append(new[start : start + length])
-            start += length
-    return slices
+def _gathered(new: Sequence[NewJob], chunk_rows: int) -> Iterator[list[int]]:
+    """Yield the positions of each chunk: jobs of one model and priority, gathered over a window of the batch.
+
+    So a mix of models and priorities makes as few chunks as a sorted batch. Within a window the ids do not
+    follow the positions; the windows follow each other, so a reader needs one window to put it in order.
+    """
+    for start in range(0, len(new), WINDOW_ROWS):
+        alike: dict[tuple[str, int], list[int]] = {}
+        for position in range(start, min(start + WINDOW_ROWS, len(new))):
+            alike.setdefault((new[position].model, new[position].priority), []).append(position)
+        for positions in alike.values():
+            begin = 0
+            for length in cut([new[position] for position in positions], chunk_rows):
+                yield positions[begin : begin + length]
+                begin += length
 
 
 async def _copy_jobs(
@@ -156,12 +168,8 @@ async def _known_batch(database: Database, batch: NewBatch) -> StoredBatch:
                 f"idempotency_key: already used for batch {row['batch_id']}, which held other jobs; use a new key",
                 batch_id=row["batch_id"],
             )
-        cursor = await connection.execute(
-            """SELECT id AS job_id FROM chunks, generate_series(first_job_id, first_job_id + rows - 1) AS id
-               WHERE batch_id = %s ORDER BY id""",
-            (row["batch_id"],),
-        )
-        return StoredBatch(BatchId(row["batch_id"]), [JobId(found["job_id"]) for found in await cursor.fetchall()], [])
+    batch_id = BatchId(row["batch_id"])
+    return StoredBatch(batch_id, [job_id async for window in _windows(database, batch_id) for job_id in window], [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,20 +216,36 @@ async def batch_progress(database: Database, batch_id: BatchId) -> BatchProgress
 
 async def batch_outcomes(database: Database, batch_id: BatchId, *, page_rows: int = 2_000) -> AsyncIterator[Outcome]:
     """Yield the outcomes of a batch in the order its jobs were submitted, read a page at a time."""
+    async for window in _windows(database, batch_id):
+        for start in range(0, len(window), page_rows):
+            for outcome in await _page(database, window[start : start + page_rows]):
+                yield outcome
+
+
+async def _windows(database: Database, batch_id: BatchId) -> AsyncIterator[list[JobId]]:
+    """Yield the ids of a batch window by window, in the order of its jobs."""
     async with database.connection() as connection:
         cursor = await connection.execute(
-            "SELECT first_job_id, rows FROM chunks WHERE batch_id = %s ORDER BY first_job_id", (batch_id,)
+            "SELECT first_job_id, rows, model, priority FROM chunks WHERE batch_id = %s ORDER BY first_job_id",
+            (batch_id,),
         )
-        chunks = [(row["first_job_id"], row["rows"]) for row in await cursor.fetchall()]
-    page: list[JobId] = []
-    for first, rows in chunks:
-        page.extend(JobId(job_id) for job_id in range(first, first + rows))
-        if len(page) >= page_rows:
-            for outcome in await _page(database, page):
-                yield outcome
-            page = []
-    for outcome in await _page(database, page):
-        yield outcome
+        chunks = await cursor.fetchall()
+    window: list[JobId] = []
+    kinds: set[tuple[str, int]] = set()
+    for chunk in chunks:
+        window.extend(JobId(job_id) for job_id in range(chunk["first_job_id"], chunk["first_job_id"] + chunk["rows"]))
+        kinds.add((chunk["model"], chunk["priority"]))
+        if len(window) >= WINDOW_ROWS or chunk is chunks[-1]:
+            yield window if len(kinds) == 1 else await _by_position(database, window)
+            window, kinds = [], set()
+
+
+async def _by_position(database: Database, job_ids: list[JobId]) -> list[JobId]:
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT job_id FROM jobs WHERE job_id = ANY(%s) ORDER BY position", (job_ids,)
+        )
+        return [JobId(row["job_id"]) for row in await cursor.fetchall()]
 
 
 async def _page(database: Database, job_ids: Sequence[JobId]) -> list[Outcome]:

@@ -79,31 +79,50 @@ WITH picked AS (
 )
 UPDATE chunks c SET {_CLAIMED}
 """
-_CLAIM_AGAIN = "SELECT first_job_id FROM chunks WHERE run_id = %s AND state = 'running'"
-# Interactive chunks: first come, first served, read from the index however many are queued.
-_CLAIM_NEXT = f"""
-WITH picked AS (
-    SELECT first_job_id, %(run_id)s::uuid AS run_id FROM chunks
-    WHERE model = %(model)s AND lane = %(lane)s AND state = 'queued' AND {IS_DUE}
-    ORDER BY priority, first_job_id LIMIT 1 FOR UPDATE SKIP LOCKED
+# The best chunks of a lane, read from an index however many are queued: first the groups of one batch and priority, by
+# skipping from one to the next; then the first chunk of each, by which the groups are ranked; then the chunks themselves.
+# Ten minutes in the queue count as one step of priority, so no chunk starves. Among equals, the batch with the fewest
+# running chunks for its weight goes first, then the nearest deadline. What another claim has locked is skipped.
+_IN_LANE = "model = %(model)s AND lane = %(lane)s AND state = 'queued'"
+_BATCH = "coalesce(batch_id, 0)"
+_GROUPS = f"""
+groups AS (
+    (SELECT {_BATCH} AS batch, priority FROM chunks WHERE {_IN_LANE} ORDER BY {_BATCH}, priority LIMIT 1)
+    UNION ALL
+    SELECT n.batch, n.priority FROM groups g CROSS JOIN LATERAL (
+        SELECT {_BATCH} AS batch, priority FROM chunks
+        WHERE {_IN_LANE} AND ({_BATCH}, priority) > (g.batch, g.priority) ORDER BY {_BATCH}, priority LIMIT 1
+    ) n
 )
-UPDATE chunks c SET {_CLAIMED}
 """
-# Among chunks of equal priority, the batch with the fewest running chunks for its weight goes first, then the nearest
-# deadline. Ten minutes in the queue count as one step of priority, so no chunk starves.
 _CLAIM_BEST = f"""
-WITH busy AS (
+WITH RECURSIVE {_GROUPS}, busy AS (
     SELECT batch_id, count(*) AS running FROM chunks
     WHERE state = 'running' AND model = %(model)s AND batch_id IS NOT NULL GROUP BY batch_id
+), ranked AS MATERIALIZED (
+    SELECT g.batch, g.priority FROM groups g CROSS JOIN LATERAL (
+        SELECT created_at, deadline, first_job_id FROM chunks
+        WHERE {_IN_LANE} AND {_BATCH} = g.batch AND priority = g.priority AND {IS_DUE}
+        ORDER BY deadline, first_job_id LIMIT 1
+    ) head
+    LEFT JOIN batches b ON b.batch_id = g.batch
+    LEFT JOIN busy ON busy.batch_id = g.batch
+    ORDER BY g.priority - floor(extract(epoch FROM now() - head.created_at) / {AGING_SECONDS}),
+        coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), head.deadline NULLS LAST, head.first_job_id
+), again AS MATERIALIZED (
+    SELECT first_job_id, run_id FROM chunks WHERE run_id = ANY(%(run_ids)s) AND state = 'running' FOR UPDATE
+), wanted AS MATERIALIZED (
+    SELECT run_id, row_number() OVER (ORDER BY n) AS n
+    FROM unnest(%(run_ids)s::uuid[]) WITH ORDINALITY AS g(run_id, n) WHERE run_id NOT IN (SELECT run_id FROM again)
+), taken AS MATERIALIZED (
+    SELECT c.first_job_id FROM ranked r CROSS JOIN LATERAL (
+        SELECT first_job_id FROM chunks
+        WHERE {_IN_LANE} AND {_BATCH} = r.batch AND priority = r.priority AND {IS_DUE}
+        ORDER BY deadline, first_job_id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+    ) c LIMIT (SELECT count(*) FROM wanted)
 ), picked AS (
-    SELECT c.first_job_id, %(run_id)s::uuid AS run_id FROM chunks c
-    LEFT JOIN batches b ON b.batch_id = c.batch_id
-    LEFT JOIN busy ON busy.batch_id = c.batch_id
-    WHERE c.model = %(model)s AND c.lane = %(lane)s AND c.state = 'queued' AND {IS_DUE}
-    ORDER BY c.priority - floor(extract(epoch FROM now() - c.created_at) / {AGING_SECONDS}),
-        coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), c.deadline NULLS LAST, c.first_job_id
-    LIMIT 1
-    FOR UPDATE OF c SKIP LOCKED
+    SELECT first_job_id, run_id FROM (SELECT first_job_id, row_number() OVER () AS n FROM taken) t JOIN wanted USING (n)
+    UNION ALL SELECT first_job_id, run_id FROM again
 )
 UPDATE chunks c SET {_CLAIMED}
 """
@@ -165,22 +184,23 @@ async def claim_named(
 
 
 async def claim_best(
-    database: Database, model: str, lane: Lane, run_id: UUID, *, worker: str, lease: timedelta
-) -> Claim | None:
-    """Claim the queued chunk of a model and lane that should run next; None if no chunk is queued.
+    database: Database, model: str, lane: Lane, run_ids: Sequence[UUID], *, worker: str, lease: timedelta
+) -> dict[UUID, Claim]:
+    """Claim the queued chunks of a model and lane that should run next, one for each run id while there are any.
 
-    Safe to call again with the same run id: a chunk that the run holds already is returned.
+    Safe to call again with the same run ids: a chunk that a run holds already is returned.
     """
-    arguments: dict[str, Any] = {"model": model, "lane": lane, "run_id": run_id, "worker": worker, "lease": lease}
+    arguments: dict[str, Any] = {
+        "model": model,
+        "lane": lane,
+        "run_ids": list(run_ids),
+        "most": len(run_ids),
+        "worker": worker,
+        "lease": lease,
+    }
     async with database.connection() as connection:
-        again = await (await connection.execute(_CLAIM_AGAIN, (run_id,))).fetchone()
-        if again is not None:
-            named = {"chunks": [again["first_job_id"]], "run_ids": [run_id], "worker": worker, "lease": lease}
-            claimed = await (await connection.execute(_CLAIM_NAMED, named)).fetchall()
-        else:
-            statement = _CLAIM_BEST if lane is Lane.BULK else _CLAIM_NEXT
-            claimed = await (await connection.execute(statement, arguments)).fetchall()
-        return (await _with_rows(connection, claimed)).get(run_id)
+        claimed = await (await connection.execute(_CLAIM_BEST, arguments)).fetchall()
+        return await _with_rows(connection, claimed)
 
 
 async def _with_rows(connection: AsyncConnection[DictRow], claimed: Sequence[DictRow]) -> dict[UUID, Claim]:

@@ -138,25 +138,59 @@ async def rows_per_second(database: Database, model: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """Jobs of one model and lane that are queued or running; `oldest_at` is when the oldest queued chunk was stored."""
+    """Jobs of one model and lane that are queued or running.
+
+    Attributes:
+        oldest_at: when the oldest queued chunk was stored.
+        oldest_running_at: when the oldest running chunk was first claimed.
+        last_code: why a queued chunk waits for another attempt.
+    """
 
     model: str
     lane: str
     queued_jobs: int
     running_jobs: int
     oldest_at: datetime | None
+    oldest_running_at: datetime | None
     last_code: str | None
+
+
+# What is queued is counted by a trigger; what runs is little; the oldest is the first of a batch and priority, by an index.
+_STATES = f"""
+WITH RECURSIVE queued AS (
+    SELECT model, lane, sum(jobs)::bigint AS jobs FROM queue_depths GROUP BY model, lane HAVING sum(chunks) > 0
+), groups AS (
+    SELECT q.model, q.lane, g.batch, g.priority FROM queued q CROSS JOIN LATERAL (
+        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
+        WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' ORDER BY coalesce(batch_id, 0), priority LIMIT 1
+    ) g
+    UNION ALL
+    SELECT g.model, g.lane, n.batch, n.priority FROM groups g CROSS JOIN LATERAL (
+        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
+        WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
+            AND (coalesce(batch_id, 0), priority) > (g.batch, g.priority)
+        ORDER BY coalesce(batch_id, 0), priority LIMIT 1
+    ) n
+), oldest AS (
+    SELECT g.model, g.lane, min(h.created_at) AS at FROM groups g CROSS JOIN LATERAL (
+        SELECT created_at FROM chunks c WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
+            AND coalesce(batch_id, 0) = g.batch AND priority = g.priority ORDER BY deadline, first_job_id LIMIT 1
+    ) h GROUP BY g.model, g.lane
+), running AS (
+    SELECT model, lane, sum({OPEN_ROWS})::bigint AS jobs, min(started_at) AS since FROM chunks
+    WHERE state = 'running' GROUP BY model, lane
+)
+SELECT model, lane, coalesce(q.jobs, 0) AS queued_jobs, coalesce(r.jobs, 0) AS running_jobs, o.at AS oldest_at,
+    r.since AS oldest_running_at, (
+        SELECT max(last_code) FROM chunks c
+        WHERE c.model = coalesce(q.model, r.model) AND c.lane = coalesce(q.lane, r.lane)
+            AND state = 'queued' AND last_code IS NOT NULL
+    ) AS last_code
+FROM queued q FULL JOIN running r USING (model, lane) LEFT JOIN oldest o USING (model, lane) ORDER BY model, lane
+"""
 
 
 async def queue_states(database: Database) -> list[QueueState]:
     """Return every model and lane that has a chunk which is not done."""
     async with database.connection() as connection:
-        cursor = await connection.execute(
-            f"""SELECT model, lane,
-                      coalesce(sum({OPEN_ROWS}) FILTER (WHERE state = 'queued'), 0)::bigint AS queued_jobs,
-                      coalesce(sum({OPEN_ROWS}) FILTER (WHERE state = 'running'), 0)::bigint AS running_jobs,
-                      min(created_at) FILTER (WHERE state = 'queued') AS oldest_at,
-                      max(last_code) FILTER (WHERE state = 'queued') AS last_code
-               FROM chunks WHERE state <> 'done' GROUP BY model, lane ORDER BY model, lane"""
-        )
-        return [QueueState(**row) for row in await cursor.fetchall()]
+        return [QueueState(**row) for row in await (await connection.execute(_STATES)).fetchall()]

@@ -9,15 +9,16 @@ from schemas.doorbells import Lane
 OPEN_ROWS = "least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))"
 """SQL for the rows of a chunk without an outcome, by its counters; a halved chunk counts too few."""
 
-# The rate counts chunks that one run finished: a replayed chunk would count all its rows again.
-_QUEUED = f"""
+# Summed over the shards that a trigger counts in. The rate counts chunks that one run finished: a replayed chunk would count
+# all its rows again.
+_QUEUED = """
 SELECT q.model, q.lane, q.tenant, q.jobs, coalesce(r.rate, 0) AS rate FROM (
-    SELECT model, lane, tenant, sum({OPEN_ROWS})::bigint AS jobs FROM chunks WHERE state = 'queued' GROUP BY model, lane, tenant
+    SELECT model, lane, tenant, sum(jobs)::bigint AS jobs FROM queue_depths GROUP BY model, lane, tenant HAVING sum(jobs) > 0
 ) q
-LEFT JOIN (
-    SELECT model, lane, sum(rows) / 60.0 AS rate FROM chunks
-    WHERE state = 'done' AND fence = 1 AND finished_at > now() - interval '1 minute' GROUP BY model, lane
-) r USING (model, lane)
+LEFT JOIN LATERAL (
+    SELECT sum(rows) / 60.0 AS rate FROM chunks c
+    WHERE c.model = q.model AND c.lane = q.lane AND state = 'done' AND fence = 1 AND finished_at > now() - interval '1 minute'
+) r ON true
 """
 
 

@@ -58,8 +58,15 @@ UPDATE chunks c SET state = 'done', finished_at = now(),
 FROM poison WHERE c.first_job_id = poison.first_job_id
 RETURNING c.first_job_id AS job_id, c.reply_to, (SELECT j.streamed FROM jobs j WHERE j.job_id = c.first_job_id) AS streamed
 """
+# No more than `most` are of interest, and what is queued is counted already: the index is read for some of it.
 _RUNNABLE = f"""
-SELECT model, lane, count(*) AS chunks FROM chunks WHERE state = 'queued' AND {IS_DUE} GROUP BY model, lane
+SELECT q.model, q.lane, n.chunks FROM (
+    SELECT model, lane FROM queue_depths GROUP BY model, lane HAVING sum(chunks) > 0
+) q CROSS JOIN LATERAL (
+    SELECT count(*) AS chunks FROM (
+        SELECT 1 FROM chunks c WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' AND {IS_DUE} LIMIT %(most)s
+    ) due
+) n WHERE n.chunks > 0
 """
 # Queued jobs expire even if no worker serves their queue. Lock the chunk first, as settling does.
 _DUE = """
@@ -145,8 +152,8 @@ async def expire(database: Database, chunks: int = 256) -> list[SettledWithoutRu
     return [SettledWithoutRun(**row) for row in settled]
 
 
-async def runnable_chunks(database: Database) -> list[RunnableChunks]:
-    """Return how many chunks may be claimed now, by model and lane."""
+async def runnable_chunks(database: Database, most: int = 8) -> list[RunnableChunks]:
+    """Return how many chunks may be claimed now, by model and lane; `most` is the largest number of interest."""
     async with database.connection() as connection:
-        rows = await (await connection.execute(_RUNNABLE)).fetchall()
+        rows = await (await connection.execute(_RUNNABLE, {"most": most})).fetchall()
     return [RunnableChunks(row["model"], Lane(row["lane"]), row["chunks"]) for row in rows]

@@ -9,11 +9,12 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from aiohttp import web
 
 from pipeline import Client
 from pipeline.local.client import SupervisorClient
 from tests.support.exclusive import reserve_port
-from tests.support.faulty_proxy import Gate, Proxy
+from tests.support.faulty_proxy import BATCH, CHAT, Gate, Proxy, always
 from tests.support.sandbox import Sandbox, Started, wait_for
 
 CANARY = "金丝雀7391canary"
@@ -84,6 +85,32 @@ def test_a_chunk_shows_its_progress_and_ends_in_flowers_own_state(sandbox: Sandb
         ((node, worker),) = workers.items()
         assert node.startswith("bulk.")
         assert [queue["name"] for queue in worker["active_queues"]] == ["chatglm3-6b.bulk"]
+
+
+def test_a_chunk_that_achieved_nothing_is_not_green(sandbox: Sandbox, flower: Flower) -> None:
+    with ExitStack() as stack:
+        simulator = stack.enter_context(sandbox.simulator())
+        proxy = stack.enter_context(Proxy(simulator.url))
+        sandbox.environment["AI_BASE_URL"] = proxy.url
+        stack.enter_context(sandbox.worker("bulk"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        redirect = always(lambda: web.Response(status=302, headers={"location": "https://login.example/secret"}))
+        proxy.rules |= {BATCH: redirect, CHAT: redirect}
+        client.submit_many([{"kind": "sentiment", "text": f"第{i}句：太差了 {i}", "cache": False} for i in range(40)])
+        waiting = wait_for(lambda: in_state(flower, "RETRY"), "a chunk that waits")
+        assert "redirects to login.example" in waiting[0]["exception"]
+        assert in_state(flower, "SUCCESS") == []
+        nonsense = always(lambda: web.json_response({"choices": [{"message": {}, "finish_reason": "content_filter"}]}))
+        proxy.rules |= {BATCH: always(lambda: web.Response(status=404)), CHAT: nonsense}
+        with sandbox.process("pipeline.cli", "recover"):
+            failed = wait_for(lambda: in_state(flower, "FAILURE"), "a chunk whose rows all failed")
+        assert "rows failed: content_filtered" in failed[0]["exception"]
+        assert failed[0]["rows_failed"] > 0
+        assert "Rows failed" in flower.http.get("/tasks").text
+
+
+def in_state(flower: Flower, state: str) -> list[dict[str, Any]]:
+    return [task for task in flower.tasks().values() if task["rows"] and task["state"] == state]
 
 
 def chunk_with_some_rows_done(flower: Flower) -> dict[str, Any] | None:

@@ -174,5 +174,7 @@ def migrate_with(url: str, statement: str) -> None:
         connection.exec_driver_sql(statement)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.store.schema.migrate.command.upgrade", lambda config, _: upgrade(config.attributes["connection"]))
+        patch.setattr(
+            "pipeline.store.schema.migrate.command.upgrade", lambda config, _: upgrade(config.attributes["connection"])
+        )
         migrate.upgrade(url)

@@ -98,7 +98,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         """Claim twice with one run id: the second claim finds the same chunk with the same rows."""
         run_id = uuid4()
         first, again = [
-            self.do(claims.claim_best(self.database, "m", lane, run_id, worker="w", lease=LEASE)) for _ in range(2)
+            self.do(claims.claim_best(self.database, "m", lane, [run_id], worker="w", lease=LEASE)).get(run_id)
+            for _ in range(2)
         ]
         assert (first is None) == (again is None)
         if first is None or again is None:

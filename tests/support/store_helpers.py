@@ -80,7 +80,8 @@ async def store_batch(
 
 async def claim_next(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim | None:
     """Claim the next chunk of the model `m`; None if no chunk is queued."""
-    return await claims.claim_best(database, "m", lane, uuid4(), worker="w", lease=lease)
+    run_id = uuid4()
+    return (await claims.claim_best(database, "m", lane, [run_id], worker="w", lease=lease)).get(run_id)
 
 
 async def claim_queued(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim:

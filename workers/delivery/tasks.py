@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from celery import Celery, Task
+from celery.exceptions import Retry
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
@@ -32,6 +33,10 @@ class DoorbellTask(ValidatedTask):
             Doorbell.model_validate(arguments[0])
         except ValidationError:
             raise ValueError("not a doorbell") from None
+
+
+class ChunkSetback(Exception):  # noqa: N818 - nothing broke in this process
+    """What an operator reads in Flower about a chunk that achieved nothing; never the words of a caller."""
 
 
 class _Progress:
@@ -79,9 +84,16 @@ def register(app: Celery, worker: Worker, loop: LoopThread[Worker]) -> None:
         progress = _Progress(self, doorbell)
         handled = loop.run(worker.handle(doorbell, progress.started))
         try:
-            return _wait(handled, progress.show)
+            done = _wait(handled, progress.show)
         except Exception as error:  # noqa: BLE001 - Celery shows the text of an exception in events; it may quote a caller
             raise RuntimeError(safe_error_summary(error)) from None
+        if "retry" in done:  # not a success: recovery publishes another doorbell when it is due
+            progress.show()
+            raise Retry(exc=ChunkSetback(done["retry"]))
+        if "failed" in done:
+            progress.show()
+            raise ChunkSetback(done["failed"])
+        return done
 
 
 def _wait(handled: "Future[dict[str, Any]]", show: Callable[[], None]) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""Claim the chunk that a doorbell is for; claims of named chunks share statements."""
+"""Claim a chunk for a doorbell; doorbells of a model that arrive together share a statement."""
 
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 from pipeline.concurrency.backoff import Stopped, retry_while_unavailable
 from pipeline.concurrency.coalescer import Coalescer
 from pipeline.store import Database, claims
 from pipeline.store.claims import Claim
-from schemas.doorbells import Doorbell
-from schemas.ids import JobId
+from schemas.doorbells import Doorbell, Lane
+
+_LARGEST_CLAIM = 64
 
 
 class Claimer:
@@ -28,7 +30,7 @@ class Claimer:
         self._worker = worker
         self._lease = lease
         self._stop = stop
-        self._claim_named: Coalescer[tuple[JobId, UUID], Claim | None] = Coalescer(self._claim_many)
+        self._best: dict[tuple[str, Lane], Coalescer[UUID, Claim | None]] = {}
 
     async def claim(self, doorbell: Doorbell) -> Claim | None:
         """Claim a chunk; None if another worker has it, no chunk is queued, or the worker drains."""
@@ -41,12 +43,12 @@ class Claimer:
             return None
 
     async def _claim(self, doorbell: Doorbell, run_id: UUID) -> Claim | None:
-        if doorbell.chunk is not None:
-            return await self._claim_named((doorbell.chunk, run_id))
-        return await claims.claim_best(
-            self._database, doorbell.model, doorbell.lane, run_id, worker=self._worker, lease=self._lease
-        )
+        """Claim the best chunk at this moment. A doorbell that names a chunk says that there is one more, not which is next."""
+        key = (doorbell.model, doorbell.lane)
+        if key not in self._best:
+            self._best[key] = Coalescer(partial(self._claim_best, *key), largest=_LARGEST_CLAIM)
+        return await self._best[key](run_id)
 
-    async def _claim_many(self, wanted: list[tuple[JobId, UUID]]) -> Sequence[Claim | None]:
-        found = await claims.claim_named(self._database, wanted, worker=self._worker, lease=self._lease)
-        return [found.get(run_id) for _, run_id in wanted]
+    async def _claim_best(self, model: str, lane: Lane, run_ids: list[UUID]) -> Sequence[Claim | None]:
+        found = await claims.claim_best(self._database, model, lane, run_ids, worker=self._worker, lease=self._lease)
+        return [found.get(run_id) for run_id in run_ids]

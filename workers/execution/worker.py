@@ -136,7 +136,24 @@ class Worker:
             "rows": claim.rows,
             "rows_done": run.done_rows,
             "rows_failed": run.failed,
+            **self._setback(run),
         }
+
+    def _setback(self, run: Run) -> dict[str, Any]:
+        """Return why a run achieved nothing, in words of ours: `retry` if its rows wait, `failed` if all of them failed."""
+        settled = len(run.claim.jobs) - len(run.unsettled)
+        if run.lost:
+            return {"retry": "lost: its lease ended, and another worker has the chunk"}
+        if run.unsettled and not settled:
+            if run.last_code is None:
+                return {"retry": "handed over: this worker stops"}
+            problems = [
+                one.problem.message for one in self._pools[run.claim.model].endpoints if one.problem is not None
+            ]
+            return {"retry": f"{run.last_code}: {problems[0] if problems else run.last_code.meaning}"}
+        if settled and run.failed == settled:
+            return {"failed": f"all {settled} rows failed: {run.last_code or 'see yyc3 dead-letters list'}"}
+        return {}
 
     async def drain(self) -> None:
         """Send no more rows, let requests in flight end within the limit, requeue the rest."""

@@ -125,9 +125,18 @@ sa.Index(
     "ix_chunks_queued",
     chunks.c.model,
     chunks.c.lane,
+    sa.text("coalesce(batch_id, 0)"),
     chunks.c.priority,
+    chunks.c.deadline,
     chunks.c.first_job_id,
     postgresql_where=sa.text("state = 'queued'"),
+)
+sa.Index(
+    "ix_chunks_retried",
+    chunks.c.model,
+    chunks.c.lane,
+    chunks.c.last_code,
+    postgresql_where=sa.text("state = 'queued' AND last_code IS NOT NULL"),
 )
 sa.Index(
     "ix_chunks_deadline",
@@ -138,6 +147,20 @@ sa.Index("ix_chunks_running", chunks.c.lease_expires_at, postgresql_where=sa.tex
 sa.Index("ix_chunks_run_id", chunks.c.run_id, postgresql_where=sa.text("state = 'running'"))
 sa.Index("ix_chunks_batch_id", chunks.c.batch_id, chunks.c.first_job_id)
 sa.Index("ix_chunks_finished_at", chunks.c.model, chunks.c.finished_at, postgresql_where=sa.text("state = 'done'"))
+
+# A trigger of chunks counts: whatever statement changes a chunk, the sum over the shards is what is queued.
+queue_depths = sa.Table(
+    "queue_depths",
+    metadata,
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("lane", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("shard", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("jobs", sa.BigInteger, nullable=False),
+    sa.Column("chunks", sa.BigInteger, nullable=False),
+    postgresql_with={"fillfactor": 50},
+    comment="Queued jobs and chunks, counted by a trigger of chunks. Rows stay: 16 a model, lane and tenant.",
+)
 
 outcomes = sa.Table(
     "outcomes",

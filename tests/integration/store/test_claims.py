@@ -20,10 +20,8 @@ async def test_workers_at_once_never_claim_the_same_chunk(database: Database) ->
 async def test_a_repeated_claim_whose_reply_was_lost_returns_the_same_rows(database: Database) -> None:
     await store_batch(database, 20)
     run_id = uuid4()
-    first = await claims.claim_best(database, "m", Lane.BULK, run_id, worker="w", lease=LEASE)
-    again = await claims.claim_best(database, "m", Lane.BULK, run_id, worker="w", lease=LEASE)
-    assert first is not None
-    assert again is not None
+    (first,) = (await claims.claim_best(database, "m", Lane.BULK, [run_id], worker="w", lease=LEASE)).values()
+    (again,) = (await claims.claim_best(database, "m", Lane.BULK, [run_id], worker="w", lease=LEASE)).values()
     assert again.first_job_id == first.first_job_id
     assert [job.job_id for job in again.jobs] == [job.job_id for job in first.jobs]
     assert again.fence == first.fence + 1

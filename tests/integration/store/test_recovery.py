@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -112,7 +113,7 @@ async def test_the_second_half_of_a_lost_chunk_keeps_its_fence_and_cancels(datab
     ("statement", "index"),
     [
         (recovery._EXPIRED_LEASES.replace("%(lease)s", "'20 s'"), "ix_chunks_running"),
-        (recovery._RUNNABLE, "ix_chunks_queued"),
+        (recovery._RUNNABLE.replace("%(most)s", "8"), "ix_chunks_queued"),
         (recovery._DUE.replace("%(chunks)s", "256"), "ix_chunks_"),
     ],
 )
@@ -128,4 +129,4 @@ async def test_a_look_at_a_large_table_reads_partial_indexes_only(
     await store_batch(database, 10)
     plan = json.dumps(sandbox.query(f"EXPLAIN (FORMAT JSON) {statement}")[0][0])
     assert index in plan
-    assert "Seq Scan" not in plan
+    assert not re.search(r'"Node Type": "Seq Scan"[^{}]*"Relation Name": "chunks"', plan)

@@ -40,6 +40,7 @@ async def holding(sandbox: Sandbox, statement: str, *arguments: Any) -> AsyncIte
     try:
         yield
     finally:
+        await connection.rollback()
         await connection.close()
 
 

@@ -71,7 +71,9 @@ CREATE TABLE chunks (
 CREATE INDEX ix_chunks_batch_id ON chunks (batch_id, first_job_id);
 CREATE INDEX ix_chunks_deadline ON chunks (deadline) WHERE state = 'queued' AND deadline IS NOT NULL;
 CREATE INDEX ix_chunks_finished_at ON chunks (model, finished_at) WHERE state = 'done';
-CREATE INDEX ix_chunks_queued ON chunks (model, lane, priority, first_job_id) WHERE state = 'queued';
+CREATE INDEX ix_chunks_queued ON chunks (model, lane, coalesce(batch_id, 0), priority, deadline, first_job_id)
+    WHERE state = 'queued';
+CREATE INDEX ix_chunks_retried ON chunks (model, lane, last_code) WHERE state = 'queued' AND last_code IS NOT NULL;
 CREATE INDEX ix_chunks_run_id ON chunks (run_id) WHERE state = 'running';
 CREATE INDEX ix_chunks_running ON chunks (lease_expires_at) WHERE state = 'running';
 COMMENT ON TABLE chunks IS 'Consecutive jobs that are claimed together, and their counters. Rows stay as long as their jobs.';
@@ -173,6 +175,17 @@ CREATE TABLE outcomes (
  PARTITION BY RANGE (job_id);
 CREATE INDEX ix_outcomes_unsuccessful ON outcomes (state, job_id) WHERE state <> 'succeeded';
 COMMENT ON TABLE outcomes IS 'What became of jobs, one row a job and replay, insert-only. Rows leave with their partition.';
+CREATE TABLE queue_depths (
+    model TEXT NOT NULL,
+    lane TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    shard SMALLINT NOT NULL,
+    jobs BIGINT NOT NULL,
+    chunks BIGINT NOT NULL,
+    CONSTRAINT pk_queue_depths PRIMARY KEY (model, lane, tenant, shard)
+)
+ WITH (fillfactor = 50);
+COMMENT ON TABLE queue_depths IS 'Queued jobs and chunks, counted by a trigger of chunks. Rows stay: 16 a model, lane and tenant.';
 CREATE TABLE reply_outbox (
     job_id BIGINT NOT NULL,
     queue TEXT NOT NULL,
@@ -184,8 +197,32 @@ CREATE TABLE reply_outbox (
 COMMENT ON TABLE reply_outbox IS 'Outcomes that callers of the intake queue wait for. A row is deleted when its reply was sent.';
 """
 
+# Each process of the server counts in one of 16 rows, so that few wait for each other; the rows in one order, so that
+# none waits for one that waits for it. The rows of a chunk without an outcome are those of its counters.
+_COUNTED = """
+CREATE FUNCTION count_queued_{event}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO queue_depths AS d (model, lane, tenant, shard, jobs, chunks)
+    SELECT model, lane, tenant, pg_backend_pid() % 16, sum(jobs), sum(chunks) FROM ({changes}) c
+    GROUP BY model, lane, tenant HAVING sum(jobs) <> 0 OR sum(chunks) <> 0 ORDER BY model, lane, tenant
+    ON CONFLICT (model, lane, tenant, shard) DO UPDATE SET jobs = d.jobs + excluded.jobs, chunks = d.chunks + excluded.chunks;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER count_queued_{event} AFTER {event} ON chunks REFERENCING {tables}
+    FOR EACH STATEMENT EXECUTE FUNCTION count_queued_{event}()
+"""
+_OPEN = "least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))"
+_AFTER = f"SELECT model, lane, tenant, {_OPEN} AS jobs, 1 AS chunks FROM after_change WHERE state = 'queued'"
+_BEFORE = f"SELECT model, lane, tenant, -{_OPEN} AS jobs, -1 AS chunks FROM before_change WHERE state = 'queued'"
+
 
 def upgrade() -> None:
     for statement in _STATEMENTS.split(";"):
         if statement.strip():
             op.execute(statement)
+    for event, changes, tables in (
+        ("insert", _AFTER, "NEW TABLE AS after_change"),
+        ("update", f"{_AFTER} UNION ALL {_BEFORE}", "OLD TABLE AS before_change NEW TABLE AS after_change"),
+        ("delete", _BEFORE, "OLD TABLE AS before_change"),
+    ):
+        op.execute(_COUNTED.format(event=event, changes=changes, tables=tables))
