@@ -37,7 +37,7 @@ check: $(STAMP)  ## format, lint, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-soak: $(STAMP)  ## ten minutes of kills, cuts and restarts under load; the last line is the result
+soak: $(STAMP)  ## twenty minutes of kills, suspensions, cuts, lies and restarts under load; the last line is the result
 	@$(BIN)/python -m tests.faults.soak
 
 fuzz: $(STAMP)  ## a million bad inputs for everything that parses what others wrote

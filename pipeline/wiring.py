@@ -19,10 +19,12 @@ from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import Submitter
 from pipeline.local.addresses import StackAddresses, find_stack_addresses
 from pipeline.models import Models, load_models
+from pipeline.operations.presence import Presence, process_name
 from pipeline.operations.recovery import Recovery
 from pipeline.settings import Settings, load_settings
 from pipeline.store import Database
 from pipeline.store.ids import JobIds
+from pipeline.store.processes import Role
 from pipeline.streams import StreamReader, StreamWriter
 from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
@@ -66,6 +68,11 @@ class Adapters:
         """Return a recovery with the lease of the settings."""
         lease = self.settings.lease
         return Recovery(self.database, self.publisher, self.notifier, self.stream_writer, self.models, lease)
+
+    def presence(self, role: Role, name: str | None = None, holds: Callable[[], int] = lambda: 0) -> Presence:
+        """Return the heartbeat of this process; see Presence."""
+        name = name or process_name(role)
+        return Presence(self.database, role, name, self.models, self.settings.lease, holds)
 
     def pool(self, model: str, lane: Lane) -> EnginePool:
         """Return the endpoints of a model, as a lane may use them."""

@@ -1,5 +1,6 @@
 """The intake process: jobs that arrive as messages, for callers that use Celery and not Python."""
 
+import asyncio
 import os
 import socket
 import sys
@@ -17,6 +18,7 @@ from pipeline.broker import REDACTED
 from pipeline.jobs.intake import Intake, ShuttingDown
 from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
+from pipeline.store.processes import Role
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.intake import CANCEL_TASK, INTAKE_QUEUE, SUBMIT_TASK
@@ -96,7 +98,9 @@ def run_intake() -> NoReturn:
                 channel,
             )
             ready(intake)
-            await intake.serve()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(adapters.presence(Role.INTAKE).beat_forever())
+                group.create_task(intake.serve())
 
     loop = LoopThread(wiring.loop_factory(), serve)
     intake = loop.start()

@@ -1,5 +1,6 @@
 """A worker process: one lane, one or more models. Celery runs in the main thread, the asyncio loop in its own."""
 
+import asyncio
 import os
 import socket
 import sys
@@ -13,6 +14,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from pipeline.broker import broker_of
 from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
+from pipeline.store.processes import Role
 from pipeline.wiring import Wiring
 from schemas.doorbells import Lane, queue_name
 from schemas.errors import PipelineError
@@ -51,8 +53,11 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
                 {name: adapters.pool(name, lane) for name in chosen},
                 consumption,
             )
+            presence = adapters.presence(Role.WORKER, node, lambda: worker.held_chunks)
             ready(worker)
-            await worker.serve()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(presence.beat_forever())
+                group.create_task(worker.serve())
 
     loop = LoopThread(wiring.loop_factory(), serve)
     worker = loop.start()

@@ -43,7 +43,7 @@ def queues(
         ):
             print_json(entry)
         return
-    columns = ["queue", "queued", "running", "oldest", "in flight", "jobs/s", "empty in", "retry reason"]
+    columns = ["queue", "queued", "oldest", "running", "oldest", "in flight", "jobs/s", "empty in", "retry reason"]
     table("queues", columns, [_row(queue) for queue in found])
     if seen:
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
@@ -60,8 +60,9 @@ def _row(queue: QueueStatus) -> list[object]:
     return [
         queue.queue,
         queue.queued_jobs,
-        queue.running_jobs,
         _duration(queue.oldest_seconds),
+        queue.running_jobs,
+        _duration(queue.oldest_running_seconds),
         queue.in_flight,
         f"{queue.jobs_per_second:,.1f}",
         _duration(queue.seconds_to_empty),

@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import command, err, out, print_json, wiring
+from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.policies.leases import scan_interval
+from pipeline.store.processes import Role
 from schemas.doorbells import Lane
 
 db = typer.Typer(help="The tables of the database.", no_args_is_help=True)
@@ -53,9 +55,11 @@ def recover(
 async def _recover_forever() -> None:
     async with wiring().adapters() as adapters:
         sweeping = asyncio.create_task(adapters.recovery().sweep_forever())
+        beating = asyncio.create_task(adapters.presence(Role.RECOVERY).beat_forever())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
         await asyncio.wait({sweeping})
+        await cancel_and_wait(beating)
         if not sweeping.cancelled():
             sweeping.result()
 

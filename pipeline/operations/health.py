@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.broker import QUARANTINE, Notifier, Publisher
@@ -12,12 +14,16 @@ from pipeline.engine.capabilities import letters_are_tokens, probe
 from pipeline.engine.metrics import poll_metrics
 from pipeline.kinds.requests import CompletionRequest, RequestTemplate
 from pipeline.models import ModelEntry, Models
-from pipeline.store import Database, queries
+from pipeline.operations.presence import models_hash
+from pipeline.store import Database, processes, queries
+from pipeline.store.processes import Role
 from schemas.doorbells import Lane, queue_name
-from schemas.errors import EndpointRefused, EngineError, EngineTimeout, EngineUnavailable, PipelineError
+from schemas.errors import EndpointRefused, EngineError, EngineTimeout, EngineUnavailable, ErrorCode, PipelineError
+from schemas.intake import INTAKE_QUEUE
 
 _PING_SECONDS = 1.0
 _LONGEST_SECONDS = 5.0
+_RECENTLY = timedelta(hours=1)
 _PROBE = CompletionRequest(
     RequestTemplate("health", (), {"max_tokens": 1, "temperature": 0.0}, ""), ({"role": "user", "content": "ping"},)
 )
@@ -43,6 +49,7 @@ async def check(
 ) -> AsyncIterator[Finding]:
     """Check Postgres, Redis, the broker, every endpoint and the workers at once; yields what is known as soon as it is."""
     parts = {"postgres": _postgres(database), "redis": _redis(notifier), "broker": _broker(publisher)}
+    parts |= {"processes": _processes(database, publisher, models), "work": _work(database)}
     parts |= {f"{entry.name} at {url}": _endpoint(engine, entry, url) for entry in models for url in entry.addresses}
     broker_works = True
     for checked in asyncio.as_completed([_bounded(part, work) for part, work in parts.items()]):
@@ -102,6 +109,65 @@ async def _broker(publisher: Publisher) -> Finding:
         return Finding("broker", False, error.message, advice)
     advice = f"inspect the queue {QUARANTINE}, then empty it" if quarantined else ""
     return Finding("broker", True, f"answers, {quarantined} messages in quarantine", advice, latency)
+
+
+async def _processes(database: Database, publisher: Publisher, models: Models) -> Finding:
+    """Find processes that are silent or missing, and settings that differ between them."""
+    part = "processes"
+    try:
+        seen = await processes.seen(database)
+    except PipelineError as error:
+        return Finding(part, False, error.message, "it is known again when Postgres answers")
+    try:
+        messages = (await publisher.depths([INTAKE_QUEUE]))[INTAKE_QUEUE]
+    except PipelineError:
+        messages = 0
+    living = [one.heartbeat for one in seen if not one.silent]
+    roles = Counter(heartbeat.role for heartbeat in living)
+    problems: list[tuple[str, str]] = []
+    for one in seen:
+        if one.silent and one.seen_at > datetime.now(UTC) - _RECENTLY:
+            problems.append(
+                (f"{one.heartbeat.name} has been silent since {one.seen_at:%H:%M:%S}", "it hangs or was lost")
+            )
+    if not roles[Role.RECOVERY]:
+        problems.append(("no recovery runs: jobs of lost workers wait, deadlines do not pass", "run: yyc3 recover"))
+    if messages and not roles[Role.INTAKE]:
+        problems.append((f"no intake runs, and {messages:,} messages wait in {INTAKE_QUEUE}", "run: yyc3 intake"))
+    leases = sorted({heartbeat.lease_seconds for heartbeat in living if heartbeat.role in {Role.WORKER, Role.RECOVERY}})
+    if len(leases) > 1:
+        advice = "set one YYC3_LEASE_SECONDS for all workers and recoveries"
+        problems.append(
+            (f"workers and recoveries have different leases: {', '.join(f'{one:g} s' for one in leases)}", advice)
+        )
+    if any(heartbeat.models_hash != models_hash(models) for heartbeat in living):
+        problems.append(
+            (
+                "some processes have other entries of models.toml than this command",
+                "restart them, or set YYC3_MODELS_FILE",
+            )
+        )
+    counts = ", ".join(f"{count} {role}" for role, count in sorted(roles.items())) or "none"
+    intake = f", {messages:,} messages wait in {INTAKE_QUEUE}" if messages else ""
+    found = "; ".join([counts + intake, *(problem for problem, _ in problems)])
+    return Finding(part, not problems, found, "; ".join(dict.fromkeys(advice for _, advice in problems)))
+
+
+async def _work(database: Database) -> Finding:
+    """Find jobs that no process works on, and what waits for a person."""
+    try:
+        stuck, dead, size = await queries.unattended(database)
+        waiting = [
+            state for state in await queries.queue_states(database) if state.last_code == ErrorCode.NEWER_VERSION
+        ]
+    except PipelineError as error:
+        return Finding("work", False, error.message, "it is known again when Postgres answers")
+    seen = f"{dead:,} dead letters, {size / 1e9:.1f} GB in the database"
+    problems = [f"{stuck:,} jobs are running and no process holds them"] if stuck else []
+    problems += [f"{state.model} {state.lane}: jobs of a newer version of this program wait" for state in waiting]
+    advice = "recovery requeues them, or is not running: run yyc3 recover" if stuck else ""
+    advice = advice or ("upgrade the workers" if waiting else "yyc3 dead-letters list" if dead else "")
+    return Finding("work", not problems, "; ".join([seen, *problems]), advice)
 
 
 async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Finding:

@@ -1,8 +1,8 @@
-"""Delete what is kept for a limited time: endpoint samples and cached answers."""
+"""Delete what is kept for a limited time: endpoint samples, cached answers, processes that were lost."""
 
 import structlog
 
-from pipeline.store import Database, answer_cache, endpoint_samples
+from pipeline.store import Database, answer_cache, endpoint_samples, processes
 
 _log = structlog.get_logger(__name__)
 
@@ -14,5 +14,6 @@ async def prune(database: Database) -> None:
         StoreUnavailable: call again.
     """
     samples, answers = await endpoint_samples.delete_old(database), await answer_cache.delete_old(database)
-    if samples or answers:
-        _log.info("pruned", samples=samples, answers=answers)
+    lost = await processes.delete_old(database)
+    if samples or answers or lost:
+        _log.info("pruned", samples=samples, answers=answers, processes=lost)

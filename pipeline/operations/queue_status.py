@@ -17,6 +17,7 @@ class QueueStatus:
     Attributes:
         queued_jobs, running_jobs: without an outcome, in queued chunks and in running ones.
         oldest_seconds: age of the oldest queued chunk.
+        oldest_running_seconds: since the oldest running chunk was first claimed.
         messages: doorbells in the Celery queue; there may be fewer than chunks, because each claims the best one.
         in_flight: rows at engines now.
         jobs_per_second: answered by the engines in this lane, in the last seconds.
@@ -31,6 +32,7 @@ class QueueStatus:
     queued_jobs: int
     running_jobs: int
     oldest_seconds: float | None
+    oldest_running_seconds: float | None
     in_flight: int
     jobs_per_second: float
     seconds_to_empty: float | None
@@ -58,7 +60,9 @@ def _status(
     own = [sample for sample in samples if (sample.model, sample.lane) == (model, lane)]
     rate = sum(sample.rows_per_second for sample in own)
     queued, running = (state.queued_jobs, state.running_jobs) if state else (0, 0)
-    oldest = (datetime.now(UTC) - state.oldest_at).total_seconds() if state and state.oldest_at else None
+    now = datetime.now(UTC)
+    oldest = (now - state.oldest_at).total_seconds() if state and state.oldest_at else None
+    running_since = state.oldest_running_at if state else None
     return QueueStatus(
         queue=queue_name(model, lane),
         model=model,
@@ -67,6 +71,7 @@ def _status(
         queued_jobs=queued,
         running_jobs=running,
         oldest_seconds=oldest,
+        oldest_running_seconds=(now - running_since).total_seconds() if running_since else None,
         in_flight=sum(sample.in_flight for sample in own),
         jobs_per_second=round(rate, 2),
         seconds_to_empty=(queued + running) / rate if rate and queued + running else None,

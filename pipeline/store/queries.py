@@ -194,3 +194,18 @@ async def queue_states(database: Database) -> list[QueueState]:
     """Return every model and lane that has a chunk which is not done."""
     async with database.connection() as connection:
         return [QueueState(**row) for row in await (await connection.execute(_STATES)).fetchall()]
+
+
+async def unattended(database: Database) -> tuple[int, int, int]:
+    """Return jobs whose worker is silent although they are running, dead letters, and bytes of the database."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            f"""SELECT (SELECT coalesce(sum({OPEN_ROWS}), 0)::bigint FROM chunks
+                        WHERE state = 'running' AND lease_expires_at < now() - interval '15 seconds') AS stuck,
+                       (SELECT count(*) FROM outcomes o WHERE o.state = 'failed' AND NOT EXISTS (
+                            SELECT FROM dead_letter_decisions d WHERE d.job_id = o.job_id AND d.replay = o.replay
+                        )) AS dead, pg_database_size(current_database()) AS size"""
+        )
+        row = await cursor.fetchone()
+    assert row is not None, "it counts"
+    return row["stuck"], row["dead"], row["size"]

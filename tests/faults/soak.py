@@ -1,4 +1,4 @@
-"""Ten minutes of faults: a producer submits without a pause, and every few seconds a process or a service fails.
+"""Twenty minutes of faults: a producer submits without a pause, and every few seconds a process or a service fails.
 
 `make soak` runs it at full length; a short form is a test. Servers, workers, recovery and the producer are real, the
 engines are simulators. The last line is one JSON object; its seed draws the same faults again.
@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import psycopg
+from aiohttp import web
 
 from pipeline import AsyncClient
 from schemas.errors import StoreUnavailable
 from schemas.ids import JobId
 from tests.support.audit import audit
 from tests.support.exclusive import reserve_port
+from tests.support.faulty_proxy import BATCH, CHAT, Proxy, always
 from tests.support.sandbox import ROOT, wait_for
 from tests.support.servers import Postgres, Valkey
 
@@ -129,6 +132,7 @@ class World:
     folder: Path
     postgres: Postgres
     valkey: Valkey
+    proxy: Proxy
     engines: list[Engine] = field(default_factory=list)
     workers: list[Member] = field(default_factory=list)
     recoveries: list[Member] = field(default_factory=list)
@@ -159,7 +163,8 @@ def world(folder: Path) -> Iterator[World]:
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres"))
         valkey = stack.enter_context(Valkey(folder / "valkey"))
-        made = World(folder, postgres, valkey)
+        proxy = stack.enter_context(Proxy(""))
+        made = World(folder, postgres, valkey, proxy)
 
         def end() -> None:
             members = [engine.member for engine in made.engines] + made.workers + made.recoveries
@@ -174,9 +179,10 @@ def world(folder: Path) -> Iterator[World]:
             engine = Engine(made.member(f"engine-{number}", "simulator", *arguments), f"http://127.0.0.1:{port}")
             engine.start()
             made.engines.append(engine)
+        proxy.target = made.engines[1].url
         (folder / "models.toml").write_text(
             f'[models.{MODEL}]\nkinds = ["chat", "intent", "sentiment"]\nport = 1\nmax_num_seqs = 128\n'
-            f"endpoints = {json.dumps([engine.url for engine in made.engines])}\n"
+            f"endpoints = {json.dumps([made.engines[0].url, proxy.url])}\n"
         )
         for number, lane in enumerate(("bulk", "bulk", "interactive")):
             made.workers.append(made.member(f"worker-{number}", "workers.main", lane, MODEL))
@@ -247,6 +253,83 @@ def _slow_engine(world: World, draw: random.Random) -> None:
     engine.inject()
 
 
+@contextmanager
+def _suspended(*processes: psutil.Process) -> Iterator[None]:
+    """Stop processes with all that they started; their connections stay open, and nothing answers."""
+    everything = [one for process in processes for one in (process, *process.children(recursive=True))]
+    for process in everything:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+    try:
+        yield
+    finally:
+        for process in everything:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _suspend_a_recovery(world: World, draw: random.Random) -> None:
+    recovery = draw.choice(world.recoveries)
+    assert recovery.process is not None
+    with _suspended(psutil.Process(recovery.process.pid)):
+        time.sleep(2 * LEASE_SECONDS)
+
+
+def _suspend_an_engine(world: World, draw: random.Random) -> None:
+    process = draw.choice(world.engines).member.process
+    assert process is not None
+    with _suspended(psutil.Process(process.pid)):
+        time.sleep(1.5 * LEASE_SECONDS)
+
+
+def _suspend_postgres(world: World, _: random.Random) -> None:
+    with _suspended(psutil.Process(world.postgres.pid)):
+        time.sleep(1.5 * LEASE_SECONDS)
+
+
+def _suspend_the_broker(world: World, _: random.Random) -> None:
+    with _suspended(psutil.Process(world.valkey.pid)):
+        time.sleep(1.5 * LEASE_SECONDS)
+
+
+def _suspend_a_client_in_a_transaction(world: World, _: random.Random) -> None:
+    """It holds the chunks that run at this moment, as a client that was stopped in the middle of something would."""
+    with psycopg.connect(world.postgres.url) as connection:
+        connection.execute("SELECT 1 FROM chunks WHERE state = 'running' FOR UPDATE SKIP LOCKED LIMIT 8")
+        time.sleep(2 * LEASE_SECONDS)
+        with suppress(psycopg.Error):
+            connection.rollback()
+
+
+def _lie_on_the_way(world: World, draw: random.Random) -> None:
+    """Something in front of an engine answers instead of it, with what is not about the request."""
+    status = draw.choice([301, 302, 307, 400, 401, 403, 404, 405, 407, 418])
+    rule = always(lambda: web.Response(status=status, text="<html>", headers={"location": "https://login.example/"}))
+    world.proxy.rules |= {CHAT: rule, BATCH: rule}
+    time.sleep(draw.uniform(1, 3))
+    world.proxy.rules.clear()
+
+
+def _cut_on_the_way(world: World, draw: random.Random) -> None:
+    """Something in front of an engine closes every connection under its request."""
+
+    async def cut(request: web.Request) -> web.StreamResponse:
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()
+
+    world.proxy.rules |= {CHAT: cut, BATCH: cut}
+    time.sleep(draw.uniform(0.5, 1.5))
+    world.proxy.rules.clear()
+
+
+def _odd_answers(world: World, draw: random.Random) -> None:
+    engine = draw.choice(world.engines)
+    engine.inject({"kind": "nonsense", "probability": 0.05})
+    time.sleep(draw.uniform(1, 3))
+    engine.inject()
+
+
 def _deploy(world: World, _: random.Random) -> None:
     for worker in world.workers:
         worker.wait_until_logged('"ready"')  # it may have been killed and started a moment ago
@@ -268,6 +351,14 @@ FAULTS: dict[str, Callable[[World, random.Random], None]] = {
     "engine killed": _kill_an_engine,
     "503 storm": _storm_of_refusals,
     "slow engine": _slow_engine,
+    "recovery suspended": _suspend_a_recovery,
+    "engine suspended": _suspend_an_engine,
+    "postgres suspended": _suspend_postgres,
+    "broker suspended": _suspend_the_broker,
+    "client suspended in a transaction": _suspend_a_client_in_a_transaction,
+    "a proxy lies": _lie_on_the_way,
+    "a proxy cuts": _cut_on_the_way,
+    "odd answers": _odd_answers,
     "rolling deploy": _deploy,
 }
 
@@ -423,6 +514,7 @@ def soak(folder: Path, *, jobs: int, seconds: float, seed: int, least_faults: in
         "outcomes": states,
         "faults": injected.total(),
         "faults_by_kind": dict(injected),
+        "failed_unjustly": states.get("failed", 0),
         "lost": found.lost + len(producer.accepted) - found.jobs,
         "doubled": found.doubled,
         "miscounted": found.miscounted,
@@ -440,11 +532,11 @@ def _log(line: str) -> None:
 
 
 def main() -> int:
-    """Run `make soak`; the exit code is 1 if a job was lost, doubled or miscounted."""
+    """Run `make soak`; the exit code is 1 if a job was lost, doubled, miscounted or failed: every answer is good."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200_000)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--faults", type=int, default=100, help="at least this many")
+    parser.add_argument("--seconds", type=float, default=1_300)
+    parser.add_argument("--faults", type=int, default=200, help="at least this many")
     parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
@@ -452,7 +544,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="yyc3-soak-") as folder:
         found = soak(Path(folder), jobs=options.jobs, seconds=options.seconds, seed=seed, least_faults=options.faults)
     sys.stdout.write(json.dumps(found) + "\n")
-    return int(bool(found["lost"] or found["doubled"] or found["miscounted"]))
+    return int(bool(found["lost"] or found["doubled"] or found["miscounted"] or found["failed_unjustly"]))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class Postgres(_OwnServer):
         if tables:
             migrate.upgrade(self.url)
 
+    @property
+    def pid(self) -> int:
+        """The process id of the postmaster."""
+        return self._server.process.pid
+
     def end(self, *, how: signal.Signals = signal.SIGQUIT) -> None:
         """Send a signal, by default the one for an immediate shutdown, and wait for the end."""
         if self._server.process.poll() is None:
@@ -106,6 +111,11 @@ class Valkey(_OwnServer):
     def _start(self) -> tuple[subprocess.Popen[bytes], str]:
         server = start_valkey(self._folder, self._port)
         return server.process, server.url
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     def end(self, *, lose_data: bool = False) -> None:
         """Send SIGKILL; `lose_data` deletes what it stored."""

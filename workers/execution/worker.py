@@ -108,6 +108,11 @@ class Worker:
             for pool in self._pools.values():
                 group.create_task(pool.watch())
 
+    @property
+    def held_chunks(self) -> int:
+        """Chunks that run here now."""
+        return len(self._work)
+
     async def handle(self, doorbell: Doorbell, started: Callable[[Run], None]) -> dict[str, Any]:
         """Claim what a doorbell is for, run it and settle it.
 

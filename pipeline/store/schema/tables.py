@@ -148,6 +148,20 @@ sa.Index("ix_chunks_run_id", chunks.c.run_id, postgresql_where=sa.text("state = 
 sa.Index("ix_chunks_batch_id", chunks.c.batch_id, chunks.c.first_job_id)
 sa.Index("ix_chunks_finished_at", chunks.c.model, chunks.c.finished_at, postgresql_where=sa.text("state = 'done'"))
 
+processes = sa.Table(
+    "processes",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("models_hash", sa.Text, nullable=False),
+    sa.Column("lease_seconds", sa.REAL, nullable=False),
+    sa.Column("holds", sa.Integer, nullable=False),
+    _instant("started_at"),
+    _instant("seen_at"),
+    comment="What each process says of itself every 5 s. Deleted when it stops, or a day after it was last heard of.",
+)
+
 # A trigger of chunks counts: whatever statement changes a chunk, the sum over the shards is what is queued.
 queue_depths = sa.Table(
     "queue_depths",

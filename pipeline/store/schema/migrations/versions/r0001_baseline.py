@@ -175,6 +175,18 @@ CREATE TABLE outcomes (
  PARTITION BY RANGE (job_id);
 CREATE INDEX ix_outcomes_unsuccessful ON outcomes (state, job_id) WHERE state <> 'succeeded';
 COMMENT ON TABLE outcomes IS 'What became of jobs, one row a job and replay, insert-only. Rows leave with their partition.';
+CREATE TABLE processes (
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    version TEXT NOT NULL,
+    models_hash TEXT NOT NULL,
+    lease_seconds REAL NOT NULL,
+    holds INTEGER NOT NULL,
+    started_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    seen_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    CONSTRAINT pk_processes PRIMARY KEY (name)
+);
+COMMENT ON TABLE processes IS 'What each process says of itself every 5 s. Deleted when it stops, or a day after it was last heard of.';
 CREATE TABLE queue_depths (
     model TEXT NOT NULL,
     lane TEXT NOT NULL,

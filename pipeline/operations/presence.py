@@ -1,0 +1,82 @@
+"""Say every few seconds that this process lives: health, queues and operators read it."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+
+import structlog
+
+from pipeline.models import Models
+from pipeline.store import Database, processes
+from pipeline.store.processes import BEAT_SECONDS, Heartbeat, Role
+from schemas.errors import StoreError
+
+_log = structlog.get_logger(__name__)
+_PACKAGE = "yyc3-ai-call"
+
+
+def process_name(role: str) -> str:
+    """Return a name for this process: what it does, its process id, its host."""
+    return f"{role}.{os.getpid()}@{socket.gethostname()}"
+
+
+def models_hash(models: Models) -> str:
+    """Return a name for all entries together; equal for equal entries."""
+    return sha256("\n".join(sorted(entry.model_dump_json() for entry in models)).encode()).hexdigest()[:16]
+
+
+class Presence:
+    """The heartbeat of this process.
+
+    Args:
+        database: where it is stored.
+        role: what this process does.
+        name: of this process.
+        models: as this process knows them.
+        lease: as it is set here.
+        holds: returns what it works on, as a number.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        role: Role,
+        name: str,
+        models: Models,
+        lease: timedelta,
+        holds: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._database = database
+        self._fixed = (name, role, _version(), models_hash(models), lease.total_seconds())
+        self._holds = holds
+
+    async def beat_forever(self) -> None:
+        """Beat until cancelled; then say that it stops."""
+        try:
+            while True:
+                try:
+                    await processes.beat(self._database, Heartbeat(*self._fixed, self._holds()))
+                except StoreError as error:
+                    _log.warning("this process is not heard of for now", reason=error.message)
+                await asyncio.sleep(BEAT_SECONDS)
+        except asyncio.CancelledError:
+            await self._stop()
+            raise
+
+    async def _stop(self) -> None:
+        try:
+            async with asyncio.timeout(1):
+                await processes.stopped(self._database, self._fixed[0])
+        except (StoreError, TimeoutError):
+            _log.info("it is not known that this process stops: the database does not answer")
+
+
+def _version() -> str:
+    try:
+        return version(_PACKAGE)
+    except PackageNotFoundError:
+        return "unknown"
