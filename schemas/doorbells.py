@@ -18,8 +18,9 @@ class Lane(StrEnum):
 class Doorbell(BaseModel):
     """The argument of the Celery task `yyc3.chunk`.
 
-    With `chunk` it names that chunk. Without one it is an open doorbell: the worker that receives it claims
-    the best queued chunk of the model and lane at that moment. Either may be lost or delivered twice; the
+    With `chunk` it says that this chunk was queued. Either way the worker that receives it claims
+    the best queued chunk of the model and lane at that moment; an open doorbell, without a chunk, is published
+    again when that chunk ends. Either may be lost or delivered twice; the
     claim decides.
     """
 

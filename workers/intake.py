@@ -99,7 +99,7 @@ def run_intake() -> NoReturn:
             )
             ready(intake)
             async with asyncio.TaskGroup() as group:
-                group.create_task(adapters.presence(Role.INTAKE).beat_forever())
+                group.create_task(adapters.presence(Role.INTAKE).report_forever())
                 group.create_task(intake.serve())
 
     loop = LoopThread(wiring.loop_factory(), serve)

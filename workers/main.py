@@ -56,7 +56,7 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
             presence = adapters.presence(Role.WORKER, node, lambda: worker.held_chunks)
             ready(worker)
             async with asyncio.TaskGroup() as group:
-                group.create_task(presence.beat_forever())
+                group.create_task(presence.report_forever())
                 group.create_task(worker.serve())
 
     loop = LoopThread(wiring.loop_factory(), serve)

@@ -104,7 +104,7 @@ def _loaded(item: bytes | str) -> Any:
     try:
         return orjson.loads(item)
     except orjson.JSONDecodeError:
-        return json.loads(item)
+        return json.loads(item.decode() if isinstance(item, bytes) else item)
 
 
 class _Client(redis.Redis):

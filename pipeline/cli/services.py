@@ -55,11 +55,11 @@ def recover(
 async def _recover_forever() -> None:
     async with wiring().adapters() as adapters:
         sweeping = asyncio.create_task(adapters.recovery().sweep_forever())
-        beating = asyncio.create_task(adapters.presence(Role.RECOVERY).beat_forever())
+        reporting = asyncio.create_task(adapters.presence(Role.RECOVERY).report_forever())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, sweeping.cancel)
         await asyncio.wait({sweeping})
-        await cancel_and_wait(beating)
+        await cancel_and_wait(reporting)
         if not sweeping.cancelled():
             sweeping.result()
 

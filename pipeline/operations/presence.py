@@ -12,7 +12,7 @@ import structlog
 
 from pipeline.models import Models
 from pipeline.store import Database, processes
-from pipeline.store.processes import BEAT_SECONDS, Heartbeat, Role
+from pipeline.store.processes import REPORT_SECONDS, Heartbeat, Role
 from schemas.errors import StoreError
 
 _log = structlog.get_logger(__name__)
@@ -54,15 +54,15 @@ class Presence:
         self._fixed = (name, role, _version(), models_hash(models), lease.total_seconds())
         self._holds = holds
 
-    async def beat_forever(self) -> None:
-        """Beat until cancelled; then say that it stops."""
+    async def report_forever(self) -> None:
+        """Report until cancelled; then say that it stops."""
         try:
             while True:
                 try:
-                    await processes.beat(self._database, Heartbeat(*self._fixed, self._holds()))
+                    await processes.report(self._database, Heartbeat(*self._fixed, self._holds()))
                 except StoreError as error:
                     _log.warning("this process is not heard of for now", reason=error.message)
-                await asyncio.sleep(BEAT_SECONDS)
+                await asyncio.sleep(REPORT_SECONDS)
         except asyncio.CancelledError:
             await self._stop()
             raise

@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from pipeline.store.database import Database
 
-BEAT_SECONDS = 5.0
-_SILENT_SECONDS = 3 * BEAT_SECONDS
+REPORT_SECONDS = 5.0
+_SILENT_SECONDS = 3 * REPORT_SECONDS
 _KEEP_HOURS = 24
 
 
@@ -50,16 +50,16 @@ class SeenProcess:
 
 
 _COLUMNS = [field.name for field in fields(Heartbeat)]
-_BEAT = f"""
+_REPORT = f"""
 INSERT INTO processes ({", ".join(_COLUMNS)}) VALUES ({", ".join(["%s"] * len(_COLUMNS))})
 ON CONFLICT (name) DO UPDATE SET seen_at = now(), {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)}
 """
 
 
-async def beat(database: Database, heartbeat: Heartbeat) -> None:
+async def report(database: Database, heartbeat: Heartbeat) -> None:
     """Store that a process lives."""
     async with database.connection() as connection:
-        await connection.execute(_BEAT, astuple(heartbeat))
+        await connection.execute(_REPORT, astuple(heartbeat))
 
 
 async def stopped(database: Database, name: str) -> None:

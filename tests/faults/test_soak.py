@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import FAULTS, soak
+from tests.faults.soak import soak
+from tests.faults.soak_faults import FAULTS
 
 JOBS = 8_000
 

@@ -229,7 +229,7 @@ def _an_item(draw: random.Random) -> bytes:
 
 def _check_item(value: bytes) -> None:
     if _is_message(value):
-        found = orjson.loads(value)
+        found = json.loads(value.decode())
         assert found["properties"]["delivery_tag"] is not None
 
 
