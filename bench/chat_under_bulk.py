@@ -1,21 +1,26 @@
-"""Measure how bulk work delays chats: time to the first token alone, beside our bulk lane, and beside ungated bulk.
+"""Measure how bulk work delays chats: alone, beside our bulk lane, and beside ungated bulk, of chats and of classification.
 
 A life-like simulator with 256 slots answers two chats a second, each with a history of a usual length, streamed to a
-reader: first without other work; then beside the pipeline's own bulk lane, which leaves slots free and whose rows have a
-lower priority; then beside an asyncio client that keeps four times 256 rows in flight without a priority. `bulk_kept`:
-tokens a second of gated bulk over those of ungated bulk.
+reader: first without other work; then beside the pipeline's own bulk lane; then beside an asyncio client that keeps four
+times 256 rows in flight without a priority. Bulk is chats, whose slots matter, then intents, whose prompts stretch every
+step of the engine. Figures are the first token, the whole answer of 64 tokens, the share of all tokens that the engine gave
+within 50 ms of the one before (its own histogram), and `kept`: rows or tokens a second of gated bulk over those of ungated.
 """
 
 import asyncio
 import os
+import re
 import tempfile
 import time
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.engines import MAX_NUM_SEQS, Direct, Engine, chat, counted, engines, looking
+import httpx
+
+from bench.engines import MAX_NUM_SEQS, Direct, Engine, chat, counted, engines, intent, looking
 from bench.setting import Idle, fast_pipeline, percentile, show
 from pipeline import AsyncClient
 from schemas.streams import TextEvent
@@ -24,6 +29,7 @@ CHATS = 100
 CHATS_A_SECOND = 2.0
 WARM_SECONDS = 15.0
 BULK_JOBS = 4_000
+BULK_INTENTS = 40_000
 HISTORY = [
     ("user", "你好，我上周在你们这里买的洗衣机到现在还没有送到，订单显示已经发货三天了。"),
     ("assistant", "非常抱歉给您带来不便。请您提供一下订单号和收货人的姓名，我马上为您查询物流的进度。"),
@@ -44,45 +50,94 @@ def bulk(number: int) -> dict[str, Any]:
     return chat(number, 96 + number * 37 % 192)
 
 
-async def first_token(client: AsyncClient, number: int) -> float:
-    """Return the milliseconds from submit to the first piece of text; reads on to the end."""
+class Answer(NamedTuple):
+    """Milliseconds from submit to the first piece of text and to the end."""
+
+    first: float
+    whole: float
+
+
+@dataclass
+class Seen:
+    """What the chats of a phase saw, and what the engine did for others in each second meanwhile."""
+
+    answers: list[Answer]
+    tokens_a_second: float
+    rows_a_second: float
+    within_50_ms: float
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Return its figures."""
+        return {
+            f"{name} first_ms_p50": median(one.first for one in self.answers),
+            f"{name} first_ms_p95": self.first_p95,
+            f"{name} whole_ms_p50": median(one.whole for one in self.answers),
+            f"{name} tokens_within_50_ms": self.within_50_ms,
+        }
+
+    @property
+    def first_p95(self) -> float:
+        """Milliseconds to the first token, of the slowest but one in twenty."""
+        return percentile([one.first for one in self.answers], 0.95)
+
+
+async def answer(client: AsyncClient, number: int) -> Answer:
+    """Stream one chat to its end."""
     started, first = time.perf_counter(), None
     async for event in client.stream(question(number)):
         if first is None and isinstance(event, TextEvent):
             first = time.perf_counter() - started
     assert first is not None
-    return first * 1000
+    return Answer(first * 1000, (time.perf_counter() - started) * 1000)
 
 
-async def chats(client: AsyncClient, offset: int) -> list[float]:
+async def chats(client: AsyncClient, engine: Engine, offset: int) -> Seen:
     """Submit two a second, whether the earlier ones are answered or not."""
-    submitted = []
-    for number in range(CHATS):
-        submitted.append(asyncio.create_task(first_token(client, offset + number)))
-        await asyncio.sleep(1 / CHATS_A_SECOND)
-    return await asyncio.gather(*submitted)
-
-
-async def beside(
-    client: AsyncClient, engine: Engine, offset: int, burden: Awaitable[None]
-) -> tuple[list[float], float]:
-    """Measure first tokens beside bulk work, and the engine's tokens a second meanwhile."""
-    work = asyncio.ensure_future(burden)
-    await first_token(client, offset - 1)
-    await asyncio.sleep(WARM_SECONDS)
     async with looking() as http:
-        before, started = await counted(http, [engine.url]), time.perf_counter()
-        found = await chats(client, offset)
-        after, seconds = await counted(http, [engine.url]), time.perf_counter() - started
+        before, slow_before = await counted(http, [engine.url]), await _token_times(http, engine)
+        started, submitted = time.perf_counter(), []
+        for number in range(CHATS):
+            submitted.append(asyncio.create_task(answer(client, offset + number)))
+            await asyncio.sleep(1 / CHATS_A_SECOND)
+        found = await asyncio.gather(*submitted)
+        after, slow_after = await counted(http, [engine.url]), await _token_times(http, engine)
+    seconds = time.perf_counter() - started
+    quick, everything = (now - then for now, then in zip(slow_after, slow_before, strict=True))
+    return Seen(
+        list(found),
+        (after.tokens - before.tokens) / seconds,
+        (after.finished - before.finished) / seconds,
+        quick / everything if everything else 1.0,
+    )
+
+
+async def _token_times(http: httpx.AsyncClient, engine: Engine) -> tuple[float, float]:
+    """Return how many tokens came within 50 ms of the one before, and how many there were."""
+    page = (await http.get(f"{engine.url}/metrics")).text
+    found = [
+        re.search(rf"^vllm:inter_token_latency_seconds_{name} ([0-9.e+]+)$", page, re.M)
+        for name in (r'bucket\{engine="0",le="0.05",[^}]*\}', r"count\{[^}]*\}")
+    ]
+    quick, everything = (float(one[1]) if one else 0.0 for one in found)
+    return quick, everything
+
+
+async def beside(client: AsyncClient, engine: Engine, offset: int, burden: Awaitable[None]) -> Seen:
+    """Measure chats beside bulk work."""
+    work = asyncio.ensure_future(burden)
+    await answer(client, offset - 1)
+    await asyncio.sleep(WARM_SECONDS)
+    found = await chats(client, engine, offset)
     assert not work.done(), "there was too little bulk work"
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
-    return found, (after.tokens - before.tokens) / seconds
+    await _until_idle(engine)
+    return found
 
 
-async def through_pipeline(client: AsyncClient, numbers: range) -> None:
+async def through_pipeline(client: AsyncClient, jobs: list[dict[str, Any]]) -> None:
     """Run bulk through the pipeline; cancels what is left."""
-    batch = await client.submit_many([bulk(number) for number in numbers])
+    batch = await client.submit_many(jobs)
     try:
         async for _ in client.watch_batch(batch.batch_id):
             pass
@@ -91,31 +146,25 @@ async def through_pipeline(client: AsyncClient, numbers: range) -> None:
 
 
 async def measure(engine: Engine) -> dict[str, float]:
-    """Measure chats alone, beside gated and beside ungated bulk."""
+    """Measure chats alone, beside gated and beside ungated bulk of both kinds."""
     async with AsyncClient() as client:
         for number in range(5):
-            await first_token(client, -100 - number)
+            await answer(client, -100 - number)
         idle = Idle()
-        alone = await chats(client, 0)
-        gated, kept = await beside(client, engine, 10_000, through_pipeline(client, range(BULK_JOBS)))
-        await _until_idle(engine)
-        many = [bulk(number) for number in range(BULK_JOBS, 4 * BULK_JOBS)]
-        ungated, free = await beside(client, engine, 20_000, Direct(engine.url, 4 * MAX_NUM_SEQS).run(many))
-    p95 = percentile(alone, 0.95)
-    return {
-        "ttft_ms_p50_alone": median(alone),
-        "ttft_ms_p95_alone": p95,
-        "ttft_ms_p50_gated": median(gated),
-        "ttft_ms_p95_gated": percentile(gated, 0.95),
-        "ttft_ms_p50_ungated": median(ungated),
-        "ttft_ms_p95_ungated": percentile(ungated, 0.95),
-        "ttft_p95_ratio_gated": percentile(gated, 0.95) / p95,
-        "ttft_p95_ratio_ungated": percentile(ungated, 0.95) / p95,
-        "bulk_tokens_per_second_gated": kept,
-        "bulk_tokens_per_second_ungated": free,
-        "bulk_kept": kept / free,
-        "idle_share": idle.share(),
-    }
+        alone = await chats(client, engine, 0)
+        found = alone.figures("alone")
+        for kind, make, jobs in (("chats", bulk, BULK_JOBS), ("intents", intent, BULK_INTENTS)):
+            gated = await beside(client, engine, 10_000, through_pipeline(client, [make(n) for n in range(jobs)]))
+            many = [make(number) for number in range(jobs, 4 * jobs)]
+            ungated = await beside(client, engine, 20_000, Direct(engine.url, 4 * MAX_NUM_SEQS).run(many))
+            found |= gated.figures(f"beside {kind}") | ungated.figures(f"beside ungated {kind}")
+            found[f"  first p95 ratio beside {kind}"] = gated.first_p95 / alone.first_p95
+            found[f"  kept of {kind}"] = (
+                gated.tokens_a_second / ungated.tokens_a_second
+                if make is bulk
+                else gated.rows_a_second / ungated.rows_a_second
+            )
+    return found | {"idle_share": idle.share()}
 
 
 async def _until_idle(engine: Engine) -> None:

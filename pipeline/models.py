@@ -62,10 +62,12 @@ class ModelEntry(BaseModel):
     max_num_seqs: int = Field(default=256, ge=1)
     max_model_len: int = Field(default=8_192, ge=128)
     interactive_reserve: float = Field(default=0.0625, ge=0, le=0.9)
+    inter_token_latency_ms: float = Field(default=50.0, ge=1, le=10_000)
     micro_batch_rows: int = Field(default=32, ge=1, le=1_000)
     label_form: LabelForm | None = None
     stop_token_ids: tuple[int, ...] = Field(default=(), max_length=16)
     system_prompt: str | None = Field(default=None, min_length=1, max_length=4_000)
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
     chat_template_kwargs: dict[str, Any] = {}
     max_images: int = Field(default=8, ge=1, le=8)
     max_queued_interactive: int = Field(default=10_000, ge=1)

@@ -18,6 +18,7 @@ from pipeline.policies.leases import scan_interval
 from pipeline.store.processes import Role
 from schemas.doorbells import Lane
 
+_NOT_SHOWN = {"unknown_models", "more_expired"}
 db = typer.Typer(help="The tables of the database.", no_args_is_help=True)
 
 
@@ -73,7 +74,7 @@ async def _recover_once(as_json: bool) -> None:
             await asyncio.sleep(scan_interval(adapters.settings.lease).total_seconds())
             done += await recovery.sweep()
     if as_json:
-        print_json({name: value for name, value in asdict(done).items() if name != "unknown_models"})
+        print_json({name: value for name, value in asdict(done).items() if name not in _NOT_SHOWN})
     else:
         out.print(
             f"{done.requeued_chunks} chunks requeued, {done.poison_jobs} jobs failed as poison, "

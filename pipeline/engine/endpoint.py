@@ -1,12 +1,12 @@
 """One replica of a model as this process sees it: its capabilities, its load, and whether it is used."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.engine.breaker import Breaker, BreakerState
 from pipeline.engine.capabilities import Capabilities
 from pipeline.engine.metrics import EngineMetrics
-from pipeline.engine.pacing import ConcurrencyLimit
+from pipeline.engine.pacing import ConcurrencyLimit, Gauges
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
 
 _CONCURRENT_REQUESTS = 4
@@ -25,6 +25,7 @@ class Endpoint:
         tokens: of the prompts and longest answers of those rows.
         batch_rows: most rows of one request; halved if the endpoint refuses that many at once.
         metrics: of the engine, at most some seconds old; None if it gives none.
+        started_at: when the process of its engine started, as it reports; 0 if it does not.
         progressed_at: when a request last ended, or its engine last read or wrote a token.
         capacity_short_since: since when its capacity is too small for the next request; 0 if it is not.
         rows_done, tokens_done, errors: since the last sample was taken.
@@ -40,6 +41,7 @@ class Endpoint:
     in_flight: int = 0
     tokens: int = 0
     metrics: EngineMetrics | None = None
+    started_at: float = 0.0
     progressed_at: float = 0.0
     capacity_short_since: float = 0.0
     refused_at: float = 0.0
@@ -88,12 +90,18 @@ class Endpoint:
             else None
         )
 
-    def saw_metrics(self, metrics: EngineMetrics | None) -> None:
-        """Keep what the engine reports now."""
-        tokens = self.metrics.tokens if self.metrics else None
-        if metrics is not None and metrics.tokens is not None and metrics.tokens != tokens:
+    def saw_metrics(self, metrics: EngineMetrics | None) -> Gauges | None:
+        """Keep what the engine reports now; returns its gauges with what happened since the last report."""
+        before, self.metrics = self.metrics, metrics
+        if metrics is None:
+            return None
+        self.started_at = metrics.started_at
+        if metrics.tokens is not None and (before is None or metrics.tokens != before.tokens):
             self.progressed_at = time.monotonic()
-        self.metrics = metrics
+        if before is None:
+            return metrics.gauges
+        seconds, count = (now - then for now, then in zip(metrics.between_tokens, before.between_tokens, strict=True))
+        return replace(metrics.gauges, token_seconds=seconds / count) if count > 0 and seconds > 0 else metrics.gauges
 
     def begin(self, rows: int, tokens: int) -> None:
         """Account for a request that is sent now."""

@@ -11,10 +11,12 @@ from schemas.errors import EngineError
 # the name of the cache gauge.
 _LINE = re.compile(
     rb"^vllm[:_](?P<name>num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
-    rb"|request_success_total|request_success|(?:prompt|generation)_tokens(?:_total)?)"
+    rb"|request_success_total|request_success|(?:prompt|generation)_tokens(?:_total)?"
+    rb"|(?:inter_token_latency|time_per_output_token)_seconds_(?:sum|count))"
     rb"(?:\{(?P<labels>[^}\n]*)\})? +(?P<value>[0-9.eE+-]+)\s*$",
     re.M,
 )
+_STARTED = re.compile(rb"^process_start_time_seconds(?:\{[^}\n]*\})? +(?P<value>[0-9.eE+-]+)\s*$", re.M)
 _MOST = 1e15
 _NAMES = {b"gpu_cache_usage_perc": b"kv_cache_usage_perc", b"request_success_total": b"request_success"}
 
@@ -27,11 +29,16 @@ class EngineMetrics:
         gauges: see pacing.
         kv_usage: share of the KV cache in use, 0 to 1; None if not reported.
         tokens: read and written since it started: while it works they grow. None if not reported.
+        between_tokens: seconds between tokens of its answers since it started, all together, and how many
+            there were.
+        started_at: when its process started, in seconds since 1970; 0 if not reported.
     """
 
     gauges: Gauges
     kv_usage: float | None
     tokens: float | None
+    between_tokens: tuple[float, float] = (0.0, 0.0)
+    started_at: float = 0.0
 
 
 def parse_metrics(page: bytes, model: str) -> EngineMetrics | None:
@@ -53,7 +60,21 @@ def parse_metrics(page: bytes, model: str) -> EngineMetrics | None:
         return None
     gauges = Gauges(sums[b"num_requests_running"], sums[b"num_requests_waiting"], sums.get(b"request_success", 0.0))
     tokens = [value for name, value in sums.items() if name.startswith((b"prompt_tokens", b"generation_tokens"))]
-    return EngineMetrics(gauges, sums.get(b"kv_cache_usage_perc"), sum(tokens) if tokens else None)
+    timed = [
+        (sums.get(name + b"_sum", 0.0), sums.get(name + b"_count", 0.0))
+        for name in (b"inter_token_latency_seconds", b"time_per_output_token_seconds")
+    ]
+    between = next((pair for pair in timed if pair[1]), (0.0, 0.0))
+    kv_usage, read_and_written = sums.get(b"kv_cache_usage_perc"), sum(tokens) if tokens else None
+    return EngineMetrics(gauges, kv_usage, read_and_written, between, _started_at(page))
+
+
+def _started_at(page: bytes) -> float:
+    found = _STARTED.search(page)
+    try:
+        return float(found["value"]) if found else 0.0
+    except ValueError:
+        return 0.0
 
 
 async def poll_metrics(client: EngineClient, endpoint: str, model: str) -> EngineMetrics | None:

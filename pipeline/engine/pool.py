@@ -1,6 +1,7 @@
 """The replicas of one model: which one is used next, and what is known of them."""
 
 import asyncio
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
@@ -26,6 +27,7 @@ _PROBE_VALID_SECONDS = 30.0  # an engine may be replaced behind its address; wha
 _REFUSED_SECONDS = 30.0  # a limit of the engine's own is not tested again sooner
 _SILENT_SECONDS = 10.0
 _SILENT_SECONDS_WITHOUT_METRICS = 30.0  # one long answer is silent too, and nothing else shows that the engine works
+_SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 _KNOWN_FORMS = 1_000
 _KNOWN_PREFIXES = 4_096
 _EVEN_TOKENS = 8_192
@@ -47,7 +49,11 @@ class EnginePool:
         self.client = client
         self._batch_rows = max(1, min(entry.micro_batch_rows, entry.max_num_seqs // 8))
         self.endpoints = [
-            Endpoint(url, ConcurrencyLimit(entry.max_num_seqs, interactive_reserve), self._batch_rows)
+            Endpoint(
+                url,
+                ConcurrencyLimit(entry.max_num_seqs, interactive_reserve, entry.inter_token_latency_ms / 1000),
+                self._batch_rows,
+            )
             for url in entry.addresses
         ]
         self.has_backlog = False
@@ -115,6 +121,19 @@ class EnginePool:
         problem = self.endpoints[0].problem
         assert problem is not None, "a probe finds capabilities or a problem"
         raise problem
+
+    def revision_of(self, capabilities: Capabilities) -> str:
+        """Return a name for the weights that answer now: two with the same name give the same answers.
+
+        The entry may name it, and a path of a hub's snapshot has the hash of the weights. Anything else
+        may be other weights at the same place after a restart, so each start of an engine counts as others.
+        """
+        root = capabilities.revision or ""
+        if self.entry.revision is not None:
+            return self.entry.revision
+        if _SNAPSHOT.search(root):
+            return root
+        return f"{root} since {max(endpoint.started_at for endpoint in self.endpoints)}"
 
     async def form_for(self, words: tuple[str, ...]) -> LabelForm:
         """Return how to ask for one of these words: what the entry fixes, or what the endpoint's tokens allow."""
@@ -230,10 +249,7 @@ class EnginePool:
         return task is not None and not task.done()
 
     async def judge(self, endpoint: Endpoint, error: EngineError) -> EngineError:
-        """Return whose fault a refusal was that is usually the endpoint's: if it answers others, it costs an attempt.
-
-        Without this a job that a firewall in between dislikes would close the endpoint for all, again and again.
-        """
+        """Return whose fault a refusal was: if a probe is answered, not the endpoint's (a firewall dislikes the job)."""
         if not isinstance(error, EndpointRefused):
             return error
         await asyncio.shield(self._probe(endpoint, prove=True))
@@ -260,6 +276,7 @@ class EnginePool:
         was = endpoint.state
         try:
             found = await probe(self.client, endpoint.url, self.entry.engine_name, prove=prove)
+            endpoint.saw_metrics(await poll_metrics(self.client, endpoint.url, self.entry.engine_name))
         except EngineError as error:
             endpoint.capabilities, endpoint.problem = None, error
             endpoint.breaker.probed(time.monotonic(), answers=False)
@@ -274,8 +291,7 @@ class EnginePool:
         self.notify_changed()
 
     async def _poll(self, endpoint: Endpoint, now: float) -> None:
-        endpoint.saw_metrics(await poll_metrics(self.client, endpoint.url, self.entry.engine_name))
-        gauges = endpoint.metrics.gauges if endpoint.metrics else None
+        gauges = endpoint.saw_metrics(await poll_metrics(self.client, endpoint.url, self.entry.engine_name))
         seconds, endpoint.polled_at = now - endpoint.polled_at, now
         endpoint.limit.update(gauges, endpoint.in_flight, seconds, has_backlog=self.has_backlog)
         if now - endpoint.refused_at > _REFUSED_SECONDS:

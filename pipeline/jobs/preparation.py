@@ -4,7 +4,7 @@ from hashlib import sha256
 from typing import Any
 
 from pipeline.images import ImageSanitizer
-from pipeline.models import Models
+from pipeline.models import ModelEntry, Models
 from pipeline.policies.routing import route
 from pipeline.store.new_rows import NewJob
 from schemas.errors import InvalidJob
@@ -36,6 +36,7 @@ class Preparer:
         """
         checked = parse_job(job if tenant is None else _of_tenant(job, tenant))
         entry = route(checked, self._models)
+        _check_length(checked, entry)
         request = canonical(checked)
         hashed = payload_hash(checked, request)  # of the images as they came: another Pillow writes other bytes
         if isinstance(checked, VisionJob):
@@ -50,6 +51,16 @@ class Preparer:
             streamed=isinstance(checked, StreamedJob) and checked.stream,
             idempotency_key=checked.idempotency_key,
             payload_hash=hashed,
+        )
+
+
+def _check_length(job: Job, entry: ModelEntry) -> None:
+    """Refuse what can never be answered: prompt and answer share the context of the model."""
+    wanted = job.sampling.max_tokens if isinstance(job, StreamedJob) else None
+    if wanted is not None and wanted >= entry.max_model_len:
+        raise InvalidJob(
+            f"job refused: sampling.max_tokens: {wanted:,} tokens of answer leave no room for the prompt: {entry.name} has "
+            f"{entry.max_model_len:,} for both"
         )
 
 

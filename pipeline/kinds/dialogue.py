@@ -14,6 +14,7 @@ _GAP = {Language.CHINESE: "……（中间略）……", Language.ENGLISH: "... 
 # Characters that certainly fit into one token; measured vocabularies need fewer tokens than this allows for.
 _CHARACTERS_PER_TOKEN = {Language.CHINESE: 1.0, Language.ENGLISH: 3.0}
 _SHARE_OF_CONTEXT = 0.6
+_SHARE_FOR_TEXT = 0.9
 
 
 @lru_cache(maxsize=64)  # a job is examined once for its labels and once for its prompt
@@ -45,3 +46,11 @@ def fit_to_context(turns: Sequence[Turn], language: Language, max_model_len: int
     head = text[: budget // 3].rsplit("\n", 1)[0]
     tail = text[-(budget - budget // 3) :].split("\n", 1)[-1]
     return f"{head}\n{_GAP[language]}\n{tail}", True
+
+
+def fit_text(text: str, language: Language, max_model_len: int) -> tuple[str, bool]:
+    """Return one utterance, and whether its middle was left out; a text that may fit is tried whole first."""
+    budget = int(max_model_len * _SHARE_FOR_TEXT * _CHARACTERS_PER_TOKEN[language])
+    if len(text) <= budget:
+        return text, False
+    return f"{text[: budget // 3]}{_GAP[language]}{text[-(budget - budget // 3) :]}", True

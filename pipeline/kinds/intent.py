@@ -9,7 +9,7 @@ from pipeline.kinds.classification import (
     percent,
     spoken_language,
 )
-from pipeline.kinds.dialogue import fit_to_context
+from pipeline.kinds.dialogue import fit_text, fit_to_context
 from pipeline.kinds.intent_labels import DEFAULT_OPTIONS, OTHER
 from pipeline.kinds.kind import Kind, Measures
 from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
@@ -43,7 +43,7 @@ def build(job: IntentJob, profile: EndpointProfile) -> CompletionRequest:
     language = spoken_language(job)
     template = classification_template(_INSTRUCTION[language], language, options(job), profile.form, profile.constraint)
     if job.text is not None:
-        text, truncated = job.text, False
+        text, truncated = fit_text(job.text, language, profile.max_model_len)
     else:
         text, truncated = fit_to_context(job.turns or (), language, profile.max_model_len)
     return CompletionRequest(template, ({"role": "user", "content": text},), truncated)

@@ -7,7 +7,7 @@ from pipeline.kinds.classification import (
     percent,
     spoken_language,
 )
-from pipeline.kinds.dialogue import fit_to_context, format_turns
+from pipeline.kinds.dialogue import fit_text, fit_to_context, format_turns
 from pipeline.kinds.kind import Kind, Measures
 from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
 from schemas.calls import Language
@@ -49,14 +49,13 @@ def build(job: SentimentJob, profile: EndpointProfile) -> CompletionRequest:
     template = classification_template(
         _INSTRUCTION[language], language, _OPTIONS[language], profile.form, profile.constraint
     )
-    truncated = False
     if job.text is None:
         text, truncated = fit_to_context(job.turns or (), language, profile.max_model_len)
-    elif job.context:
-        before, now = _CONTEXT[language]
-        text = f"{before}\n{format_turns(job.context, language)}\n{now}\n{job.text}"
     else:
-        text = job.text
+        text, truncated = fit_text(job.text, language, profile.max_model_len)
+    if job.context:
+        before, now = _CONTEXT[language]
+        text = f"{before}\n{format_turns(job.context, language)}\n{now}\n{text}"
     return CompletionRequest(template, ({"role": "user", "content": text},), truncated)
 
 

@@ -96,10 +96,17 @@ class EngineTotals:
 
 @dataclass(slots=True)
 class StepResult:
-    """Result of a finished step: generations with their first token, and finished generations."""
+    """Result of a finished step.
+
+    Attributes:
+        started: generations with their first token.
+        finished: generations that are finished.
+        continued: how many generations got a token after their first.
+    """
 
     started: list[Generation] = field(default_factory=list)
     finished: list[Generation] = field(default_factory=list)
+    continued: int = 0
 
 
 class Engine:
@@ -196,7 +203,8 @@ class Engine:
     def finish_step(self) -> StepResult:
         """Deliver the tokens of the planned step."""
         step = self._delivered_step = self.totals.steps
-        result = StepResult(started=[one for one in self._started if one.phase is Phase.DECODE])
+        started = [one for one in self._started if one.phase is Phase.DECODE]
+        result = StepResult(started, continued=self._decoding_count - len(started))
         self._started.clear()
         self.totals.generated_tokens += self._decoding_count
         for generation in tuple(self._streamed):

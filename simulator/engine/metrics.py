@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from time import time
 
 from simulator.engine.core import Engine, StepResult
 
@@ -15,6 +16,9 @@ _FIRST_TOKEN_BOUNDS = (
 _LATENCY_BOUNDS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
     1920.0, 7680.0,
+)  # fmt: skip
+_TOKEN_BOUNDS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 
@@ -29,10 +33,10 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count a value, as often as it occurred."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def render(self, model: str) -> Iterator[str]:
         """Return the lines of this histogram, with the labels in vLLM's order."""
@@ -62,8 +66,17 @@ class Metrics:
             "vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", _LATENCY_BOUNDS
         )
 
+        self._between_tokens = Histogram(
+            "vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", _TOKEN_BOUNDS
+        )
+        self._last_step: float | None = None
+        self._started_at = round(time(), 2)
+
     def record_step(self, result: StepResult, now: float) -> None:
         """Record the timings of one engine step."""
+        if result.continued > 0 and self._last_step is not None:
+            self._between_tokens.observe(now - self._last_step, result.continued)
+        self._last_step = now
         for generation in result.started:
             self._first_token.observe(now - generation.submitted_at)
             self.prompt_tokens_cached += generation.cached_tokens
@@ -92,7 +105,13 @@ class Metrics:
         for reason in FINISH_REASONS:
             labels = f'engine="0",finished_reason="{reason}",model_name="{self._model}"'
             lines.append(f"vllm:request_success_total{{{labels}}} {float(self.finished[reason])}")
+        lines += [
+            "# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.",
+            "# TYPE process_start_time_seconds gauge",
+            f"process_start_time_seconds {self._started_at}",
+        ]
         lines.extend(self._first_token.render(self._model))
+        lines.extend(self._between_tokens.render(self._model))
         lines.extend(self._latency.render(self._model))
         return "\n".join(lines) + "\n"
 

@@ -88,7 +88,7 @@ def test_health_shows_what_is_wrong_and_what_to_do(sandbox: Sandbox, tmp_path: P
     assert "ok   workers of chatglm3-6b: interactive." in printed
     assert "→ run: yyc3 worker --lane bulk --model chatglm3-6b" in printed
     findings = [json.loads(line) for line in sandbox.yyc3("health", "--json", check=3).stdout.splitlines()]
-    assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis", "broker"}
+    assert {finding["part"] for finding in findings if finding["ok"]} == {"postgres", "redis", "broker", "work"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pipeline import Client
 from schemas.ids import JobId
 from schemas.results import IntentResult, JobState, Outcome
 from schemas.timings import Usage
+from tests.support.exclusive import reserve_port
 from tests.support.load import gated
 from tests.support.sandbox import Sandbox, Simulator, wait_for
 
@@ -86,6 +87,28 @@ def test_another_question_tenant_or_a_job_without_cache_is_sent(
     job = {key: value for key, value in {**REFUND, **other}.items() if value is not None}
     assert result_of(client, job).cached_from is None
     assert simulator.state()["rows"] > rows
+
+
+def test_an_engine_that_starts_again_may_have_other_weights(sandbox: Sandbox) -> None:
+    """Under the same name and at the same place: what the former one answered is not its answer."""
+    with ExitStack() as stack:
+        port = reserve_port()
+        start = ("simulator", "--model", "chatglm3-6b", "--port", str(port), "--speed", "100")
+        engine = stack.enter_context(sandbox.process(*start))
+        engine.wait_until_logged(r"http://[\d.]+:\d+", "the simulator")
+        sandbox.environment |= {"AI_BASE_URL": f"http://127.0.0.1:{port}", "AI_MODEL": "chatglm3-6b"}
+        stack.enter_context(sandbox.worker("interactive"))
+        stack.enter_context(sandbox.process("pipeline.cli", "recover"))
+        client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
+        first = result_of(client, REFUND)
+        assert result_of(client, REFUND).cached_from == first.job_id
+        engine.kill()
+        waiting = client.submit({**REFUND, "text": "在等什么"})  # the worker notices that it is away
+        wait_for(lambda: client.get(waiting).error is not None, "the engine to be missed")
+        again = stack.enter_context(sandbox.process(*start))
+        again.wait_until_logged(r"http://[\d.]+:\d+", "the simulator")
+        client.result(waiting, timeout=60)
+        assert result_of(client, REFUND).cached_from is None
 
 
 def test_labels_with_equal_words_and_other_names_are_other_questions(client: Client) -> None:

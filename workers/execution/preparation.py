@@ -1,6 +1,7 @@
 """Turn the jobs of a claim into rows to send; those with a cached answer, or past their deadline, are settled here."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
@@ -8,6 +9,7 @@ import structlog
 from pipeline import kinds
 from pipeline.concurrency.coalescer import Coalescer
 from pipeline.engine import Capabilities, EnginePool
+from pipeline.kinds import Constraint
 from pipeline.kinds.cache_key import cache_key
 from pipeline.models import LabelForm
 from pipeline.observability.logging import safe_error_summary
@@ -58,7 +60,7 @@ class RowPreparer:
         if not any(row.undecodable or row.too_long for row in rows):
             return []
         constraint = (await self._pools[run.claim.model].capabilities()).constraint
-        again = [row.to_retry_now(constraint) for row in rows if row.job_id in run.unsettled]
+        again = [_with_another_request(row, constraint) for row in rows if row.job_id in run.unsettled]
         return [row for row in again if row is not None]
 
     async def _row(
@@ -80,11 +82,10 @@ class RowPreparer:
             )
             run.refuse(claimed, JobState.FAILED, ErrorCode.INTERNAL_ERROR, f"an internal error: {summary}")
             return None
-        key = None
+        key, revision = None, pool.revision_of(capabilities)
         if job.cache and request.deterministic:
-            revision, simulated = capabilities.revision, capabilities.simulated
-            key = cache_key(job.tenant, entry.name, revision, simulated, request, entry.parameters)
-        return Row(run, claimed, job, request, profile, key, capabilities)
+            key = cache_key(job.tenant, entry.name, revision, capabilities.simulated, request, entry.parameters)
+        return Row(run, claimed, job, request, profile, key, capabilities, revision)
 
     async def _uncached_rows(self, run: Run, rows: list[Row]) -> list[Row]:
         """Settle rows that have a cached answer with a copy of it; returns the others."""
@@ -129,3 +130,23 @@ def _runnable(run: Run) -> list[tuple[ClaimedJob, Job]]:
         else:
             jobs.append((claimed, job))
     return jobs
+
+
+def _with_another_request(row: Row, constraint: Constraint) -> Row | None:
+    """Return the same row with another request, to be sent at once; None if there is no other request.
+
+    A constraint to words lets an engine begin with a piece of a character (seen on a real vLLM); a
+    letter has no pieces. A dialogue that was too long loses more of its middle: tokenizers differ
+    in how much fits.
+    """
+    profile = row.profile
+    if row.too_long:
+        profile = replace(profile, constraint=constraint, max_model_len=profile.max_model_len // 2)
+    elif row.undecodable and profile.form is LabelForm.WORD:
+        profile = replace(profile, constraint=constraint, form=LabelForm.CODE)
+    else:
+        return None
+    request = kinds.build(row.job, profile)
+    key = None if row.too_long else row.key  # with less of the dialogue it is another question
+    known = (key, row.capabilities, row.revision)
+    return Row(row.run, row.claimed, row.job, request, profile, *known, sent_at=row.sent_at)

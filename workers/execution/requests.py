@@ -57,7 +57,9 @@ class Requests:
         """Send rows together."""
         if not rows:
             return
-        request = EngineRequest(rows, endpoint, endpoint.capabilities)
+        capabilities = endpoint.capabilities
+        revision = self._pool.revision_of(capabilities) if capabilities else ""
+        request = EngineRequest(rows, endpoint, capabilities, revision)
         self._requests.add(request)
         now = time.perf_counter()
         for row in rows:

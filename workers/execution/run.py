@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from pipeline import kinds
 from pipeline.engine import Capabilities, Endpoint
-from pipeline.kinds import Completion, CompletionRequest, Constraint, EndpointProfile
-from pipeline.models import LabelForm
+from pipeline.kinds import Completion, CompletionRequest, EndpointProfile
 from pipeline.policies.retries import is_final
 from pipeline.store.answer_cache import CachedAnswer
 from pipeline.store.claims import AGING_SECONDS, Claim, ClaimedJob
@@ -17,6 +16,7 @@ from pipeline.store.settlement import FailedAttempt, SettledRow
 from schemas.errors import EngineError, ErrorCode, PromptTooLong
 from schemas.ids import JobId
 from schemas.job import Job
+from schemas.jobs import UtteranceJob
 from schemas.results import JobState, Result
 from schemas.timings import Timings, Usage
 
@@ -30,7 +30,7 @@ class Row:
 
     Attributes:
         key: names the question, if an equal question has the same answer and may reuse it; otherwise None.
-        capabilities: of the engine that the key was made for.
+        capabilities, revision: of the engine that the key was made for, see `EnginePool.revision_of`.
         group, priority, sequence, tokens: see `row_queue.QueuedRow`.
         excluded: endpoints that failed it in this round.
         refusals: how often an endpoint accepted no more rows when this one came.
@@ -47,6 +47,7 @@ class Row:
     profile: EndpointProfile
     key: UUID | None = None
     capabilities: Capabilities | None = None
+    revision: str = ""
     group: Hashable = None
     priority: int = 0
     tokens: int = 0
@@ -71,7 +72,7 @@ class Row:
 
     @property
     def job_id(self) -> JobId:
-        """The job of this row."""
+        """Its job."""
         return self.claimed.job_id
 
     @property
@@ -82,38 +83,22 @@ class Row:
 
     @property
     def can_be_shortened(self) -> bool:
-        """Whether it is a dialogue of which more can be left out."""
-        return getattr(self.job, "turns", None) is not None and self.profile.max_model_len > _SHORTEST_CONTEXT_TOKENS
+        """Whether it is a dialogue or an utterance of which more can be left out."""
+        return isinstance(self.job, UtteranceJob) and self.profile.max_model_len > _SHORTEST_CONTEXT_TOKENS
 
     def by_prefix(self) -> tuple[str, bytes]:
         """Sort key: rows that begin alike become neighbours, so that the engine reads their prefix once."""
         return self.request.template.key, self.request.conversation
 
-    def to_retry_now(self, constraint: Constraint) -> "Row | None":
-        """Return the same row with another request, to be sent at once; None if there is no other request.
-
-        A constraint to words lets an engine begin with a piece of a character (seen on a real vLLM); a
-        letter has no pieces. A dialogue that was too long loses more of its middle: tokenizers differ
-        in how much fits.
-        """
-        if self.too_long:
-            profile = replace(self.profile, constraint=constraint, max_model_len=self.profile.max_model_len // 2)
-        elif self.undecodable and self.profile.form is LabelForm.WORD:
-            profile = replace(self.profile, constraint=constraint, form=LabelForm.CODE)
-        else:
-            return None
-        request = kinds.build(self.job, profile)
-        key = None if self.too_long else self.key  # with less of the dialogue it is another question
-        return Row(self.run, self.claimed, self.job, request, profile, key, self.capabilities, sent_at=self.sent_at)
-
 
 @dataclass(slots=True, eq=False)
 class EngineRequest:
-    """Rows that are in flight together; `given_up` if its endpoint hangs."""
+    """Rows that are in flight together; `revision` names what answers them, `given_up` if its endpoint hangs."""
 
     rows: list[Row]
     endpoint: Endpoint
     capabilities: Capabilities | None
+    revision: str = ""
     task: "asyncio.Task[None] | None" = None
     given_up: bool = False
 
@@ -294,7 +279,8 @@ class Run:
 
 def _same_engine(row: Row, completion: Completion) -> bool:
     """Whether the engine that answered is still the one that the key of the question names."""
-    answered, expected = (row.in_request.capabilities if row.in_request else None), row.capabilities
-    if answered is None or expected is None:
+    request, expected = row.in_request, row.capabilities
+    if request is None or request.capabilities is None or expected is None:
         return False
-    return (answered.revision, answered.simulated) == (expected.revision, expected.simulated or completion.simulated)
+    simulated = expected.simulated or completion.simulated
+    return (request.revision, request.capabilities.simulated) == (row.revision, simulated)

@@ -1,12 +1,25 @@
 """Claims of chunks: who gets which, in which order, and again after a lost reply."""
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from pipeline.store import Database, claims, settlement
+from pipeline.store import Database, cancellation, claims, recovery, settlement
+from pipeline.store.batches import batch_outcomes
+from pipeline.store.claims import Claim
 from pipeline.store.settlement import ChunkState
 from schemas.doorbells import Lane
-from tests.support.store_helpers import LEASE, claim_next, claim_queued, new_job, store_batch, succeeded
+from tests.support.sandbox import Sandbox
+from tests.support.store_helpers import (
+    EXPIRED,
+    LEASE,
+    claim_next,
+    claim_queued,
+    new_job,
+    requeue_expired,
+    store_batch,
+    store_jobs,
+    succeeded,
+)
 
 
 async def test_workers_at_once_never_claim_the_same_chunk(database: Database) -> None:
@@ -55,3 +68,70 @@ async def test_settled_rows_are_not_claimed_again(database: Database) -> None:
     await settlement.settle(database, [succeeded(claim, rows=4, next_state=ChunkState.QUEUED)])
     again = await claim_queued(database)
     assert [job.job_id for job in again.jobs] == [job.job_id for job in claim.jobs[4:]]
+
+
+async def test_an_urgent_interactive_job_overtakes_those_that_came_before(database: Database) -> None:
+    """Whatever chunk a doorbell names: it says that there is work, and the best is claimed."""
+    await store_jobs(database, [new_job(f"row {i}") for i in range(40)], chunk_rows=1)
+    urgent = await store_jobs(database, [new_job("now", priority=-100)])
+    claim = await claim_queued(database, Lane.INTERACTIVE)
+    assert claim.first_job_id == urgent.chunks[0].first_job_id
+
+
+async def test_doorbells_that_arrive_together_claim_different_chunks_in_order(database: Database) -> None:
+    stored = await store_jobs(database, [new_job(f"row {i}") for i in range(20)], chunk_rows=1)
+    one, two, late = ([uuid4() for _ in range(count)] for count in (8, 8, 8))
+
+    async def claimed(run_ids: list[UUID]) -> dict[UUID, Claim]:
+        return await claims.claim_best(database, "m", Lane.INTERACTIVE, run_ids, worker="w", lease=LEASE)
+
+    first, second = await asyncio.gather(claimed(one), claimed(two))
+    assert set(first) == set(one)
+    assert set(second) == set(two)
+    taken = {claim.first_job_id for claim in (*first.values(), *second.values())}
+    assert taken == {chunk.first_job_id for chunk in stored.chunks[:16]}
+    rest = await claimed(late)
+    assert len(rest) == 4, "there are no more"
+    assert {run: claim.first_job_id for run, claim in (await claimed(late)).items()} == {
+        run: claim.first_job_id for run, claim in rest.items()
+    }, "a claim that is repeated finds what it has"
+
+
+async def test_a_mix_of_models_and_priorities_makes_as_few_chunks_as_a_sorted_batch(
+    database: Database, sandbox: Sandbox
+) -> None:
+    jobs = [new_job(f"row {i}", model=f"m{i % 2}", priority=i % 3) for i in range(600)]
+    stored = await store_batch(database, jobs, chunk_rows=50)
+    assert len(stored.chunks) == 12
+    assert {chunk.rows for chunk in stored.chunks} == {50}
+    requests = dict(sandbox.query("SELECT job_id, convert_from(request, 'UTF8') FROM jobs"))
+    for i, job_id in enumerate(stored.job_ids):
+        assert f'"row {i}"' in requests[job_id]
+    assert [one.job_id async for one in batch_outcomes(database, stored.batch_id, page_rows=70)] == list(stored.job_ids)
+
+
+async def test_what_is_queued_is_counted_whatever_happens_to_it(database: Database, sandbox: Sandbox) -> None:
+    async def depth() -> tuple[int, int]:
+        (found,) = sandbox.query("SELECT coalesce(sum(jobs), 0)::int, coalesce(sum(chunks), 0)::int FROM queue_depths")
+        (true,) = sandbox.query(
+            """SELECT coalesce(sum(least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))), 0)::int,
+                      count(*)::int FROM chunks WHERE state = 'queued'"""
+        )
+        assert found == true
+        return found[0], found[1]
+
+    stored = await store_batch(database, 40)
+    assert await depth() == (40, 4)
+    run = await claim_queued(database, lease=EXPIRED)
+    assert await depth() == (30, 3)
+    await cancellation.cancel(database, stored.job_ids[39])
+    assert await depth() == (29, 3)
+    await requeue_expired(database)
+    assert await depth() == (39, 5)
+    run = await claim_queued(database)
+    await settlement.settle(database, [succeeded(run, rows=2, next_state=ChunkState.QUEUED)])
+    await depth()
+    sandbox.query("UPDATE jobs SET deadline = now() - interval '1 s'")
+    sandbox.query("UPDATE chunks SET deadline = now() - interval '1 s' WHERE state = 'queued'")
+    await recovery.expire(database)
+    assert await depth() == (0, 0)

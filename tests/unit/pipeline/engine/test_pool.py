@@ -1,5 +1,6 @@
 """Which endpoint of a model the next rows go to."""
 
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -121,3 +122,18 @@ def test_a_micro_batch_takes_at_most_an_eighth_of_the_sequences(max_num_seqs: in
     assert endpoint.largest_batch == rows
     endpoint.lose_batch_route()
     assert endpoint.largest_batch == 1
+
+
+def test_the_name_of_the_weights_changes_with_each_start_unless_something_proves_them() -> None:
+    pool = pool_of("a", "b")
+    a, b = pool.endpoints
+    a.started_at, b.started_at = 100.0, 200.0
+    before = pool.revision_of(CAPABILITIES)
+    a.started_at = 150.0
+    assert pool.revision_of(CAPABILITIES) == before, "the youngest counts: they are alike"
+    a.started_at = 300.0
+    assert pool.revision_of(CAPABILITIES) != before
+    snapshot = replace(CAPABILITIES, revision="/hub/models--x/snapshots/" + "0f" * 20)
+    assert pool.revision_of(snapshot) == snapshot.revision
+    pool.entry = pool.entry.model_copy(update={"revision": "v7"})
+    assert pool.revision_of(CAPABILITIES) == "v7"

@@ -2,8 +2,11 @@
 
 import pytest
 
-from pipeline.jobs.preparation import payload_hash
+from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.jobs.preparation import Preparer, payload_hash
+from pipeline.models import load_models
 from schemas.errors import InvalidJob
+from schemas.job import Job
 from schemas.jobs import parse_job
 
 
@@ -30,6 +33,37 @@ def test_a_payload_hash_ignores_key_priority_deadline_and_stream() -> None:
 def test_a_character_that_cannot_be_stored_is_refused_with_its_field(job: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidJob, match=rf"{field}: has a NUL"):
         payload_hash(parse_job(job))
+
+
+async def test_an_answer_that_leaves_no_room_for_the_prompt_is_refused_with_the_numbers() -> None:
+    preparer = Preparer(load_models(), ImageSanitizer(Fetcher(frozenset())))
+    chat = {"kind": "chat", "messages": [{"role": "user", "content": "hi"}], "model": "chatglm3-6b"}
+    with pytest.raises(InvalidJob, match=r"sampling.max_tokens: 8,192 .* chatglm3-6b has 8,192 for both"):
+        await preparer.prepare(chat | {"sampling": {"max_tokens": 8_192}})
+    assert (await preparer.prepare(chat | {"sampling": {"max_tokens": 8_000}})).model == "chatglm3-6b"
+
+
+@pytest.mark.parametrize(
+    ("job", "tenant", "expected"),
+    [
+        ({"kind": "intent", "text": "a"}, None, "default"),
+        ({"kind": "intent", "text": "a"}, "b", "b"),
+        ({"kind": "intent", "text": "a", "tenant": "b"}, "b", "b"),
+        ({"kind": "intent", "text": "a", "tenant": "b"}, None, "b"),
+        (parse_job({"kind": "intent", "text": "a"}), "b", "b"),
+        ({"kind": "intent", "text": "a", "tenant": "default"}, "b", None),
+        (parse_job({"kind": "intent", "text": "a", "tenant": "c"}), "b", None),
+    ],
+)
+async def test_the_tenant_of_a_batch_is_that_of_its_jobs(
+    job: Job | dict[str, object], tenant: str | None, expected: str | None
+) -> None:
+    preparer = Preparer(load_models(), ImageSanitizer(Fetcher(frozenset())))
+    if expected is None:
+        with pytest.raises(InvalidJob, match="tenant: another one than that of the batch"):
+            await preparer.prepare(job, tenant)
+    else:
+        assert (await preparer.prepare(job, tenant)).tenant == expected
 
 
 def test_a_backslash_that_only_looks_like_a_nul_is_accepted() -> None:

@@ -26,6 +26,20 @@ def test_one_very_long_turn_still_fits() -> None:
     assert len(text) < 2_048
 
 
+def test_a_long_text_is_shortened_like_turns_and_says_so() -> None:
+    for kind in ("intent", "sentiment"):
+        job = parse_job({"kind": kind, "text": "头" + "中" * 8_098 + "尾"})
+        request = kinds.build(job, EndpointProfile(LabelForm.WORD, STRUCTURED, 8_192))
+        assert request.truncated
+        (message,) = request.messages
+        assert message["content"].startswith("头")
+        assert message["content"].endswith("尾")
+        assert len(message["content"]) < 8_192 * 0.95
+        assert not kinds.build(
+            parse_job({"kind": kind, "text": "中" * 5_000}), EndpointProfile(LabelForm.WORD, STRUCTURED, 8_192)
+        ).truncated
+
+
 def test_language_is_that_of_the_text() -> None:
     assert language_of("我的 iPhone 15 Pro Max 坏了") is Language.CHINESE
     assert language_of("Where is my order?") is Language.ENGLISH
