@@ -40,11 +40,11 @@ INSERT INTO batches (tenant, payload_hash, name, jobs) SELECT 'default', '', 'ma
 """
 _MAKE_QUEUED = """
 INSERT INTO chunks (first_job_id, rows, batch_id, tenant, model, lane, priority)
-SELECT n, 1, 1 + n % 50, 'default', 'm', 'bulk', n % 3 FROM generate_series(%s::bigint, %s::bigint) n
+SELECT n, 1, 1 + n %% 50, 'default', 'm', 'bulk', n %% 3 FROM generate_series(%s::bigint, %s::bigint) n
 """
 _MAKE_JOBS = """
 INSERT INTO jobs (job_id, batch_id, position, kind, tenant, request)
-SELECT n, 1 + n % 50, n, 'intent', 'default', '{"kind":"intent","text":"hi"}' FROM generate_series(%s::bigint, %s::bigint) n
+SELECT n, 1 + n %% 50, n, 'intent', 'default', '{"kind":"intent","text":"hi"}' FROM generate_series(%s::bigint, %s::bigint) n
 """
 _MAKE_OUTCOMES = """
 INSERT INTO outcomes (job_id, replay, tenant, kind, state, answer, model, label)

@@ -68,13 +68,17 @@ FROM picked WHERE c.first_job_id = picked.first_job_id
 RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
-# A claim whose reply was lost is repeated with the same run_id and finds its own chunk.
+# A claim whose reply was lost is repeated with the same run_id and finds its own chunk. A chunk is left if a more urgent one
+# waits in its lane: `claim_best` takes that one.
 _CLAIM_NAMED = f"""
 WITH picked AS (
     SELECT c.first_job_id, n.run_id
     FROM unnest(%(chunks)s::bigint[], %(run_ids)s::uuid[]) AS n(first_job_id, run_id)
     JOIN chunks c USING (first_job_id)
-    WHERE (c.state = 'queued' AND {IS_DUE}) OR (c.state = 'running' AND c.run_id = n.run_id)
+    WHERE (c.state = 'queued' AND {IS_DUE} AND NOT EXISTS (
+        SELECT FROM chunks u WHERE u.model = c.model AND u.lane = c.lane AND u.state = 'queued'
+            AND coalesce(u.batch_id, 0) = 0 AND u.priority < c.priority
+    )) OR (c.state = 'running' AND c.run_id = n.run_id)
     FOR UPDATE OF c SKIP LOCKED
 )
 UPDATE chunks c SET {_CLAIMED}
@@ -168,7 +172,7 @@ WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1
 async def claim_named(
     database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta
 ) -> dict[UUID, Claim]:
-    """Claim the named chunks; chunks that another worker holds, or that are done, are left out.
+    """Claim the named chunks; those that another worker holds, that are done or less urgent than another are left out.
 
     Safe to call again with the same run ids.
     """

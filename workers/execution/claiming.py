@@ -11,6 +11,7 @@ from pipeline.concurrency.coalescer import Coalescer
 from pipeline.store import Database, claims
 from pipeline.store.claims import Claim
 from schemas.doorbells import Doorbell, Lane
+from schemas.ids import JobId
 
 _LARGEST_CLAIM = 64
 
@@ -30,6 +31,7 @@ class Claimer:
         self._worker = worker
         self._lease = lease
         self._stop = stop
+        self._named: Coalescer[tuple[JobId, UUID], Claim | None] = Coalescer(self._claim_named)
         self._best: dict[tuple[str, Lane], Coalescer[UUID, Claim | None]] = {}
 
     async def claim(self, doorbell: Doorbell) -> Claim | None:
@@ -43,11 +45,22 @@ class Claimer:
             return None
 
     async def _claim(self, doorbell: Doorbell, run_id: UUID) -> Claim | None:
-        """Claim the best chunk at this moment. A doorbell that names a chunk says that there is one more, not which is next."""
+        """Claim the chunk that a doorbell names, which costs little, or else the best one of its lane.
+
+        A doorbell says that there is work; which is next is known at the moment of the claim.
+        """
+        if doorbell.chunk is not None:
+            claim = await self._named((doorbell.chunk, run_id))
+            if claim is not None:
+                return claim
         key = (doorbell.model, doorbell.lane)
         if key not in self._best:
             self._best[key] = Coalescer(partial(self._claim_best, *key), largest=_LARGEST_CLAIM)
         return await self._best[key](run_id)
+
+    async def _claim_named(self, wanted: list[tuple[JobId, UUID]]) -> Sequence[Claim | None]:
+        found = await claims.claim_named(self._database, wanted, worker=self._worker, lease=self._lease)
+        return [found.get(run_id) for _, run_id in wanted]
 
     async def _claim_best(self, model: str, lane: Lane, run_ids: list[UUID]) -> Sequence[Claim | None]:
         found = await claims.claim_best(self._database, model, lane, run_ids, worker=self._worker, lease=self._lease)

@@ -72,10 +72,13 @@ async def test_settled_rows_are_not_claimed_again(database: Database) -> None:
 
 async def test_an_urgent_interactive_job_overtakes_those_that_came_before(database: Database) -> None:
     """Whatever chunk a doorbell names: it says that there is work, and the best is claimed."""
-    await store_jobs(database, [new_job(f"row {i}") for i in range(40)], chunk_rows=1)
+    first_of_those = await store_jobs(database, [new_job(f"row {i}") for i in range(40)], chunk_rows=1)
     urgent = await store_jobs(database, [new_job("now", priority=-100)])
+    first = (first_of_those.chunks[0].first_job_id, uuid4())
+    assert await claims.claim_named(database, [first], worker="w", lease=LEASE) == {}
     claim = await claim_queued(database, Lane.INTERACTIVE)
     assert claim.first_job_id == urgent.chunks[0].first_job_id
+    assert set(await claims.claim_named(database, [first], worker="w", lease=LEASE)) == {first[1]}
 
 
 async def test_doorbells_that_arrive_together_claim_different_chunks_in_order(database: Database) -> None:
