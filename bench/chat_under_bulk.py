@@ -12,8 +12,10 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Awaitable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,14 +24,13 @@ import httpx
 
 from bench.engines import MAX_NUM_SEQS, Direct, Engine, chat, counted, engines, intent, looking
 from bench.setting import Idle, fast_pipeline, percentile, show
-from pipeline import AsyncClient
+from pipeline import AsyncClient, Batch
 from schemas.streams import TextEvent
 
-CHATS = 100
+CHATS = 80
 CHATS_A_SECOND = 2.0
 WARM_SECONDS = 15.0
-BULK_JOBS = 4_000
-BULK_INTENTS = 40_000
+BULK_CHATS, BULK_INTENTS = 1_000, 4_000  # in a batch, of which two are in the pipeline
 HISTORY = [
     ("user", "你好，我上周在你们这里买的洗衣机到现在还没有送到，订单显示已经发货三天了。"),
     ("assistant", "非常抱歉给您带来不便。请您提供一下订单号和收货人的姓名，我马上为您查询物流的进度。"),
@@ -135,14 +136,18 @@ async def beside(client: AsyncClient, engine: Engine, offset: int, burden: Await
     return found
 
 
-async def through_pipeline(client: AsyncClient, jobs: list[dict[str, Any]]) -> None:
-    """Run bulk through the pipeline; cancels what is left."""
-    batch = await client.submit_many(jobs)
+async def through_pipeline(client: AsyncClient, make: Callable[[int], dict[str, Any]], jobs: int) -> None:
+    """Keep two batches of bulk in the pipeline until cancelled; then cancel what is left of them."""
+    numbers, open_batches = count(), deque[Batch]()
     try:
-        async for _ in client.watch_batch(batch.batch_id):
-            pass
+        while True:
+            while len(open_batches) < 2:
+                open_batches.append(await client.submit_many([make(next(numbers)) for _ in range(jobs)]))
+            async for _ in client.watch_batch(open_batches[0].batch_id):
+                pass
+            open_batches.popleft()
     finally:
-        await asyncio.gather(*[client.cancel(job_id) for job_id in batch.job_ids])
+        await asyncio.gather(*[client.cancel(job_id) for batch in open_batches for job_id in batch.job_ids])
 
 
 async def measure(engine: Engine) -> dict[str, float]:
@@ -153,9 +158,9 @@ async def measure(engine: Engine) -> dict[str, float]:
         idle = Idle()
         alone = await chats(client, engine, 0)
         found = alone.figures("alone")
-        for kind, make, jobs in (("chats", bulk, BULK_JOBS), ("intents", intent, BULK_INTENTS)):
-            gated = await beside(client, engine, 10_000, through_pipeline(client, [make(n) for n in range(jobs)]))
-            many = [make(number) for number in range(jobs, 4 * jobs)]
+        for kind, make, jobs in (("chats", bulk, BULK_CHATS), ("intents", intent, BULK_INTENTS)):
+            gated = await beside(client, engine, 10_000, through_pipeline(client, make, jobs))
+            many = [make(number) for number in range(1_000_000, 1_000_000 + 20 * jobs)]
             ungated = await beside(client, engine, 20_000, Direct(engine.url, 4 * MAX_NUM_SEQS).run(many))
             found |= gated.figures(f"beside {kind}") | ungated.figures(f"beside ungated {kind}")
             found[f"  first p95 ratio beside {kind}"] = gated.first_p95 / alone.first_p95
