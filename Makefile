@@ -51,6 +51,7 @@ bench: $(STAMP)  ## cost of a job, latency, streams, filling an engine, chat und
 	@$(BIN)/python -m bench.chat_under_bulk
 	@$(BIN)/python -m bench.failover
 	@$(BIN)/python -m bench.takeover
+	@$(BIN)/python -m bench.growth --rows 1000000
 
 types: $(STAMP)  ## renew docs/schemas/ and the error table of docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas

@@ -1,5 +1,6 @@
 """Everything on this machine under one supervisor: servers, tables, simulators, workers, recovery and Flower."""
 
+import resource
 import sys
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
 
 _READY_SECONDS = 60.0
+_FEWEST_OPEN_FILES, _OPEN_FILES = 1_024, 8_192
 
 
 class Stack:
@@ -56,6 +58,7 @@ class Stack:
         self._commands: dict[str, list[str]] = {}
 
     def __enter__(self) -> Self:
+        _allow_open_files()
         servers = []
         if self._settings.database_url is None:
             servers.append("postgres")
@@ -141,6 +144,22 @@ class Stack:
         self.start(f"simulator-{entry.name}", [*arguments, *self._simulator_arguments])
         self._on_step(f"{entry.name} is simulated on http://127.0.0.1:{port}")
         return f"http://127.0.0.1:{port}"
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files as far as this account may.
+
+    Raises:
+        InvalidSetting: it stays too low for the servers.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _FEWEST_OPEN_FILES:
+        needed = f"the servers need {_FEWEST_OPEN_FILES:,}: raise it with ulimit -n {_OPEN_FILES}"
+        raise InvalidSetting(f"only {soft} files may be open here, {needed}")
 
 
 def _nodes(app: Celery) -> int:

@@ -9,6 +9,7 @@ import structlog
 from redis import asyncio as aioredis
 
 from pipeline.broker.errors import translate_errors
+from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 
 _log = structlog.get_logger(__name__)
@@ -75,9 +76,14 @@ class Notifier:
                             _log.warning(_FOREIGN, channel=channel)
 
     async def ping(self) -> None:
-        """Raise BrokerUnavailable if Redis does not answer."""
+        """Raise BrokerUnavailable if Redis does not answer, or takes no messages because it is a replica."""
         with translate_errors("Redis"):
             await self._redis.ping()
+            role: Any = await self._redis.execute_command("ROLE")  # type: ignore[no-untyped-call]
+        if role[0] == b"slave":
+            raise BrokerUnavailable(
+                "Redis is a replica and takes no messages; REDIS_URL has to name the primary server"
+            )
 
     async def close(self) -> None:
         """Close the connections."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline.broker import QUARANTINE, Notifier, Publisher
+from pipeline.broker.errors import UnusableQueue, translate_errors
 from pipeline.engine import Capabilities, EngineClient
 from pipeline.engine.capabilities import letters_are_tokens, probe
 from pipeline.engine.metrics import poll_metrics
@@ -18,7 +19,15 @@ from pipeline.operations.presence import models_hash
 from pipeline.store import Database, processes, queries
 from pipeline.store.processes import Role
 from schemas.doorbells import Lane, queue_name
-from schemas.errors import EndpointRefused, EngineError, EngineTimeout, EngineUnavailable, ErrorCode, PipelineError
+from schemas.errors import (
+    BrokerUnavailable,
+    EndpointRefused,
+    EngineError,
+    EngineTimeout,
+    EngineUnavailable,
+    ErrorCode,
+    PipelineError,
+)
 from schemas.intake import INTAKE_QUEUE
 
 _PING_SECONDS = 1.0
@@ -213,7 +222,12 @@ def _advice(entry: ModelEntry, capabilities: Capabilities) -> str:
 async def _workers(publisher: Publisher, models: Models) -> list[Finding]:
     loop = asyncio.get_running_loop()
     inspect = publisher.app.control.inspect(timeout=_PING_SECONDS)
-    queues = await loop.run_in_executor(None, inspect.active_queues) or {}
+    try:
+        with translate_errors():
+            queues = await loop.run_in_executor(None, inspect.active_queues) or {}
+    except (BrokerUnavailable, UnusableQueue) as error:
+        reason = error.message if isinstance(error, BrokerUnavailable) else "the message broker refuses a command"
+        return [Finding("workers", False, reason, "they are asked through the message broker: see there")]
     served: dict[str, list[str]] = {}
     for node, consumed in queues.items():
         for taken in consumed:

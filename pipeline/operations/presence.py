@@ -25,8 +25,9 @@ def process_name(role: str) -> str:
 
 
 def models_hash(models: Models) -> str:
-    """Return a name for all entries together; equal for equal entries."""
-    return sha256("\n".join(sorted(entry.model_dump_json() for entry in models)).encode()).hexdigest()[:16]
+    """Return a name for all entries together, but for their addresses, which may differ between hosts."""
+    entries = sorted(entry.model_dump_json(exclude={"endpoints", "port"}) for entry in models)
+    return sha256("\n".join(entries).encode()).hexdigest()[:16]
 
 
 class Presence:

@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from pipeline.models import DEFAULT_FILE
 from tests.support.exclusive import reserve_port
-from tests.support.sandbox import SHARED, Sandbox, wait_for
+from tests.support.sandbox import ROOT, SHARED, Sandbox, wait_for
+from tests.support.servers import Valkey
 
 CALL = {"call_id": "c1", "turns": [{"speaker": "customer", "text": "我要退款"}, {"speaker": "agent", "text": "好的"}]}
 CROSSWOZ = SHARED / "data" / "crosswoz_val_calls.jsonl"
@@ -101,6 +105,25 @@ def test_health_shows_what_is_wrong_and_what_to_do(sandbox: Sandbox, tmp_path: P
 def test_health_shows_what_an_engine_can_do(sandbox: Sandbox, version: str, abilities: str) -> None:
     with sandbox.simulator("--vllm-version", version):
         assert f"simulator, as vLLM {version}, {abilities}" in sandbox.yyc3("health", check=3).stdout
+
+
+def test_health_tells_that_redis_is_a_replica(sandbox: Sandbox, tmp_path: Path) -> None:
+    with Valkey(tmp_path / "valkey") as server, redis.Redis.from_url(server.url) as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", "9")
+        done = sandbox.yyc3("health", check=3, REDIS_URL=server.url)
+        assert "FAIL redis: Redis is a replica and takes no messages" in done.stdout
+        assert "ok   postgres" in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_too_few_open_files_are_said_at_the_start(sandbox: Sandbox) -> None:
+    command = f"ulimit -n 64; exec {sys.executable} -m pipeline.cli up --simulate"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, env=sandbox.environment, timeout=60
+    )
+    assert done.returncode == 2
+    assert "only 64 files may be open here" in done.stderr
+    assert "ulimit -n" in done.stderr
 
 
 def test_health_without_servers_names_them_in_one_sentence_each(sandbox: Sandbox) -> None:
