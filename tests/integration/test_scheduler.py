@@ -81,10 +81,10 @@ class Fixture:
             job = parse_job(claimed.request)
             profile = kinds.EndpointProfile(LabelForm.CODE, capabilities.constraint, 8_192)
             request = kinds.build(job, profile)
-            key = None
+            key, revision = None, self.pool.revision_of(capabilities)
             if job.cache and request.deterministic:
-                key = cache_key(job.tenant, "m", capabilities.revision, capabilities.simulated, request)
-            rows.append(Row(run, claimed, job, request, profile, key, capabilities))
+                key = cache_key(job.tenant, "m", revision, capabilities.simulated, request)
+            rows.append(Row(run, claimed, job, request, profile, key, capabilities, revision))
         await self.scheduler.send(run, rows)
 
     def fill(self, engine: int = 0) -> None:

@@ -200,7 +200,8 @@ def test_every_engine_error_has_its_code_and_its_attempts_recorded(sandbox: Sand
         stack.enter_context(sandbox.process("pipeline.cli", "recover"))
         client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         ids = {code: client.submit({"kind": "sentiment", "text": f"话 <{code}>"}) for code in SCRIPTS}
-        ids[ErrorCode.PROMPT_TOO_LONG] = client.submit({"kind": "sentiment", "text": "长" * 4_000})
+        long = {"role": "user", "content": "长" * 4_000}  # an utterance would be shortened
+        ids[ErrorCode.PROMPT_TOO_LONG] = client.submit({"kind": "chat", "messages": [long]})
         for code, job_id in ids.items():
             outcome = client.result(job_id, 60)
             assert outcome.state is JobState.FAILED
