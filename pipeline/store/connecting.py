@@ -76,8 +76,8 @@ def parse_url(database_url: str) -> Address:
     url = f"{scheme.split('+')[0]}{separator}{rest}"
     pooler = _POOLER.search(url)
     if pooler is not None:
-        if pooler[1] not in {"transaction", "session"}:
-            raise InvalidSetting("DATABASE_URL: pooler must be transaction or session")
+        if pooler[1] != "transaction":
+            raise InvalidSetting("DATABASE_URL: pooler must be transaction, which also fits one that pools sessions")
         url = _POOLER.sub("", url, count=1).rstrip("?&")
     try:
         conninfo_to_dict(url)
@@ -90,7 +90,7 @@ def parse_url(database_url: str) -> Address:
         )
         # Not the cause: libpq quotes what it cannot read, and that is often a part of the password.
         raise InvalidSetting(f"DATABASE_URL cannot be read: {reason}") from None
-    return Address(url, pooler is not None and pooler[1] == "transaction")
+    return Address(url, pooler is not None)
 
 
 def check_encoding(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
