@@ -21,7 +21,6 @@ from pipeline.store.processes import Role
 from schemas.doorbells import Lane, queue_name
 from schemas.errors import (
     BrokerUnavailable,
-    EndpointRefused,
     EngineError,
     EngineTimeout,
     EngineUnavailable,
@@ -121,7 +120,7 @@ async def _broker(publisher: Publisher) -> Finding:
 
 
 async def _processes(database: Database, publisher: Publisher, models: Models) -> Finding:
-    """Find processes that are silent or missing, and settings that differ between them."""
+    """Find roles without a process, and settings that differ; a silent process that others stand in for is only told."""
     part = "processes"
     try:
         seen = await processes.seen(database)
@@ -134,13 +133,14 @@ async def _processes(database: Database, publisher: Publisher, models: Models) -
     living = [one.heartbeat for one in seen if not one.silent]
     roles = Counter(heartbeat.role for heartbeat in living)
     problems: list[tuple[str, str]] = []
-    for one in seen:
-        if one.silent and one.seen_at > datetime.now(UTC) - _RECENTLY:
-            problems.append(
-                (f"{one.heartbeat.name} has been silent since {one.seen_at:%H:%M:%S}", "it hangs or was lost")
-            )
+    silent = [one for one in seen if one.silent and one.seen_at > datetime.now(UTC) - _RECENTLY]
+    told = [
+        f"{one.heartbeat.name} has been silent since {one.seen_at:%H:%M:%S}: it hangs or was lost" for one in silent
+    ]
     if not roles[Role.RECOVERY]:
         problems.append(("no recovery runs: jobs of lost workers wait, deadlines do not pass", "run: yyc3 recover"))
+    if not roles[Role.WORKER] and any(one.heartbeat.role is Role.WORKER for one in silent):
+        problems.append(("no worker is heard of", "run: yyc3 worker"))
     if messages and not roles[Role.INTAKE]:
         problems.append((f"no intake runs, and {messages:,} messages wait in {INTAKE_QUEUE}", "run: yyc3 intake"))
     leases = sorted({heartbeat.lease_seconds for heartbeat in living if heartbeat.role in {Role.WORKER, Role.RECOVERY}})
@@ -158,7 +158,7 @@ async def _processes(database: Database, publisher: Publisher, models: Models) -
         )
     counts = ", ".join(f"{count} {role}" for role, count in sorted(roles.items())) or "none"
     intake = f", {messages:,} messages wait in {INTAKE_QUEUE}" if messages else ""
-    found = "; ".join([counts + intake, *(problem for problem, _ in problems)])
+    found = "; ".join([counts + intake, *told, *(problem for problem, _ in problems)])
     return Finding(part, not problems, found, "; ".join(dict.fromkeys(advice for _, advice in problems)))
 
 
@@ -203,8 +203,6 @@ async def _endpoint(engine: EngineClient, entry: ModelEntry, url: str) -> Findin
 
 def _advice_for(error: EngineError) -> str:
     """Return what to do next; what the message says already is not said again."""
-    if isinstance(error, EndpointRefused):
-        return ""
     if isinstance(error, EngineUnavailable) and error.message.endswith("does not answer"):
         return "start vLLM there, set endpoints in models.toml, or run: yyc3 up --simulate"
     if isinstance(error, EngineTimeout):

@@ -50,6 +50,18 @@ def test_a_process_that_hangs_is_named(sandbox: Sandbox) -> None:
         wait_for(lambda: findings(sandbox)["processes"]["ok"], "it to be heard of again")
 
 
+def test_a_process_that_was_lost_and_replaced_is_told_and_no_alarm(sandbox: Sandbox) -> None:
+    with sandbox.process("pipeline.cli", "recover") as lost:
+        wait_for(lambda: seen(sandbox) == {"recovery"}, "its heartbeat")
+        lost.kill()
+    sandbox.query("UPDATE processes SET seen_at = now() - interval '20 seconds'")
+    with sandbox.process("pipeline.cli", "recover"):
+        wait_for(lambda: sandbox.query("SELECT count(*) FROM processes") == [(2,)], "the one that replaces it")
+        found = findings(sandbox)["processes"]
+    assert found["ok"], found
+    assert f"recovery.{lost.process.pid}@" in found["seen"]
+
+
 def test_messages_that_no_intake_takes_are_counted(sandbox: Sandbox) -> None:
     with sandbox.process("pipeline.cli", "recover"), redis.Redis.from_url(sandbox.redis_url) as broker:
         wait_for(lambda: seen(sandbox) == {"recovery"}, "its heartbeat")
