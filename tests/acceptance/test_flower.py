@@ -92,7 +92,7 @@ def test_a_chunk_that_achieved_nothing_is_not_green(sandbox: Sandbox, flower: Fl
         simulator = stack.enter_context(sandbox.simulator())
         proxy = stack.enter_context(Proxy(simulator.url))
         sandbox.environment["AI_BASE_URL"] = proxy.url
-        stack.enter_context(sandbox.worker("bulk"))
+        worker = stack.enter_context(sandbox.worker("bulk"))
         client = stack.enter_context(Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url))
         redirect = always(lambda: web.Response(status=302, headers={"location": "https://login.example/secret"}))
         proxy.rules |= {BATCH: redirect, CHAT: redirect}
@@ -107,6 +107,7 @@ def test_a_chunk_that_achieved_nothing_is_not_green(sandbox: Sandbox, flower: Fl
         assert "rows failed: content_filtered" in failed[0]["exception"]
         assert failed[0]["rows_failed"] > 0
         assert "Rows failed" in flower.http.get("/tasks").text
+        assert "Traceback" not in worker.text, "it is expected: Flower shows it, the log is not filled with it"
 
 
 def in_state(flower: Flower, state: str) -> list[dict[str, Any]]:

@@ -77,7 +77,8 @@ class _Progress:
 def register(app: Celery, worker: Worker, loop: LoopThread[Worker]) -> None:
     """Add the task to an application."""
 
-    @app.task(name=TASK_NAME, base=DoorbellTask, bind=True, ignore_result=True, shared=False)
+    # `throws`: Celery shows a setback in Flower, and writes no traceback of it to the log.
+    @app.task(name=TASK_NAME, base=DoorbellTask, bind=True, ignore_result=True, shared=False, throws=(ChunkSetback,))
     def run_chunk(self: "Task[Any, Any]", message: Any) -> dict[str, Any]:
         """Wait in a thread of Celery while the loop works."""
         doorbell = Doorbell.model_validate(message)
