@@ -42,7 +42,7 @@ from pipeline.wiring import Adapters, Wiring
 from schemas.doorbells import Lane
 from schemas.errors import ErrorCode, InvalidSetting
 from schemas.ids import JobId
-from schemas.job import Job
+from schemas.job import MIN_PRIORITY, Job
 from schemas.jobs import canonical, parse_job
 from schemas.results import JobState
 from simulator import SimulatorOptions, serve
@@ -268,7 +268,8 @@ class PipelineUnderTest:
 async def _store_without_doorbell(adapters: Adapters, job: Job) -> JobId:
     """Store a job without a doorbell."""
     model = next(entry.name for entry in adapters.models if job.kind in entry.kinds)
-    new = NewJob(job.kind, job.tenant, canonical(job), model, job.priority)
+    # The most urgent there can be: its claim never gives way to another job.
+    new = NewJob(job.kind, job.tenant, canonical(job), model, MIN_PRIORITY)
     stored = await submission.insert_interactive(
         adapters.database, JobIds(adapters.database), [new], reply_to=None, chunk_rows=1, admit=lambda _: None
     )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import InvalidJob
 from schemas.ids import JobId
-from schemas.job import Job
+from schemas.job import Job, can_be_stored
 from schemas.jobs import parse_job
 from schemas.results import JobError, Outcome
 
@@ -117,18 +117,11 @@ def job_key(arguments: dict[str, Any]) -> str:
         InvalidJob: there is none, or it is not valid.
     """
     key = arguments.get("job_key")
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS or not _can_be_stored(key):
+    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY_CHARACTERS or not can_be_stored(key):
         raise InvalidJob(
             f"job refused: job_key: must be a text of 1 to {MAX_KEY_CHARACTERS} characters, without NUL and half characters"
         )
     return key
-
-
-def _can_be_stored(text: str) -> bool:
-    try:
-        return b"\x00" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _moment(expires: Any) -> str:

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 TENANT_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 DEFAULT_TENANT = "default"
+MIN_PRIORITY = -100
 Tenant = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
 
 
@@ -31,7 +32,7 @@ class Job(BaseModel):
     kind: str
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     tenant: Tenant = DEFAULT_TENANT
-    priority: int = Field(default=0, ge=-100, le=100)
+    priority: int = Field(default=0, ge=MIN_PRIORITY, le=-MIN_PRIORITY)
     deadline: AwareDatetime | None = None
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
     model: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
@@ -45,3 +46,11 @@ class Job(BaseModel):
             return None if deadline is None else deadline.astimezone(UTC)
         except OverflowError:
             raise ValueError("is too far away for a date") from None
+
+
+def can_be_stored(text: str) -> bool:
+    """Whether Postgres keeps a text: NUL and half characters it does not."""
+    try:
+        return b"\x00" not in text.encode()
+    except UnicodeEncodeError:
+        return False

@@ -19,7 +19,7 @@ from pipeline.store.new_rows import NewChunk, NewJob
 from schemas.doorbells import Doorbell, Lane
 from schemas.errors import InvalidJob, UnknownModel
 from schemas.ids import BatchId, JobId
-from schemas.job import TENANT_PATTERN, Job
+from schemas.job import TENANT_PATTERN, Job, can_be_stored
 
 MAX_BATCH_JOBS = 1_000_000
 _YIELD_JOBS = 1_000
@@ -72,7 +72,7 @@ class BatchSubmitter:
             StoreUnavailable: nothing is known to be stored.
         """
         for field, value in (("name", name), ("idempotency_key", idempotency_key or "-")):
-            if not value or len(value) > 200 or not _can_be_stored(value):
+            if not value or len(value) > 200 or not can_be_stored(value):
                 raise InvalidJob(f"{field}: must have 1 to 200 characters, without NUL and without half characters")
         if tenant is not None and not re.fullmatch(TENANT_PATTERN, tenant):
             raise InvalidJob("tenant: must have 1 to 64 letters, digits, dots, dashes or underlines of ASCII")
@@ -119,13 +119,6 @@ class BatchSubmitter:
         models = {job.model for job in new}
         rates = [await queries.rows_per_second(self._database, model) for model in models]
         return min((rate for rate in rates if rate is not None), default=None)
-
-
-def _can_be_stored(text: str) -> bool:
-    try:
-        return b"\x00" not in text.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _open_doorbells(chunks: Sequence[NewChunk]) -> list[Doorbell]:

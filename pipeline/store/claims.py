@@ -77,7 +77,7 @@ WITH picked AS (
     JOIN chunks c USING (first_job_id)
     WHERE (c.state = 'queued' AND {IS_DUE} AND NOT EXISTS (
         SELECT FROM chunks u WHERE u.model = c.model AND u.lane = c.lane AND u.state = 'queued'
-            AND coalesce(u.batch_id, 0) = 0 AND u.priority < c.priority
+            AND coalesce(u.batch_id, 0) = 0 AND u.priority < c.priority AND {IS_DUE}
     )) OR (c.state = 'running' AND c.run_id = n.run_id)
     FOR UPDATE OF c SKIP LOCKED
 )
