@@ -68,7 +68,7 @@ async def probe(client: EngineClient, endpoint: str, model: str, *, prove: bool 
         listing = group.create_task(_caught(client.get(endpoint, "/v1/models", _PROBE_SECONDS)))
         version = group.create_task(_caught(client.get(endpoint, "/version", _PROBE_SECONDS)))
         # An empty request is refused with 400 if the route exists, and costs nothing.
-        body = {"model": model, "messages": [_PING], "max_tokens": 1, "temperature": 0.0} if prove else {}
+        body = _one_token(model, [_PING]) if prove else {}
         batch = group.create_task(_caught(client.post(endpoint, BATCH_ROUTE, body, _PROBE_SECONDS)))
         single = group.create_task(_caught(_prove_single(client, endpoint, model))) if prove else None
         metrics = group.create_task(poll_metrics(client, endpoint, model) if prove else _nothing())
@@ -107,6 +107,10 @@ async def _check_work(
     raise found
 
 
+def _one_token(model: str, messages: Sequence[Any]) -> dict[str, Any]:
+    return {"model": model, "messages": messages, "max_tokens": 1, "temperature": 0.0}
+
+
 async def _nothing() -> None:
     return None
 
@@ -134,8 +138,7 @@ def _refusal(reply: Reply, endpoint: str) -> EngineError:
 
 async def _prove_single(client: EngineClient, endpoint: str, model: str) -> Reply:
     """Ask for one token; any refusal that is about this request shows as much as an answer."""
-    body = {"model": model, "messages": _PING, "max_tokens": 1, "temperature": 0.0}
-    reply = await client.post(endpoint, CHAT_ROUTE, body, _PROBE_SECONDS)
+    reply = await client.post(endpoint, CHAT_ROUTE, _one_token(model, _PING), _PROBE_SECONDS)
     if reply.status_code != 200:
         error = from_status(reply.status_code, reply.headers, reply.content, endpoint)
         if not isinstance(error, RequestRejected):

@@ -12,7 +12,7 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from pipeline.engine.errors import from_status, translate_errors
-from pipeline.engine.responses import StreamedCompletion, parse_batch, parse_single
+from pipeline.engine.responses import LONGEST_ANSWER, StreamedCompletion, parse_batch, parse_single
 from pipeline.kinds.requests import Completion, CompletionRequest
 from schemas.errors import EngineError, InvalidOutput
 
@@ -24,8 +24,6 @@ CHAT_ROUTE = "/v1/chat/completions"
 BATCH_ROUTE = "/v1/chat/completions/batch"
 _JSON = {"content-type": "application/json"}
 _NONE: Mapping[str, Any] = MappingProxyType({})
-LONGEST_ANSWER_BYTES = 8 * 1024 * 1024
-"""Of one row: an engine that ignores `max_tokens` must not fill the memory of a worker."""
 
 
 class Reply(NamedTuple):
@@ -72,7 +70,7 @@ class EngineClient:
             EngineError: the endpoint did not answer.
         """
         with translate_errors(endpoint):
-            return await self._whole("GET", endpoint + path, None, seconds, LONGEST_ANSWER_BYTES)
+            return await self._whole("GET", endpoint + path, None, seconds, LONGEST_ANSWER)
 
     async def post(self, endpoint: str, path: str, body: Any, seconds: float | None = None, *, rows: int = 1) -> Reply:
         """Send a POST of JSON and return the reply, whatever its status.
@@ -81,7 +79,7 @@ class EngineClient:
             EngineError: the endpoint did not answer, or with more than is read for this many rows.
         """
         with translate_errors(endpoint):
-            return await self._whole("POST", endpoint + path, body, seconds, rows * LONGEST_ANSWER_BYTES)
+            return await self._whole("POST", endpoint + path, body, seconds, rows * LONGEST_ANSWER)
 
     async def complete(
         self,
@@ -163,7 +161,7 @@ class EngineClient:
                 response = await self._open("POST", endpoint + CHAT_ROUTE, body)
                 try:
                     if response.status_code != 200:
-                        content = await _read(response, LONGEST_ANSWER_BYTES)
+                        content = await _read(response, LONGEST_ANSWER)
                         raise from_status(response.status_code, response.headers, content, endpoint)
                     async for piece in _pieces(response):
                         text = completion.feed(piece)

@@ -10,7 +10,7 @@ from pipeline.engine.pacing import ConcurrencyLimit, Gauges
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
 
 _CONCURRENT_REQUESTS = 4
-_SILENT_SECONDS = 10.0
+SILENT_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -85,9 +85,7 @@ class Endpoint:
             return self.problem.message
         silent = self.silent_seconds
         return (
-            f"nothing was answered for {silent:.0f} s, {self.in_flight} rows wait"
-            if silent >= _SILENT_SECONDS
-            else None
+            f"nothing was answered for {silent:.0f} s, {self.in_flight} rows wait" if silent >= SILENT_SECONDS else None
         )
 
     def saw_metrics(self, metrics: EngineMetrics | None) -> Gauges | None:

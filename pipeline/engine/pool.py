@@ -12,7 +12,7 @@ import structlog
 from pipeline.engine.breaker import BreakerState
 from pipeline.engine.capabilities import Capabilities, first_tokens, probe
 from pipeline.engine.client import EngineClient
-from pipeline.engine.endpoint import Endpoint
+from pipeline.engine.endpoint import SILENT_SECONDS, Endpoint
 from pipeline.engine.metrics import poll_metrics
 from pipeline.engine.pacing import ConcurrencyLimit
 from pipeline.kinds.classification import choose_form, fixed_form
@@ -25,7 +25,6 @@ _POLL_SECONDS = 1.0
 _RECENTLY_USED_SECONDS = 5.0
 _PROBE_VALID_SECONDS = 30.0  # an engine may be replaced behind its address; what its results say must stay true
 _REFUSED_SECONDS = 30.0  # a limit of the engine's own is not tested again sooner
-_SILENT_SECONDS = 10.0
 _SILENT_SECONDS_WITHOUT_METRICS = 30.0  # one long answer is silent too, and nothing else shows that the engine works
 _SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 _KNOWN_FORMS = 1_000
@@ -219,7 +218,7 @@ class EnginePool:
                 _log.error("an endpoint was not polled", model=self.entry.name, fault=safe_error_summary(problem))
 
     def _is_silent(self, endpoint: Endpoint) -> bool:
-        limit = _SILENT_SECONDS if endpoint.metrics is not None else _SILENT_SECONDS_WITHOUT_METRICS
+        limit = SILENT_SECONDS if endpoint.metrics is not None else _SILENT_SECONDS_WITHOUT_METRICS
         return endpoint.silent_seconds > limit and time.monotonic() - endpoint.doubted_at > limit
 
     def _give_up_if_hung(self, endpoint: Endpoint) -> None:

@@ -13,8 +13,8 @@ from schemas.errors import AnswerFiltered, EngineError, EngineFailed, InvalidOut
 _UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)
 _MAX_COUNT = 2**31 - 1
 _ROUNDING = 0.01
-LONGEST_TEXT = 8 * 1024 * 1024
-"""Characters of a streamed answer, and bytes of one event."""
+LONGEST_ANSWER = 8 * 1024 * 1024
+"""Bytes of one row's answer, or characters if it is streamed: an engine may ignore `max_tokens`, memory has an end."""
 
 # Why an answer ended, as engines and gateways write it; what is not here fails the attempt.
 _FINISHED = {
@@ -117,8 +117,8 @@ class StreamedCompletion:
         before = len(self._pieces)
         for data in self._events.feed(piece):
             self._take(data)
-        if max(self._length, self._events.held_bytes) > LONGEST_TEXT:
-            raise InvalidOutput(f"the engine's answer is longer than {LONGEST_TEXT // 1024**2} MiB")
+        if max(self._length, self._events.held_bytes) > LONGEST_ANSWER:
+            raise InvalidOutput(f"the engine's answer is longer than {LONGEST_ANSWER // 1024**2} MiB")
         return "".join(self._pieces[before:])
 
     def _take(self, data: bytes) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psutil
 import psycopg
@@ -56,18 +57,16 @@ def _kill_an_engine(world: World, draw: random.Random) -> None:
     engine.start()
 
 
-def _storm_of_refusals(world: World, draw: random.Random) -> None:
-    engine = draw.choice(world.engines)
-    engine.inject({"kind": "503", "probability": 1.0})
-    time.sleep(draw.uniform(1, 4))
-    engine.inject()
+def _engine_that(longest_seconds: float, **fault: Any) -> Callable[[World, random.Random], None]:
+    """Make a fault of an engine itself, which lasts a while."""
 
+    def inject(world: World, draw: random.Random) -> None:
+        engine = draw.choice(world.engines)
+        engine.inject(fault)
+        time.sleep(draw.uniform(1, longest_seconds))
+        engine.inject()
 
-def _slow_engine(world: World, draw: random.Random) -> None:
-    engine = draw.choice(world.engines)
-    engine.inject({"kind": "slow", "probability": 0.5, "seconds": 2.0})
-    time.sleep(draw.uniform(1, 4))
-    engine.inject()
+    return inject
 
 
 @contextmanager
@@ -140,13 +139,6 @@ def _cut_on_the_way(world: World, draw: random.Random) -> None:
     world.proxy.rules.clear()
 
 
-def _odd_answers(world: World, draw: random.Random) -> None:
-    engine = draw.choice(world.engines)
-    engine.inject({"kind": "nonsense", "probability": 0.05})
-    time.sleep(draw.uniform(1, 3))
-    engine.inject()
-
-
 def _deploy(world: World, _: random.Random) -> None:
     for worker in world.workers:
         worker.wait_until_logged('"ready"')  # it may have been killed and started a moment ago
@@ -166,8 +158,8 @@ FAULTS: dict[str, Callable[[World, random.Random], None]] = {
     "broker connections cut": _cut_broker_connections,
     "postgres restarted": _restart_postgres,
     "engine killed": _kill_an_engine,
-    "503 storm": _storm_of_refusals,
-    "slow engine": _slow_engine,
+    "503 storm": _engine_that(4, kind="503", probability=1.0),
+    "slow engine": _engine_that(4, kind="slow", probability=0.5, seconds=2.0),
     "recovery suspended": _suspend_a_recovery,
     "engine suspended": _suspend_an_engine,
     "postgres suspended": _suspend_postgres,
@@ -175,6 +167,6 @@ FAULTS: dict[str, Callable[[World, random.Random], None]] = {
     "client suspended in a transaction": _suspend_a_client_in_a_transaction,
     "a proxy lies": _lie_on_the_way,
     "a proxy cuts": _cut_on_the_way,
-    "odd answers": _odd_answers,
+    "odd answers": _engine_that(3, kind="nonsense", probability=0.05),
     "rolling deploy": _deploy,
 }
