@@ -4,15 +4,17 @@ import os
 import select
 import signal
 import time
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.cli.console import Exit, command, err, out, print_json
+from pipeline.policies import retries
 from pipeline.settings import load_settings
 from pipeline.stack import Stack
 
-_CALM_SECONDS, _LONGEST_PAUSE_SECONDS = 30.0, 30.0
+_CALM_SECONDS = 30.0
 _SERVERS = {"postgres", "valkey"}
 
 
@@ -54,11 +56,11 @@ def up(
 
 
 class _Restarts:
-    """Processes that exited by themselves: each is started again, after a pause that doubles while it keeps exiting."""
+    """Processes that exited by themselves: each is started again, later and later while it keeps exiting."""
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}
-        self._pauses: dict[str, float] = {}
+        self._rounds: Counter[str] = Counter()
         self._due: dict[str, float] = {}
 
     @property
@@ -67,11 +69,13 @@ class _Restarts:
         return max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
 
     def exited(self, name: str) -> float:
-        """Return after how many seconds it is started again: at once the first time, at most half a minute."""
+        """Return after how many seconds it is started again: at once the first time, at most a minute."""
         now = time.monotonic()
-        calm = now - self._started.get(name, -_CALM_SECONDS) >= _CALM_SECONDS
-        pause = 0.0 if calm else min(max(1.0, 2 * self._pauses.get(name, 0.0)), _LONGEST_PAUSE_SECONDS)
-        self._pauses[name], self._due[name] = pause, now + pause
+        if now - self._started.get(name, now - _CALM_SECONDS) >= _CALM_SECONDS:
+            self._rounds[name] = 0
+        pause = retries.delay(self._rounds[name]).total_seconds() if self._rounds[name] else 0.0
+        self._rounds[name] += 1
+        self._due[name] = now + pause
         return pause
 
     def take_due(self) -> list[str]:
