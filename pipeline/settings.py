@@ -1,5 +1,6 @@
 """Settings from the environment and `.env`. Only wiring, the CLI, workers.main and workers.intake read them."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -8,12 +9,27 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.redis_url import SCHEMES, parse_redis_url
 from schemas.errors import InvalidSetting, first_problem
 
 _SCHEMES = {
     "database_url": ("postgresql://", "postgresql+psycopg://", "postgres://"),
-    "redis_url": ("redis://", "rediss://"),
+    "redis_url": SCHEMES,
 }
+
+
+# What the commands beside a running `yyc3 up` take over from it.
+_SHARED = (
+    "models_file",
+    "ai_base_url",
+    "ai_model",
+    "ai_timeout_ms",
+    "ai_api_key",
+    "broker_url",
+    "image_hosts",
+    "lease_seconds",
+)
+_ENDPOINT = {"ai_base_url", "ai_model", "ai_api_key"}
 
 
 class Settings(BaseSettings):
@@ -55,6 +71,8 @@ class Settings(BaseSettings):
                 _ = [urlsplit(f"//{host}").port for host in hosts]
             except ValueError:
                 raise ValueError("its port is not a number from 0 to 65535") from None
+            if value.get_secret_value().startswith(SCHEMES):
+                parse_redis_url(value.get_secret_value())
         return value
 
     @field_validator("ai_api_key")
@@ -75,6 +93,21 @@ class Settings(BaseSettings):
         if (self.ai_base_url is None) != (self.ai_model is None):
             raise ValueError("AI_BASE_URL and AI_MODEL go together: the endpoint, and the model that it serves")
         return self
+
+    def shared(self) -> dict[str, str]:
+        """Return what was given and has to be the same for all commands beside this one."""
+        given = {name: getattr(self, name) for name in _SHARED if name in self.model_fields_set}
+        if self.models_file is not None:
+            given["models_file"] = self.models_file.expanduser().resolve()
+        plain = {name: one.get_secret_value() if isinstance(one, SecretStr) else one for name, one in given.items()}
+        return {name: str(value) for name, value in plain.items() if value is not None}
+
+    def with_shared(self, shared: Mapping[str, str]) -> Self:
+        """Return these settings with what another command shared; what was given here stays."""
+        own = self.model_fields_set | (_ENDPOINT if self.model_fields_set & _ENDPOINT else set())
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        taken = {name: value for name, value in shared.items() if name in _SHARED and name not in own}
+        return type(self)(_env_file=None, **{**taken, **given}) if taken else self
 
     @property
     def home_folder(self) -> Path:

@@ -22,6 +22,8 @@ from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
 
 _READY_SECONDS = 60.0
+_SIMULATOR = "simulator-"
+_URLS = {"postgres": "database_url", "valkey": "redis_url"}
 _FEWEST_OPEN_FILES, _OPEN_FILES = 1_024, 8_192
 
 
@@ -34,6 +36,7 @@ class Stack:
         speed: of the simulators; 1 is life-like.
         simulator_arguments: more arguments for each simulator.
         flower: whether to run Flower.
+        tcp: whether the servers listen on loopback too.
         on_step: called with a text for each step.
     """
 
@@ -45,6 +48,7 @@ class Stack:
         speed: float = 1.0,
         simulator_arguments: tuple[str, ...] = (),
         flower: bool = True,
+        tcp: bool = False,
         on_step: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
@@ -53,9 +57,11 @@ class Stack:
         self._speed = speed
         self._simulator_arguments = simulator_arguments
         self._flower = flower
+        self._tcp = tcp
         self._on_step = on_step
         self.folder: Path = settings.home_folder
         self._commands: dict[str, list[str]] = {}
+        self.addresses: StackAddresses
 
     def __enter__(self) -> Self:
         _allow_open_files()
@@ -67,7 +73,7 @@ class Stack:
         if servers:
             self._on_step(f"starting {' and '.join(servers)} in {self.folder}")
         models = self._wiring.models  # a mistake in models.toml is reported before anything starts
-        self.supervisor = SupervisorClient(self.folder, servers)
+        self.supervisor = SupervisorClient(self.folder, servers, tcp=self._tcp)
         try:
             self._start([entry for entry in models if self._simulate and not entry.configured])
         except BaseException:
@@ -88,6 +94,19 @@ class Stack:
         log = self.folder / f"{name}.log"
         self.supervisor.start(name, [sys.executable, *arguments], environment=environment, log=log)
 
+    def moved(self, server: str, url: str) -> bool:
+        """Tell the others if a server that was started again has another address; returns whether it has."""
+        name = _URLS[server]
+        if getattr(self.addresses, name) == url:
+            return False
+        self.addresses = self.addresses.model_copy(update={name: url})
+        write_stack_addresses(self.folder, self.addresses)
+        for process in self._commands:
+            if not process.startswith(_SIMULATOR):
+                self.supervisor.stop(process)
+                self.restart(process)
+        return True
+
     def restart(self, name: str) -> None:
         """Start a process again that exited by itself."""
         self.start(name, self._commands[name])
@@ -105,6 +124,8 @@ class Stack:
             redis_url=redis_url,
             flower_url=f"http://127.0.0.1:{port}" if port else None,
             simulated=simulators,
+            tcp_urls={_URLS[server]: url for server, url in self.supervisor.tcp_urls.items()},
+            settings=self._settings.shared(),
         )
         write_stack_addresses(self.folder, self.addresses)
         self._start_processes(port)
@@ -141,7 +162,7 @@ class Stack:
         port = free_port(entry.port)
         arguments = ["-m", "simulator", "--model", entry.name, "--port", str(port), "--speed", str(self._speed)]
         arguments += ["--max-num-seqs", str(entry.max_num_seqs), "--max-model-len", str(entry.max_model_len)]
-        self.start(f"simulator-{entry.name}", [*arguments, *self._simulator_arguments])
+        self.start(f"{_SIMULATOR}{entry.name}", [*arguments, *self._simulator_arguments])
         self._on_step(f"{entry.name} is simulated on http://127.0.0.1:{port}")
         return f"http://127.0.0.1:{port}"
 

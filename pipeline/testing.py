@@ -81,7 +81,7 @@ class PipelineUnderTest:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._supervisor = SupervisorClient(self.home, ["postgres", "valkey"])
+        self._supervisor = SupervisorClient(self.home, ["postgres", "valkey"], tcp=True)
         try:
             self._start()
         except BaseException:
@@ -167,7 +167,8 @@ class PipelineUnderTest:
             self._http.delete(f"{url}/simulator/answers").raise_for_status()
 
     def _start(self) -> None:
-        self.database_url, self.redis_url = self._supervisor.urls["postgres"], self._supervisor.urls["valkey"]
+        # A caller's program may be of any language, and not every client knows sockets.
+        self.database_url, self.redis_url = self._supervisor.tcp_urls["postgres"], self._supervisor.tcp_urls["valkey"]
         models = Wiring(load_settings(home=self.home, **dict.fromkeys(_OVERRIDDEN))).models
         for entry in models:
             options = SimulatorOptions(

@@ -81,10 +81,18 @@ class Adapters:
 
 
 class Wiring:
-    """All addresses: those of the environment, else those that a running `yyc3 up` has stored."""
+    """All addresses and models: those of the environment, else those of the `yyc3 up` that is running in this home.
+
+    Attributes:
+        running: that `yyc3 up`, if there is one.
+        settings: completed with what it was told, unless DATABASE_URL leads elsewhere.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.running: StackAddresses | None = find_stack_addresses(settings.home_folder)
+        url = settings.database_url
+        beside = self.running is not None and (url is None or url.get_secret_value() == self.running.database_url)
+        self.settings = settings.with_shared(self.running.settings) if self.running and beside else settings
 
     @classmethod
     def from_environment(cls, **given: Any) -> Self:
@@ -94,11 +102,6 @@ class Wiring:
             InvalidSetting: names the variable.
         """
         return cls(load_settings(**given))
-
-    @cached_property
-    def running(self) -> StackAddresses | None:
-        """The addresses of the `yyc3 up` of this home, if one is running."""
-        return find_stack_addresses(self.settings.home_folder)
 
     @cached_property
     def models(self) -> Models:

@@ -8,13 +8,12 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 import redis
 
 from pipeline.local.client import SupervisorClient
 from pipeline.store import Database
-from tests.support.sandbox import Sandbox, new_database
+from tests.support.sandbox import Sandbox, admin_url, drop_database, new_database
 
 pytest_plugins = ["pipeline.testing"]
 _TEMPLATE = "template_yyc3"
@@ -25,8 +24,8 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorClient]:
     """The servers of this process, with a database that is copied for every test."""
-    with SupervisorClient(tmp_path_factory.mktemp("servers"), ["postgres", "valkey"]) as running:
-        new_database(running.urls["postgres"], _TEMPLATE)
+    with SupervisorClient(tmp_path_factory.mktemp("servers"), ["postgres", "valkey"], tcp=True) as running:
+        new_database(running, _TEMPLATE)
         yield running
 
 
@@ -34,13 +33,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorClie
 def sandbox(servers: SupervisorClient, tmp_path: Path) -> Iterator[Sandbox]:
     """A database with our tables and an empty Redis, for one test."""
     number = next(_numbers)
-    database_url = new_database(servers.urls["postgres"], f"test_{number}", _TEMPLATE)
-    redis_url = servers.urls["valkey"].rsplit("/", 1)[0] + f"/{number % _REDIS_DATABASES + 1}"
+    database_url = new_database(servers, f"test_{number}", _TEMPLATE)
+    redis_url = servers.tcp_urls["valkey"].rsplit("/", 1)[0] + f"/{number % _REDIS_DATABASES + 1}"
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
-    yield Sandbox(database_url, redis_url, tmp_path)
-    with psycopg.connect(servers.urls["postgres"], autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE test_{number} WITH (FORCE)")
+    yield Sandbox(database_url, redis_url, tmp_path, admin_url(servers.folder, servers.tcp_urls["postgres"]))
+    drop_database(servers, f"test_{number}")
 
 
 @pytest.fixture

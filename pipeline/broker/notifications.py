@@ -9,6 +9,7 @@ import structlog
 from redis import asyncio as aioredis
 
 from pipeline.broker.errors import translate_errors
+from pipeline.redis_url import parse_redis_url
 from schemas.errors import BrokerUnavailable
 from schemas.ids import JobId
 
@@ -26,10 +27,12 @@ class Notifier:
     """Publishes and receives notifications. A lost one delays its subscriber until it looks the next time."""
 
     def __init__(self, redis_url: str) -> None:
+        address = parse_redis_url(redis_url)
+        keepalive = {} if address.socket else {"socket_keepalive": True}
         # A notification is worth a second; a subscription is silent for as long as nothing happens.
-        self._redis: aioredis.Redis = aioredis.from_url(redis_url, socket_connect_timeout=1, socket_timeout=1)
+        self._redis: aioredis.Redis = aioredis.from_url(address.url, socket_connect_timeout=1, socket_timeout=1)
         self._subscriptions: aioredis.Redis = aioredis.from_url(
-            redis_url, socket_connect_timeout=5, health_check_interval=30, socket_keepalive=True
+            address.url, socket_connect_timeout=5, health_check_interval=30, **keepalive
         )
 
     async def notify(self, channel: str, job_ids: Sequence[JobId]) -> None:

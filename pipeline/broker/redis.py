@@ -21,8 +21,10 @@ from kombu import Connection, Exchange, Queue
 from kombu.transport import redis as kombu_redis
 
 from pipeline.broker.quarantine import KEPT_MESSAGES, QUARANTINE
+from pipeline.redis_url import parse_redis_url
 
 _log = structlog.get_logger(__name__)
+_OF_TCP = {"host", "port", "socket_keepalive", "socket_keepalive_options", "socket_connect_timeout"}
 _VERIFICATION = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -37,8 +39,10 @@ class RedisBroker:
     }
 
     def celery_settings(self, url: str, visibility: timedelta) -> dict[str, Any]:
-        """Return settings; a rediss URL adds TLS."""
-        settings = {
+        """Return settings; a rediss URL adds TLS. The path of a socket is one of the options, see _Channel."""
+        address = parse_redis_url(url)
+        settings: dict[str, Any] = {
+            "broker_url": address.broker_url,
             "broker_transport": f"{RedisTransport.__module__}:{RedisTransport.__name__}",
             "worker_disable_prefetch": True,  # what a worker cannot start now stays in the queue, for others
             "broker_transport_options": {
@@ -51,6 +55,7 @@ class RedisBroker:
                 "unacked_restore_throttle": 1,  # look each 5 s
                 "socket_connect_timeout": 5,
                 "socket_timeout": 30,
+                "socket_path": address.socket,
             },
         }
         return settings | {"broker_use_ssl": _tls(url)} if url.startswith("rediss") else settings
@@ -138,6 +143,20 @@ class _QoS(kombu_redis.QoS):
 
 class _Channel(kombu_redis.Channel):
     QoS = _QoS
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Return the arguments of a connection, to a unix socket where there is one.
+
+        kombu would read the path from a URL, but then uses its own transport instead of this one.
+        """
+        options: Any = self.connection.client.transport_options if self.connection.client else {}
+        path = options.get("socket_path")
+        if path is not None:
+            self.connection_class = redis.UnixDomainSocketConnection
+        found: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        if path is None:
+            return found
+        return {name: value for name, value in found.items() if name not in _OF_TCP} | {"path": path}
 
     def _get_client(self) -> type[redis.Redis]:
         return _Client

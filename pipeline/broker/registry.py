@@ -11,6 +11,8 @@ _REDIS, _RABBITMQ = RedisBroker(), RabbitMQBroker()
 BROKERS: dict[str, Broker] = {
     "redis": _REDIS,
     "rediss": _REDIS,
+    "redis+socket": _REDIS,
+    "unix": _REDIS,
     "amqp": _RABBITMQ,
     "amqps": _RABBITMQ,
 }

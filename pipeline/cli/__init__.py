@@ -5,6 +5,7 @@ submit, jobs   single jobs
 calls          recorded calls
 dead_letters   jobs that failed for good
 queues, health status of queues and parts
+info           addresses of what runs, and which endpoints answer
 services       one part each: worker, intake, recover, flower, simulator, db
 schema         JSON Schema and TypeScript types
 console        what every command shares
@@ -17,6 +18,7 @@ from pipeline.cli import dead_letters, services
 from pipeline.cli.calls import calls
 from pipeline.cli.demo import demo
 from pipeline.cli.health import health
+from pipeline.cli.info import info
 from pipeline.cli.jobs import jobs
 from pipeline.cli.queues import queues
 from pipeline.cli.schema import schema
@@ -39,6 +41,7 @@ app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(calls, name="calls")
 app.command()(queues)
 app.command()(health)
+app.command()(info)
 app.command()(schema)
 app.command()(services.worker)
 app.command()(services.intake)

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import Exit, command, err, out, print_json
+from pipeline.cli.info import describe, show
 from pipeline.policies import retries
 from pipeline.settings import load_settings
 from pipeline.stack import Stack
+from pipeline.wiring import Wiring
 
 _CALM_SECONDS = 30.0
 _SERVERS = {"postgres", "valkey"}
@@ -24,6 +26,9 @@ def up(
         bool, typer.Option("--simulate", help="Run a simulator for each model without a configured endpoint.")
     ] = False,
     speed: Annotated[float, typer.Option(help="Speed of the simulators; 1 is life-like.", min=0.01)] = 1.0,
+    tcp: Annotated[
+        bool, typer.Option("--tcp", help="Let Redis and Postgres listen on loopback too, for programs without sockets.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses as one JSON line.")] = False,
 ) -> None:
     """Run everything on this machine: Redis, Postgres, workers, intake, recovery, Flower. Ctrl-C stops it all."""
@@ -32,22 +37,15 @@ def up(
     signal.set_wakeup_fd(woken)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    settings = load_settings()
     with Stack(
-        load_settings(), simulate=simulate, speed=speed, on_step=lambda text: err.print(text, highlight=False)
+        settings, simulate=simulate, speed=speed, tcp=tcp, on_step=lambda text: err.print(text, highlight=False)
     ) as stack:
+        running = describe(Wiring(settings), event="ready")
         if as_json:
-            print_json(
-                {
-                    "flower_url": stack.addresses.flower_url,
-                    "simulated": stack.addresses.simulated,
-                    "home": str(stack.folder),
-                }
-            )
+            print_json(running)
         else:
-            out.print(f"Flower   {stack.addresses.flower_url}", highlight=False)
-            out.print(
-                f"home     {stack.folder} (logs and data; other yyc3 commands find it by themselves)", highlight=False
-            )
+            show(running)
             out.print(
                 "ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything",
                 highlight=False,
@@ -112,7 +110,8 @@ def _watch(stack: Stack, wake: int) -> None:
 def _tell(stack: Stack, event: dict[str, Any], restarts: _Restarts, down: set[str]) -> None:
     if (name := event.get("started")) is not None:
         down.discard(name)
-        err.print(f"{name} runs again", highlight=False)
+        moved = stack.moved(name, event["url"])
+        err.print(f"{name} runs again{', at another address' if moved else ''}", highlight=False)
     elif (name := event.get("failed")) is not None:
         err.print(f"{name} is down: {event['reason']}", highlight=False, markup=False)
     elif (name := event["exited"]) in _SERVERS:

@@ -2,15 +2,41 @@
 
 import time
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from pipeline.engine.breaker import Breaker, BreakerState
 from pipeline.engine.capabilities import Capabilities
 from pipeline.engine.metrics import EngineMetrics
 from pipeline.engine.pacing import ConcurrencyLimit, Gauges
+from pipeline.engine.prompt_pace import SHORT_TOKENS, PromptPace
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
 
 _CONCURRENT_REQUESTS = 4
 SILENT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a request is for an endpoint.
+
+    Attributes:
+        prompt_tokens: of all its rows, estimated.
+        answer_tokens: at most, of all of them.
+    """
+
+    rows: int
+    prompt_tokens: int
+    answer_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Of prompts and longest answers."""
+        return self.prompt_tokens + self.answer_tokens
+
+    @property
+    def short(self) -> bool:
+        """Whether its rows end with their first tokens."""
+        return self.answer_tokens <= SHORT_TOKENS * self.rows
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +45,7 @@ class Endpoint:
 
     Attributes:
         limit: of rows in flight.
+        pace: of prompts, for a lane that gives way to chats; None for the lane that does not.
         capabilities: of the last probe; None before the first one, and after the endpoint was unreachable.
         problem: why the last probe or request failed; None since an answer or a good probe.
         in_flight: rows that this process sent and that are unanswered.
@@ -34,6 +61,7 @@ class Endpoint:
     url: str
     limit: ConcurrencyLimit
     batch_rows: int
+    pace: PromptPace | None = None
     breaker: Breaker = field(default_factory=Breaker)
     capabilities: Capabilities | None = None
     probed_at: float = 0.0
@@ -64,7 +92,18 @@ class Endpoint:
     @property
     def capacity(self) -> int:
         """Rows that may be sent now."""
-        return self.limit.rows - self.in_flight if self.state is BreakerState.CLOSED else 0
+        usable = self.state is BreakerState.CLOSED and self.prompt_room > 0
+        return self.limit.rows - self.in_flight if usable else 0
+
+    @property
+    def prompt_room(self) -> float:
+        """Prompt tokens that may be sent now."""
+        return self.pace.room(time.monotonic()) if self.pace is not None else inf
+
+    @property
+    def paced_for(self) -> float:
+        """Seconds until its pace allows another row; 0 if it does now."""
+        return self.pace.ready_in(time.monotonic()) if self.pace is not None else 0.0
 
     @property
     def largest_batch(self) -> int:
@@ -101,19 +140,35 @@ class Endpoint:
         seconds, count = (now - then for now, then in zip(metrics.between_tokens, before.between_tokens, strict=True))
         return replace(metrics.gauges, token_seconds=seconds / count) if count > 0 and seconds > 0 else metrics.gauges
 
-    def begin(self, rows: int, tokens: int) -> None:
+    def set_interactive(self, active: bool) -> None:
+        """Give way to interactive rows, or stop; both take effect at once."""
+        self.limit.set_interactive(active)
+        if self.pace is not None:
+            self.pace.set_active(active)
+
+    def adjust(self, gauges: Gauges | None, seconds: float, *, has_backlog: bool) -> None:
+        """Adjust limit and pace to what the engine reports, `seconds` after the last time."""
+        self.limit.update(gauges, self.in_flight, seconds, has_backlog=has_backlog)
+        if self.pace is not None:
+            self.pace.update(gauges.token_seconds if gauges else None, seconds, has_backlog=has_backlog)
+
+    def begin(self, load: Load) -> None:
         """Account for a request that is sent now."""
+        if self.pace is not None:
+            self.pace.begin(load.prompt_tokens, time.monotonic(), short=load.short)
         if not self.in_flight:
             self.progressed_at = time.monotonic()
-        self.in_flight += rows
-        self.tokens += tokens
+        self.in_flight += load.rows
+        self.tokens += load.tokens
         self.used_at = time.monotonic()
 
-    def end(self, rows: int, tokens: int) -> None:
+    def end(self, load: Load) -> None:
         """Account for the end of a request, however it ended."""
         self.progressed_at = time.monotonic()
-        self.in_flight -= rows
-        self.tokens -= tokens
+        self.in_flight -= load.rows
+        self.tokens -= load.tokens
+        if self.pace is not None:
+            self.pace.end(load.prompt_tokens, short=load.short)
 
     def lose_batch_route(self) -> None:
         """Send single requests from now on, until a probe finds otherwise: a micro-batch got 404 or 405."""

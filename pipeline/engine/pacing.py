@@ -33,8 +33,6 @@ _LOWEST_SHARE = 0.125  # of max_num_seqs: latency alone is weak evidence
 _BEST_FADES = 1.02  # an engine may become slower permanently
 _SMOOTHING = 0.3
 _FROZEN_POLLS = 3
-_AIM_SHARE = 0.8  # steps differ: the mean stays below what nearly all may take
-_MOST_LESS, _MOST_MORE = 0.5, 1.125
 _AFTER_REFUSAL = 0.67
 
 
@@ -61,11 +59,9 @@ class ConcurrencyLimit:
         max_num_seqs: sequences that the engine runs at once, as in models.toml.
         interactive_reserve: share of them that stays free under interactive demand, 0 to 1; None for
             the interactive lane, which does not give way and keeps its limit at `max_num_seqs`.
-        token_seconds: the time between two tokens of an answer that bulk may not exceed under interactive demand.
     """
 
-    def __init__(self, max_num_seqs: int, interactive_reserve: float | None, token_seconds: float = 0.05) -> None:
-        self._token_seconds = token_seconds
+    def __init__(self, max_num_seqs: int, interactive_reserve: float | None) -> None:
         self._max_num_seqs = max_num_seqs
         self._reserve = interactive_reserve
         self._demand = False
@@ -138,21 +134,10 @@ class ConcurrencyLimit:
         error = queue - gauges.waiting if gauges.waiting else max(queue, free)
         if self._demand:
             error = min(error, self._for_bulk - in_engine)
-            if gauges.token_seconds is not None and self._by_token_time(gauges.token_seconds, error, has_backlog):
-                return
         # Rows in flight above the limit drain by themselves: a limit that kept falling meanwhile would be far too low.
         limit = max(self._limits[self._demand], own) if error <= 0 else self._limits[self._demand]
         if error <= 0 or has_backlog:
             self._set(limit + _GAIN * error * (min(1.0, own / in_engine) if in_engine else 1.0))
-
-    def _by_token_time(self, seconds: float, error: float, has_backlog: bool) -> bool:
-        """Follow the time between tokens under demand; False if another rule leaves less."""
-        aim = self._token_seconds * _AIM_SHARE
-        factor = min(max(aim / max(seconds, 1e-6), _MOST_LESS), _MOST_MORE)
-        if factor >= 1.0 and (error <= 0 or not has_backlog):
-            return False
-        self._set(self._limits[True] * factor)
-        return True
 
     def _by_latency(self, has_backlog: bool) -> None:
         limit = self._limits[self._demand]

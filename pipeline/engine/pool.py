@@ -15,6 +15,7 @@ from pipeline.engine.client import EngineClient
 from pipeline.engine.endpoint import SILENT_SECONDS, Endpoint
 from pipeline.engine.metrics import poll_metrics
 from pipeline.engine.pacing import ConcurrencyLimit
+from pipeline.engine.prompt_pace import PromptPace
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
 from pipeline.observability.logging import safe_error_summary
@@ -50,8 +51,9 @@ class EnginePool:
         self.endpoints = [
             Endpoint(
                 url,
-                ConcurrencyLimit(entry.max_num_seqs, interactive_reserve, entry.inter_token_latency_ms / 1000),
+                ConcurrencyLimit(entry.max_num_seqs, interactive_reserve),
                 self._batch_rows,
+                None if interactive_reserve is None else PromptPace(entry.inter_token_latency_ms / 1000),
             )
             for url in entry.addresses
         ]
@@ -182,7 +184,7 @@ class EnginePool:
     def set_interactive(self, active: bool) -> None:
         """Reserve slots for interactive rows of this model, or release them."""
         for endpoint in self.endpoints:
-            endpoint.limit.set_interactive(active)
+            endpoint.set_interactive(active)
         self.on_change()
 
     def notify_changed(self) -> None:
@@ -292,6 +294,6 @@ class EnginePool:
     async def _poll(self, endpoint: Endpoint, now: float) -> None:
         gauges = endpoint.saw_metrics(await poll_metrics(self.client, endpoint.url, self.entry.engine_name))
         seconds, endpoint.polled_at = now - endpoint.polled_at, now
-        endpoint.limit.update(gauges, endpoint.in_flight, seconds, has_backlog=self.has_backlog)
+        endpoint.adjust(gauges, seconds, has_backlog=self.has_backlog)
         if now - endpoint.refused_at > _REFUSED_SECONDS:
             endpoint.batch_rows = min(endpoint.batch_rows + 1, self._batch_rows)

@@ -1,4 +1,4 @@
-"""The addresses that `yyc3 up` stores in its home, so that other commands find its servers."""
+"""What `yyc3 up` stores in its home, so that other commands find its servers and know its models."""
 
 import fcntl
 import os
@@ -8,12 +8,20 @@ from pydantic import BaseModel, ValidationError
 
 
 class StackAddresses(BaseModel):
-    """Addresses of a running `yyc3 up`; the file has mode 0600, because its URLs have passwords."""
+    """A running `yyc3 up`; the file has mode 0600, because it has passwords.
+
+    Attributes:
+        simulated: URLs of simulators, by model.
+        tcp_urls: `database_url` and `redis_url` on loopback, with `--tcp`.
+        settings: what it was told and others need to know, see Settings.shared.
+    """
 
     database_url: str
     redis_url: str
     flower_url: str | None = None
     simulated: dict[str, str] = {}
+    tcp_urls: dict[str, str] = {}
+    settings: dict[str, str] = {}
 
 
 def write_stack_addresses(home: Path, running: StackAddresses) -> None:

@@ -16,14 +16,20 @@ class SupervisorClient:
     """A supervisor of one folder and its servers; a context manager that stops them all.
 
     Attributes:
-        urls: of `postgres` and `valkey`, as far as they were requested.
+        urls: of the unix sockets of `postgres` and `valkey`, as far as they were requested.
+        tcp_urls: of the same on loopback, if that was asked for.
+
+    Args:
+        folder: their home.
+        servers: which of the two.
+        tcp: whether they listen on loopback too.
     """
 
-    def __init__(self, folder: Path, servers: Sequence[str]) -> None:
+    def __init__(self, folder: Path, servers: Sequence[str], *, tcp: bool = False) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.local.supervisor", str(folder), *servers],
+            [sys.executable, "-m", "pipeline.local.supervisor", str(folder), *(["--tcp"] if tcp else []), *servers],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches this process; the supervisor stops when its stdin ends
@@ -36,6 +42,7 @@ class SupervisorClient:
             self._close_pipes()
             raise InvalidSetting(reason)
         self.urls: Mapping[str, str] = first["urls"]
+        self.tcp_urls: Mapping[str, str] = first["tcp_urls"]
 
     def start(self, name: str, argv: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
         """Start a child."""

@@ -1,13 +1,13 @@
 """The process that owns every child of `yyc3 up` and never outlives its parent.
 
-    python -m pipeline.local.supervisor HOME [postgres] [valkey]
+    python -m pipeline.local.supervisor HOME [--tcp] [postgres] [valkey]
 
-It starts the named servers, prints one JSON line with their URLs, then reads JSON lines on stdin:
-`{"start": NAME, "argv": [...], "env": {...}, "log": PATH}`, `{"stop": NAME}` and `{"kill": NAME}`; it prints
-`{"exited": NAME, "code": N}` when a child ends by itself. A server that ends is started again at its port, sooner or
-later: `{"started": NAME}`, or `{"failed": NAME, "reason": TEXT}` each time it does not come up. End of input, SIGTERM or
-SIGINT stop all children, the last started first. A parent that is killed with -9 closes our stdin; a supervisor that is
-killed with -9 takes its children along through PDEATHSIG (Linux).
+It starts the named servers, with --tcp also on loopback, prints one JSON line with their URLs, then reads JSON lines on
+stdin: `{"start": NAME, "argv": [...], "env": {...}, "log": PATH}`, `{"stop": NAME}` and `{"kill": NAME}`; it prints
+`{"exited": NAME, "code": N}` when a child ends by itself. A server that ends, or whose socket was removed, is started again,
+sooner or later: `{"started": NAME, "url": URL}`, or `{"failed": NAME, "reason": TEXT}` each time it does not come up. End
+of input, SIGTERM or SIGINT stop all children, the last started first. A parent that is killed with -9 closes our stdin; a
+supervisor that is killed with -9 takes its children along through PDEATHSIG (Linux).
 """
 
 import fcntl
@@ -20,9 +20,10 @@ import sys
 import time
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
-from pipeline.local.servers import Server, ServerError, set_parent_death_signal, start_postgres, start_valkey
+from pipeline.local.postgres import start_postgres
+from pipeline.local.servers import Server, ServerError, set_parent_death_signal
+from pipeline.local.valkey import start_valkey
 
 _STOP_SECONDS = 45.0
 _FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.5, 30.0
@@ -44,15 +45,21 @@ class Supervisor:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._children: dict[str, Server] = {}
-        self._ports: dict[str, int] = {}
+        self._ports: dict[str, int | None] = {}
         self._due: dict[str, tuple[float, float]] = {}  # servers to start again: when, and after how long the next time
 
-    def start_servers(self, names: list[str]) -> None:
+    def start_servers(self, names: list[str], *, tcp: bool) -> None:
         """Start Postgres and Valkey, and print their URLs."""
         for name in names:
-            self._children[name] = _STARTERS[name](self._home)
-            self._ports[name] = urlsplit(self._children[name].url).port or 0
-        _emit({"urls": {name: child.url for name, child in self._children.items()}})
+            self._children[name] = _STARTERS[name](self._home, 0 if tcp else None)
+            self._ports[name] = self._children[name].port
+        servers = self._children.items()
+        _emit(
+            {
+                "urls": {name: child.url for name, child in servers},
+                "tcp_urls": {name: child.tcp_url for name, child in servers if child.tcp_url},
+            }
+        )
 
     def handle(self, line: bytes) -> None:
         """Execute the command of one input line."""
@@ -76,12 +83,17 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=set_parent_death_signal(signal.SIGTERM),
             )
-        self._children[name] = Server(name, process, signal.SIGTERM, "")
+        self._children[name] = Server(name, process, signal.SIGTERM)
 
     def reap(self) -> None:
-        """Report children that exited by themselves."""
+        """Report children that exited by themselves, and end servers that cannot be found any more.
+
+        The folder of the sockets vanishes when its login session ends, or by a cleaner of temporary files.
+        """
         for name, child in list(self._children.items()):
             code = child.process.poll()
+            if code is None and child.socket is not None and not child.socket.exists():
+                child.process.send_signal(child.stop_signal)
             if code is not None:
                 del self._children[name]
                 _emit({"exited": name, "code": code})
@@ -100,7 +112,7 @@ class Supervisor:
                 _emit({"failed": name, "reason": str(error)})
             else:
                 del self._due[name]
-                _emit({"started": name})
+                _emit({"started": name, "url": self._children[name].url})
 
     def stop_all(self) -> None:
         """Stop workers and pages together, then the servers that they need."""
@@ -167,7 +179,8 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, lambda *_: None)
     supervisor = Supervisor(home)
     try:
-        supervisor.start_servers(arguments[1:])
+        names = arguments[1:]
+        supervisor.start_servers([name for name in names if name != "--tcp"], tcp="--tcp" in names)
         _loop(supervisor, read_end)
     except ServerError as error:
         _emit({"error": str(error)})

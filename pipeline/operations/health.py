@@ -69,6 +69,27 @@ async def check(
             yield finding
 
 
+@dataclass(frozen=True, slots=True)
+class EndpointFound:
+    """An endpoint: whether its model answers there, what was found, and what to do if it does not."""
+
+    model: str
+    url: str
+    answers: bool
+    seen: str
+    advice: str = ""
+
+
+async def endpoints(engine: EngineClient, models: Models) -> list[EndpointFound]:
+    """Ask every endpoint at once; takes 5 s at most."""
+    asked = [(entry, url) for entry in models for url in entry.addresses]
+    found = await asyncio.gather(*[_bounded(url, _endpoint(engine, entry, url)) for entry, url in asked])
+    return [
+        EndpointFound(entry.name, url, finding.ok, finding.seen, finding.advice)
+        for (entry, url), finding in zip(asked, found, strict=True)
+    ]
+
+
 async def _bounded(part: str, work: Awaitable[Finding]) -> Finding:
     try:
         async with asyncio.timeout(_LONGEST_SECONDS):

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from pipeline.concurrency.backoff import Backoff
 from pipeline.concurrency.cancellation import cancel_and_wait
+from pipeline.redis_url import parse_redis_url
 from schemas.ids import JobId
 from schemas.streams import stream_name
 
@@ -60,7 +61,7 @@ class StreamReader:
 
     def __init__(self, redis_url: str) -> None:
         self._redis: aioredis.Redis = aioredis.from_url(
-            redis_url,
+            parse_redis_url(redis_url).url,
             socket_connect_timeout=5,
             socket_timeout=_BLOCK_MS / 1000 + 5,
             health_check_interval=30,

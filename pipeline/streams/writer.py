@@ -10,6 +10,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 
 from pipeline.concurrency.backoff import Backoff
+from pipeline.redis_url import parse_redis_url
 from schemas.ids import JobId
 from schemas.streams import stream_name
 
@@ -73,7 +74,7 @@ class StreamWriter:
 
     def __init__(self, redis_url: str) -> None:
         self._redis: aioredis.Redis = aioredis.from_url(
-            redis_url, socket_connect_timeout=5, socket_timeout=5, health_check_interval=30
+            parse_redis_url(redis_url).url, socket_connect_timeout=5, socket_timeout=5, health_check_interval=30
         )
         self._script = self._redis.register_script(_WRITE)
         self._pending: dict[JobId, _OpenAttempt] = {}

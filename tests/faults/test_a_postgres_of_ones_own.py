@@ -25,12 +25,13 @@ from tests.support.servers import PGBOUNCER, PgBouncer, Postgres
 def database(sandbox: Sandbox, name: str, options: str = "") -> Iterator[str]:
     """An empty database of another owner on the same server."""
     server = sandbox.database_url.rsplit("/", 1)[0]
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} {options}")
+    owner = urlsplit(sandbox.database_url).username
+    with psycopg.connect(sandbox.admin_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} OWNER {owner} {options}")
     try:
         yield f"{server}/{name}"
     finally:
-        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        with psycopg.connect(sandbox.admin_url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -98,13 +99,13 @@ def test_the_servers_own_reason_is_said_and_never_the_password(
 def test_a_password_may_have_any_sign(sandbox: Sandbox) -> None:
     server = sandbox.database_url.rsplit("/", 1)[0]
     password = "p%a#s/s:w@o r&d?"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    with psycopg.connect(sandbox.admin_url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE odd LOGIN SUPERUSER PASSWORD '{password}'")
     address = server.rpartition("@")[2]
     name = sandbox.database_url.rsplit("/", 1)[1]
     url = f"postgresql+psycopg://odd:{quote(password, safe='')}@{address}/{name}"
     assert "chatglm3-6b" in sandbox.yyc3("queues", DATABASE_URL=url).stdout
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    with psycopg.connect(sandbox.admin_url, autocommit=True) as connection:
         connection.execute("DROP ROLE odd")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline.local import servers
+from pipeline.local import postgres, valkey
+from pipeline.local.servers import ServerError
 from tests.support.exclusive import reserve_port
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run Postgres as another account")
@@ -28,12 +29,12 @@ def open_folder() -> Iterator[Path]:
 def test_root_without_user_namespaces_runs_postgres_as_the_account_nobody(
     monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
-    monkeypatch.setattr(servers, "_account", lambda: "nobody")
+    monkeypatch.setattr(postgres, "_account", lambda: "nobody")
     home = open_folder / "home"
     home.mkdir(mode=0o700)
     port = reserve_port()
     for start in (1, 2):
-        server = servers.start_postgres(home, port)
+        server = postgres.start_postgres(home, port)
         try:
             with psycopg.connect(server.url, autocommit=True) as connection:
                 connection.execute("CREATE TABLE IF NOT EXISTS starts (n int)")
@@ -49,25 +50,25 @@ def test_root_without_user_namespaces_runs_postgres_as_the_account_nobody(
 def test_a_folder_closed_to_other_accounts_is_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, open_folder: Path
 ) -> None:
-    monkeypatch.setattr(servers, "_account", lambda: "nobody")
+    monkeypatch.setattr(postgres, "_account", lambda: "nobody")
     closed = open_folder / "closed"
     (closed / "home").mkdir(parents=True)
     closed.chmod(0o700)
     message = rf"{closed} cannot be entered by other accounts: run as an ordinary user, set YYC3_HOME"
-    with pytest.raises(servers.ServerError, match=message):
-        servers.start_postgres(closed / "home")
+    with pytest.raises(ServerError, match=message):
+        postgres.start_postgres(closed / "home")
 
 
 def test_a_cluster_of_another_postgres_is_refused_and_not_touched(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "PG_VERSION").write_text("15\n")
-    with pytest.raises(servers.ServerError, match="has a Postgres 15 cluster, this program brings 18"):
-        servers.start_postgres(tmp_path)
+    with pytest.raises(ServerError, match="has a Postgres 15 cluster, this program brings 18"):
+        postgres.start_postgres(tmp_path)
     assert [file.name for file in (tmp_path / "postgres").iterdir()] == ["PG_VERSION"]
 
 
 def test_passwords_are_readable_by_their_owner_only(tmp_path: Path) -> None:
-    server = servers.start_valkey(tmp_path, reserve_port())
+    server = valkey.start_valkey(tmp_path, reserve_port())
     server.process.send_signal(server.stop_signal)
     server.process.wait(60)
     for name in ("valkey.password", "valkey.conf"):

@@ -158,8 +158,8 @@ def test_a_promoted_standby_takes_over_and_no_accepted_job_is_lost(
         with under_load(own) as load:
             postgres.end(how=signal.SIGKILL)
             load.gate.open()
-            standby.query("ALTER SYSTEM SET synchronous_standby_names = ''")
-            standby.query("SELECT pg_promote()")
+            standby.administer("ALTER SYSTEM SET synchronous_standby_names = ''")
+            standby.administer("SELECT pg_promote()")
             wait_for(lambda: accepts(load.client), "submits to be accepted again")
             wait_until_done(own, 601)
             assert load.simulator.state()["finished"] <= 601 + 2 * MAX_NUM_SEQS

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import psycopg
 
+from pipeline.local.client import SupervisorClient
 from pipeline.store.connecting import ROLE_SETTINGS, parse_url
 from pipeline.store.schema import migrate
 
@@ -53,11 +55,12 @@ def wait_for(
 
 @dataclass
 class Sandbox:
-    """A database and a Redis of one test, and the environment that leads to them."""
+    """A database and a Redis of one test, and the environment that leads to them; `admin_url` is the superuser's."""
 
     database_url: str
     redis_url: str
     home: Path
+    admin_url: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -209,13 +212,27 @@ class Simulator:
         httpx.put(f"{self.url}/simulator/answers", json={"answers": lines}).raise_for_status()
 
 
-def new_database(server_url: str, name: str, template: str | None = None) -> str:
+def admin_url(folder: Path, url: str) -> str:
+    """Return the URL of the superuser, whom the product never uses, at the server of this folder."""
+    password = (folder / "postgres.password").read_text()
+    return f"postgresql://yyc3:{password}@{url.rpartition('@')[2]}"
+
+
+def new_database(servers: SupervisorClient, name: str, template: str | None = None) -> str:
     """Create a database with our tables, copied from a template if one is given."""
-    with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    url = servers.tcp_urls["postgres"]
+    role = urlsplit(url).username
+    with psycopg.connect(admin_url(servers.folder, url), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} OWNER {role}" + (f" TEMPLATE {template}" if template else ""))
         for setting, value in ROLE_SETTINGS.items() if template else ():  # a copy does not have them
-            connection.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {name} SET {setting} = '{value}'")
-    url = server_url.rsplit("/", 1)[0] + f"/{name}"
+            connection.execute(f"ALTER ROLE {role} IN DATABASE {name} SET {setting} = '{value}'")
+    made = url.rsplit("/", 1)[0] + f"/{name}"
     if template is None:
-        migrate.upgrade(url)
-    return url
+        migrate.upgrade(made)
+    return made
+
+
+def drop_database(servers: SupervisorClient, name: str) -> None:
+    """Drop a database, whoever is connected to it."""
+    with psycopg.connect(admin_url(servers.folder, servers.tcp_urls["postgres"]), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -18,10 +18,12 @@ from amqp.exceptions import AMQPError, NotFound
 from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
 
-from pipeline.local.servers import Server, _postgres_binary, start_postgres, start_valkey
+from pipeline.local.postgres import postgres_binary, start_postgres
+from pipeline.local.servers import Server
+from pipeline.local.valkey import start_valkey
 from pipeline.store.schema import migrate
 from tests.support.exclusive import reserve_port
-from tests.support.sandbox import wait_for
+from tests.support.sandbox import admin_url, wait_for
 
 _RABBITMQ = "/usr/lib/rabbitmq/bin"
 PGBOUNCER = "/usr/sbin/pgbouncer"
@@ -55,7 +57,8 @@ class Postgres(_OwnServer):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = reserve_port()
         self._server: Server = start_postgres(folder, self._port)
-        self.url = self._server.url
+        self.url = self._server.tcp_url or ""
+        self.admin_url = admin_url(folder, self.url)
         if tables:
             migrate.upgrade(self.url)
 
@@ -82,17 +85,24 @@ class Postgres(_OwnServer):
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
+    def administer(self, statement: str) -> list[tuple[Any, ...]]:
+        """Execute a statement as the superuser and return its rows."""
+        with psycopg.connect(self.admin_url, autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
     def standby(self, folder: Path) -> "Postgres":
         """Start a second server that follows this one; a commit waits for it from now on."""
         folder.mkdir(mode=0o700)
-        shutil.copy(self._folder / "postgres.password", folder)
-        tool = _postgres_binary("pg_basebackup")
-        subprocess.run([tool, "-d", self.url, "-D", folder / "postgres", "-R", "-c", "fast"], check=True)
+        for password in ("postgres.password", "postgres.app-password"):
+            shutil.copy(self._folder / password, folder)
+        tool = postgres_binary("pg_basebackup")
+        subprocess.run([tool, "-d", self.admin_url, "-D", folder / "postgres", "-R", "-c", "fast"], check=True)
         made = Postgres(folder, tables=False)
-        self.query("ALTER SYSTEM SET synchronous_standby_names = '*'")
-        self.query("SELECT pg_reload_conf()")
+        self.administer("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.administer("SELECT pg_reload_conf()")
         wait_for(
-            lambda: self.query("SELECT sync_state FROM pg_stat_replication") == [("sync",)],
+            lambda: self.administer("SELECT sync_state FROM pg_stat_replication") == [("sync",)],
             "the standby to be synchronous",
             ignoring=psycopg.Error,
         )
@@ -110,20 +120,19 @@ class Valkey(_OwnServer):
 
     def _start(self) -> tuple[subprocess.Popen[bytes], str]:
         server = start_valkey(self._folder, self._port)
-        return server.process, server.url
+        return server.process, server.tcp_url or ""
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    def end(self, *, lose_data: bool = False) -> None:
-        """Send SIGKILL; `lose_data` deletes what it stored."""
+    def end(self, *, lose_data: bool = True) -> None:
+        """Send SIGKILL; it keeps nothing, whatever `lose_data` says."""
+        del lose_data
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        if lose_data:
-            shutil.rmtree(self._folder / "valkey")
 
     def start(self) -> None:
         """Start it again at its address; it answers when this returns."""

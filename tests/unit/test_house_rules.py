@@ -38,6 +38,7 @@ FOREIGN_NAMES = re.compile(r"\bgenerate_series\b")
 
 ALLOWED = {
     ("pipeline/local/servers.py", "nobody"): "the Unix account",
+    ("pipeline/local/postgres.py", "nobody"): "the Unix account",
     ("pipeline/kinds/sentiment.py", "nobody"): "an example of what a customer says",
     ("simulator/answers/lexicon.py", "nobody"): "a word of customers",
 }

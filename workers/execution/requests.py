@@ -9,6 +9,7 @@ import structlog
 
 from pipeline.engine import Endpoint, EnginePool
 from pipeline.engine.client import BatchRouteMissing
+from pipeline.engine.endpoint import Load
 from pipeline.kinds import Completion
 from pipeline.observability.logging import safe_error_summary
 from schemas.errors import EngineError, EngineUnavailable, InternalError
@@ -65,11 +66,11 @@ class Requests:
         for row in rows:
             row.in_request = request
             row.sent_at = row.sent_at or now
-        tokens = sum(row.tokens + row.request.max_tokens for row in rows)
-        endpoint.begin(len(rows), tokens)
+        load = Load(len(rows), sum(row.tokens for row in rows), sum(row.request.max_tokens for row in rows))
+        endpoint.begin(load)
         request.task = asyncio.create_task(self._run(request))
         # Not in the task itself: a task that is cancelled before its first step never gets that far.
-        request.task.add_done_callback(lambda _: self._on_done(request, tokens))
+        request.task.add_done_callback(lambda _: self._on_done(request, load))
 
     def cancel_unused(self) -> None:
         """Abort requests that no row needs any more."""
@@ -84,10 +85,10 @@ class Requests:
                 request.given_up = True
                 request.task.cancel()
 
-    def _on_done(self, request: EngineRequest, tokens: int) -> None:
+    def _on_done(self, request: EngineRequest, load: Load) -> None:
         """Release the capacity of a request; rows of it that have no outcome end their round."""
         self._requests.discard(request)
-        request.endpoint.end(len(request.rows), tokens)
+        request.endpoint.end(load)
         for row in request.rows:
             if row.in_request is request:
                 self._rows.finish_row(row)

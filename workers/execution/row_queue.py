@@ -90,16 +90,16 @@ class RowQueue(Generic[QueuedT]):
             heappop(self._heads)  # pushed for a row that is not the head any more
         return None
 
-    def take(self, rows: int) -> list[QueuedT]:
-        """Take rows of the next group: at most `rows`, fewer if their prompts are long, but at least one."""
+    def take(self, rows: int, tokens: float = LARGEST_REQUEST_TOKENS) -> list[QueuedT]:
+        """Take rows of the next group: at most `rows`, fewer if their prompts have more `tokens`, but at least one."""
         found = self.peek()
         if found is None:
             return []
         group = self._groups[found[0].group]
         taken = [group.popleft()]
-        tokens = taken[0].tokens
-        while group and len(taken) < rows and tokens + group[0].tokens <= LARGEST_REQUEST_TOKENS:
-            tokens += group[0].tokens
+        room = min(tokens, LARGEST_REQUEST_TOKENS) - taken[0].tokens
+        while group and len(taken) < rows and group[0].tokens <= room:
+            room -= group[0].tokens
             taken.append(group.popleft())
         if group:
             self._push(group[0])

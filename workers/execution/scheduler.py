@@ -122,20 +122,23 @@ class Scheduler:
             if endpoint is None and row.excluded and self._pool.has_capacity:
                 skipped += self._queue.take(1)  # there is capacity, but not for this row: others go first
                 continue
-            rows = self._request_size(endpoint, waiting) if endpoint is not None else 0
+            rows = self._request_size(endpoint, row, waiting) if endpoint is not None else 0
             if endpoint is None or not rows:
                 self._schedule_dispatch(endpoint)
                 break
-            self._requests.start([one for one in self._queue.take(rows) if self._keep(one)], endpoint)
+            self._requests.start(
+                [one for one in self._queue.take(rows, endpoint.prompt_room) if self._keep(one)], endpoint
+            )
         for row in reversed(skipped):
             self._queue.add(row)
         self._pool.has_backlog = bool(self._queue)
 
-    def _request_size(self, endpoint: Endpoint, waiting: int) -> int:
+    def _request_size(self, endpoint: Endpoint, head: Row, waiting: int) -> int:
         now = time.monotonic()
         waited = now - endpoint.capacity_short_since if endpoint.capacity_short_since else 0.0
         idle = endpoint.in_flight == 0
-        rows = request_size(waiting, endpoint.capacity, endpoint.largest_batch, waited, idle=idle)
+        most = int(min(endpoint.largest_batch, max(1.0, endpoint.prompt_room / max(1, head.tokens))))
+        rows = request_size(waiting, endpoint.capacity, most, waited, idle=idle)
         if rows:
             endpoint.capacity_short_since = 0.0
         elif not endpoint.capacity_short_since:
@@ -163,9 +166,10 @@ class Scheduler:
                 self.finish_row(row)
 
     def _schedule_dispatch(self, endpoint: Endpoint | None) -> None:
-        """Dispatch later: after the longest wait for capacity, or when the pause of an endpoint ends."""
+        """Dispatch later: after the longest wait for capacity, or when an endpoint may be used again."""
         now = time.monotonic()
         pauses = [one.breaker.until for one in self._pool.endpoints if one.state is BreakerState.PAUSED]
+        pauses += [now + one.paced_for for one in self._pool.endpoints if one.paced_for]
         due = min(pauses, default=None) if endpoint is None else now + LONGEST_WAIT_SECONDS
         if due is None:
             return  # a completion or the watch of the pool will dispatch

@@ -88,4 +88,5 @@ def test_the_url_of_a_registered_broker_is_a_valid_setting() -> None:
 def test_an_unknown_scheme_is_refused_with_the_known_ones(url: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         Publisher(url)
-    assert refused.value.message == "BROKER_URL must begin with one of redis://, rediss://, amqp://, amqps://"
+    known = "redis://, rediss://, redis+socket://, unix://, amqp://, amqps://"
+    assert refused.value.message == f"BROKER_URL must begin with one of {known}"

@@ -156,21 +156,3 @@ def test_a_refusal_takes_a_third_at_once() -> None:
     limit = ConcurrencyLimit(90, 0.125)
     limit.refused()
     assert limit.rows == 60
-
-
-def test_bulk_gives_way_until_tokens_come_in_time_and_only_under_demand() -> None:
-    """An engine whose steps take longer the more rows bulk has in it."""
-
-    def settled(demand: bool) -> tuple[float, int]:
-        limit = ConcurrencyLimit(MAX_NUM_SEQS, 0.0625, 0.05)
-        limit.set_interactive(demand)
-        seconds = 0.0
-        for second in range(60):
-            seconds = 0.015 + 0.001 * limit.rows
-            limit.update(Gauges(limit.rows, 1, second, seconds), limit.rows, 1.0, has_backlog=True)
-        return seconds, limit.rows
-
-    seconds, rows = settled(True)
-    assert 0.03 < seconds < 0.05
-    assert rows > 15
-    assert settled(False)[1] > MAX_NUM_SEQS

@@ -1,0 +1,63 @@
+"""`yyc3 info`: what runs here, where, and which endpoints answer."""
+
+import asyncio
+import re
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.cli.console import AsJson, command, out, print_json, wiring
+from pipeline.operations.health import endpoints
+from pipeline.wiring import Wiring
+
+_PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
+
+
+@command
+def info(as_json: AsJson = False) -> None:
+    """Show the addresses of what runs, and which endpoints answer. With --json the URLs have their passwords."""
+    found = describe(wiring(), event="running")
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+
+
+def describe(wired: Wiring, *, event: str) -> dict[str, Any]:
+    """Return addresses and endpoints; asks each endpoint. With `yyc3 up --tcp` the URLs are those on loopback."""
+
+    async def ask() -> list[dict[str, Any]]:
+        async with wired.adapters() as adapters:
+            return [asdict(found) for found in await endpoints(adapters.engine, adapters.models)]
+
+    running, settings = wired.running, wired.settings
+    return {
+        "event": event,
+        "home": str(settings.home_folder),
+        "database_url": wired.database_url,
+        "redis_url": wired.redis_url,
+        "broker_url": wired.broker_url,
+        **(running.tcp_urls if running else {}),
+        "flower_url": running.flower_url if running else None,
+        "models_file": str(settings.models_file) if settings.models_file else None,
+        "endpoints": asyncio.run(ask()),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print it for people, without passwords."""
+    lines = [("Flower", found["flower_url"]), ("models", found["models_file"])]
+    lines += [("Postgres", _masked(found["database_url"])), ("Redis", _masked(found["redis_url"]))]
+    if found["broker_url"] != found["redis_url"]:
+        lines.append(("broker", _masked(found["broker_url"])))
+    for name, value in lines:
+        if value:
+            out.print(f"{name:<8} {value}", highlight=False, markup=False)
+    out.print(f"home     {found['home']} (logs and data; other yyc3 commands find it by themselves)", highlight=False)
+    for one in found["endpoints"]:
+        seen = one["seen"] if one["answers"] else f"{one['seen']} → {one['advice']}" if one["advice"] else one["seen"]
+        out.print(f"{one['model']}: {one['url']}: {seen}", highlight=False, markup=False)
+
+
+def _masked(url: str) -> str:
+    """Return a URL without its password and what follows it."""
+    return _PASSWORD.sub(r"\1:***@", url).partition("&")[0]
