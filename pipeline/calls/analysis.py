@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import uuid4
 
 from pipeline.batches import Batch, BatchSubmitter
 from pipeline.calls.plan import PlannedCall, plan
 from pipeline.calls.report import report_of
 from pipeline.concurrency.backoff import retry_while_unavailable
-from pipeline.store import Database, batches
+from pipeline.store import Database, batches, queries
 from schemas.calls import Call, CallReport
 from schemas.errors import ErrorCode
 from schemas.results import Outcome
@@ -19,6 +20,7 @@ _WINDOW_JOBS = 20_000
 _CONCURRENT_WINDOWS = 2
 _LOOK_SECONDS = 0.2
 _WAITING = "waiting for the database"
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -75,6 +77,10 @@ def _windows(calls: Iterable[Call], model: str | None) -> Iterator[list[PlannedC
         yield window
 
 
+def _while_away(read: Callable[[], Awaitable[T]], /) -> Awaitable[T]:
+    return retry_while_unavailable(read, _WAITING)
+
+
 class _Analysis:
     """One analysis: its windows are batches with keys, so that they can be submitted again."""
 
@@ -97,7 +103,7 @@ class _Analysis:
     async def submit(self, window: list[PlannedCall]) -> Batch | None:
         """Submit the jobs of a window; None if it has none.
 
-        The first one fails at once if there is no database, later ones wait for it.
+        Fails at once if there is no database at the beginning; later it is waited for.
         """
         jobs = [job for planned in window for job in planned.jobs]
         first, key = self._windows == 0, f"{self._id}.{self._windows}"
@@ -110,14 +116,16 @@ class _Analysis:
         async def submit() -> Batch:
             return await self._submitter.submit_many(jobs, name=self._name, idempotency_key=key)
 
-        return await submit() if first else await retry_while_unavailable(submit, _WAITING)
+        if first:
+            await queries.queue_states(self._database)
+        return await retry_while_unavailable(submit, _WAITING)
 
     async def reports(self, window: list[PlannedCall], batch: Batch | None) -> AsyncIterator[CallReport]:
         """Wait until the jobs of a window are settled, and yield its reports."""
         outcomes: AsyncIterator[Outcome] | None = None
         if batch is not None:
             await self._settled(batch)
-            outcomes = batches.batch_outcomes(self._database, batch.batch_id)
+            outcomes = batches.batch_outcomes(self._database, batch.batch_id, reading=_while_away)
         for planned in window:
             found = [await anext(outcomes) for _ in planned.jobs] if outcomes is not None else []
             yield report_of(planned, found)

@@ -1,7 +1,9 @@
 """Store batches, and read their progress and outcomes."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
@@ -14,6 +16,8 @@ from schemas.doorbells import Lane
 from schemas.errors import DuplicateJob, ErrorCode
 from schemas.ids import BatchId, JobId
 from schemas.results import Outcome
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,30 +218,49 @@ async def batch_progress(database: Database, batch_id: BatchId) -> BatchProgress
     return BatchProgress(**{**row, "last_code": ErrorCode(row["last_code"]) if row["last_code"] else None})
 
 
-async def batch_outcomes(database: Database, batch_id: BatchId, *, page_rows: int = 2_000) -> AsyncIterator[Outcome]:
+class Reading(Protocol):
+    """How a statement that reads is executed: once, or again while the database is away."""
+
+    def __call__(self, read: Callable[[], Awaitable[T]], /) -> Awaitable[T]:
+        """Execute it."""
+        ...
+
+
+def _once(read: Callable[[], Awaitable[T]], /) -> Awaitable[T]:
+    return read()
+
+
+async def batch_outcomes(
+    database: Database, batch_id: BatchId, *, page_rows: int = 2_000, reading: Reading = _once
+) -> AsyncIterator[Outcome]:
     """Yield the outcomes of a batch in the order its jobs were submitted, read a page at a time."""
-    async for window in _windows(database, batch_id):
+    async for window in _windows(database, batch_id, reading):
         for start in range(0, len(window), page_rows):
-            for outcome in await _page(database, window[start : start + page_rows]):
+            page = window[start : start + page_rows]
+            for outcome in await reading(partial(_page, database, page)):
                 yield outcome
 
 
-async def _windows(database: Database, batch_id: BatchId) -> AsyncIterator[list[JobId]]:
+async def _windows(database: Database, batch_id: BatchId, reading: Reading = _once) -> AsyncIterator[list[JobId]]:
     """Yield the ids of a batch window by window, in the order of its jobs."""
-    async with database.connection() as connection:
-        cursor = await connection.execute(
-            "SELECT first_job_id, rows, model, priority FROM chunks WHERE batch_id = %s ORDER BY first_job_id",
-            (batch_id,),
-        )
-        chunks = await cursor.fetchall()
+    chunks = await reading(partial(_chunks_of, database, batch_id))
     window: list[JobId] = []
     kinds: set[tuple[str, int]] = set()
     for chunk in chunks:
         window.extend(JobId(job_id) for job_id in range(chunk["first_job_id"], chunk["first_job_id"] + chunk["rows"]))
         kinds.add((chunk["model"], chunk["priority"]))
         if len(window) >= WINDOW_ROWS or chunk is chunks[-1]:
-            yield window if len(kinds) == 1 else await _by_position(database, window)
+            yield window if len(kinds) == 1 else await reading(partial(_by_position, database, window))
             window, kinds = [], set()
+
+
+async def _chunks_of(database: Database, batch_id: BatchId) -> list[DictRow]:
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            "SELECT first_job_id, rows, model, priority FROM chunks WHERE batch_id = %s ORDER BY first_job_id",
+            (batch_id,),
+        )
+        return await cursor.fetchall()
 
 
 async def _by_position(database: Database, job_ids: list[JobId]) -> list[JobId]:
