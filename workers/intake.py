@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from celery import Celery, Task
 from celery.exceptions import Reject
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 from celery.worker.request import Request
 
 from pipeline.broker import REDACTED
@@ -22,6 +22,7 @@ from pipeline.store.processes import Role
 from pipeline.wiring import Wiring
 from schemas.errors import PipelineError
 from schemas.intake import CANCEL_TASK, INTAKE_QUEUE, SUBMIT_TASK
+from workers.delivery.consumption import HeldMessages
 from workers.delivery.message_guard import ValidatedTask
 from workers.loop import LoopThread, prefer_latency
 from workers.main import run_celery
@@ -29,6 +30,7 @@ from workers.main import run_celery
 _VISIBILITY = timedelta(
     minutes=1
 )  # a message is held for milliseconds, and one delivered twice finds its job by its key
+_HELD_BYTES = 16 * 1024 * 1024  # a message is several times in memory until its job is stored
 _THREADS = 64  # messages at once; those that arrive together are stored together
 
 
@@ -52,6 +54,7 @@ class IntakeTask(ValidatedTask):
 
     acks_late = True
     ignore_result = True
+    held = HeldMessages(INTAKE_QUEUE, _HELD_BYTES)
 
     def on_schedule(self, named: dict[str, Any], eta: Any, expires: Any) -> None:
         """Make the times of a message arguments, so that its sender is answered about them."""
@@ -105,7 +108,9 @@ def run_intake() -> NoReturn:
     loop = LoopThread(wiring.loop_factory(), serve)
     intake = loop.start()
     app = wiring.celery_app(visibility=_VISIBILITY)
+    app.conf.worker_prefetch_multiplier = 1
     register(app, intake, loop)
+    worker_ready.connect(lambda sender, **_: IntakeTask.held.start(sender), weak=False)
     worker_shutting_down.connect(lambda **_: loop.loop.call_soon_threadsafe(intake.close), weak=False)
     run_celery(app, loop, f"intake.{os.getpid()}@{socket.gethostname()}", [INTAKE_QUEUE], _THREADS)
 

@@ -7,9 +7,10 @@ from typing import Any
 import structlog
 
 from pipeline.broker import Publisher
+from pipeline.concurrency.byte_budget import ByteBudget
 from pipeline.concurrency.coalescer import Coalescer
 from pipeline.jobs.admission import QueueLimits
-from pipeline.jobs.preparation import Preparer
+from pipeline.jobs.preparation import Preparer, image_bytes
 from pipeline.policies.chunking import INTERACTIVE_CHUNK_ROWS, LARGEST_CHUNK_BYTES
 from pipeline.store import Database, submission
 from pipeline.store.ids import JobIds
@@ -54,6 +55,7 @@ class Submitter:
         self._limits = limits
         self._reply_to = reply_to
         self._on_stored = on_stored
+        self._budget = ByteBudget(LARGEST_CHUNK_BYTES)
         self._submit_coalesced: Coalescer[NewJob, JobId] = Coalescer(
             self._flush, largest=_LARGEST_FLUSH, weight=lambda job: len(job.request), heaviest=LARGEST_CHUNK_BYTES
         )
@@ -70,7 +72,8 @@ class Submitter:
             QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
             StoreUnavailable: nothing is known to be stored.
         """
-        return await self._submit_coalesced(await self._preparer.prepare(job))
+        async with self._budget.hold(image_bytes(job)):
+            return await self._submit_coalesced(await self._preparer.prepare(job))
 
     async def _flush(self, new: list[NewJob]) -> Sequence[JobId | BaseException]:
         repeated = set(_repeated_keys(new))

@@ -66,6 +66,7 @@ _COPY_CHUNKS = {
     "lane": "text",
     "priority": "int2",
     "deadline": "timestamptz",
+    "bytes": "int8",
 }
 
 
@@ -155,7 +156,17 @@ async def _copy_chunks(connection: AsyncConnection[DictRow], batch_id: BatchId, 
         copy.set_types([*_COPY_CHUNKS.values()])
         for one in chunks:
             await copy.write_row(
-                (one.first_job_id, one.rows, batch_id, one.model, one.tenant, one.lane, one.priority, one.deadline)
+                (
+                    one.first_job_id,
+                    one.rows,
+                    batch_id,
+                    one.model,
+                    one.tenant,
+                    one.lane,
+                    one.priority,
+                    one.deadline,
+                    one.bytes,
+                )
             )
 
 

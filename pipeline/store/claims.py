@@ -15,6 +15,7 @@ from pipeline.store.replays import LATEST_REPLAY
 from schemas.doorbells import Lane
 from schemas.ids import BatchId, JobId
 
+MUCH_ROOM = 2**62
 AGING_SECONDS = 600
 """Time in a queue that counts as one step of priority."""
 
@@ -42,7 +43,13 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The hold of one worker on a chunk; `jobs` are its rows without an outcome, `fence` says whose writes count."""
+    """The hold of one worker on a chunk.
+
+    Attributes:
+        fence: says whose writes count.
+        jobs: its rows without an outcome.
+        bytes: of the requests of all its rows; 0 if a former version stored it.
+    """
 
     run_id: UUID
     first_job_id: JobId
@@ -55,6 +62,7 @@ class Claim:
     rounds: int
     reply_to: str | None
     jobs: tuple[ClaimedJob, ...]
+    bytes: int = 0
 
 
 # No delay is that long: the clock was set back while the chunk was queued.
@@ -65,14 +73,16 @@ _CLAIMED = """
     state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
     lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
 FROM picked WHERE c.first_job_id = picked.first_job_id
-RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to,
+RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to, c.bytes,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
+# Only the first chunks that have no more bytes together than the worker has room for; one at least.
+_WITHIN_ROOM = "(n = 1 OR total <= %(room)s)"
 # A claim whose reply was lost is repeated with the same run_id and finds its own chunk. A chunk is left if a more urgent one
 # waits in its lane: `claim_best` takes that one.
 _CLAIM_NAMED = f"""
-WITH picked AS (
-    SELECT c.first_job_id, n.run_id
+WITH free AS MATERIALIZED (
+    SELECT c.first_job_id, n.run_id, c.bytes
     FROM unnest(%(chunks)s::bigint[], %(run_ids)s::uuid[]) AS n(first_job_id, run_id)
     JOIN chunks c USING (first_job_id)
     WHERE (c.state = 'queued' AND {IS_DUE} AND NOT EXISTS (
@@ -80,6 +90,11 @@ WITH picked AS (
             AND coalesce(u.batch_id, 0) = 0 AND u.priority < c.priority AND {IS_DUE}
     )) OR (c.state = 'running' AND c.run_id = n.run_id)
     FOR UPDATE OF c SKIP LOCKED
+), picked AS (
+    SELECT first_job_id, run_id FROM (
+        SELECT first_job_id, run_id, row_number() OVER named AS n, sum(bytes) OVER named AS total
+        FROM free WINDOW named AS (ORDER BY first_job_id)
+    ) f WHERE {_WITHIN_ROOM}
 )
 UPDATE chunks c SET {_CLAIMED}
 """
@@ -119,13 +134,15 @@ WITH RECURSIVE {_GROUPS}, busy AS (
     SELECT run_id, row_number() OVER (ORDER BY n) AS n
     FROM unnest(%(run_ids)s::uuid[]) WITH ORDINALITY AS g(run_id, n) WHERE run_id NOT IN (SELECT run_id FROM again)
 ), taken AS MATERIALIZED (
-    SELECT c.first_job_id FROM ranked r CROSS JOIN LATERAL (
-        SELECT first_job_id FROM chunks
+    SELECT c.first_job_id, c.bytes FROM ranked r CROSS JOIN LATERAL (
+        SELECT first_job_id, bytes FROM chunks
         WHERE {_IN_LANE} AND {_BATCH} = r.batch AND priority = r.priority AND {IS_DUE}
         ORDER BY deadline, first_job_id LIMIT %(most)s FOR UPDATE SKIP LOCKED
     ) c LIMIT (SELECT count(*) FROM wanted)
 ), picked AS (
-    SELECT first_job_id, run_id FROM (SELECT first_job_id, row_number() OVER () AS n FROM taken) t JOIN wanted USING (n)
+    SELECT first_job_id, run_id FROM (
+        SELECT first_job_id, row_number() OVER () AS n, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM taken
+    ) t JOIN wanted USING (n) WHERE {_WITHIN_ROOM}
     UNION ALL SELECT first_job_id, run_id FROM again
 )
 UPDATE chunks c SET {_CLAIMED}
@@ -170,17 +187,25 @@ WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1
 
 
 async def claim_named(
-    database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta
+    database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta, room: int = MUCH_ROOM
 ) -> dict[UUID, Claim]:
     """Claim the named chunks; those that another worker holds, that are done or less urgent than another are left out.
 
     Safe to call again with the same run ids.
+
+    Args:
+        database: where they are.
+        wanted: chunks, and the run that each is for.
+        worker: shown with them.
+        lease: of each.
+        room: bytes that the worker has room for: chunks beyond it are left out, but for the first.
     """
     arguments = {
         "chunks": [chunk for chunk, _ in wanted],
         "run_ids": [run_id for _, run_id in wanted],
         "worker": worker,
         "lease": lease,
+        "room": room,
     }
     async with database.connection() as connection:
         claimed = await (await connection.execute(_CLAIM_NAMED, arguments)).fetchall()
@@ -188,11 +213,18 @@ async def claim_named(
 
 
 async def claim_best(
-    database: Database, model: str, lane: Lane, run_ids: Sequence[UUID], *, worker: str, lease: timedelta
+    database: Database,
+    model: str,
+    lane: Lane,
+    run_ids: Sequence[UUID],
+    *,
+    worker: str,
+    lease: timedelta,
+    room: int = MUCH_ROOM,
 ) -> dict[UUID, Claim]:
     """Claim the queued chunks of a model and lane that should run next, one for each run id while there are any.
 
-    Safe to call again with the same run ids: a chunk that a run holds already is returned.
+    Safe to call again with the same run ids: a chunk that a run holds already is returned. See claim_named for `room`.
     """
     arguments: dict[str, Any] = {
         "model": model,
@@ -201,6 +233,7 @@ async def claim_best(
         "most": len(run_ids),
         "worker": worker,
         "lease": lease,
+        "room": room,
     }
     async with database.connection() as connection:
         claimed = await (await connection.execute(_CLAIM_BEST, arguments)).fetchall()

@@ -31,7 +31,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class NewChunk:
-    """Consecutive new jobs that are claimed together; `deadline` is the nearest of theirs."""
+    """Consecutive new jobs that are claimed together; `deadline` is the nearest of theirs, `bytes` those of their requests."""
 
     first_job_id: JobId
     rows: int
@@ -40,12 +40,14 @@ class NewChunk:
     lane: Lane
     priority: int
     deadline: datetime | None
+    bytes: int
 
 
 def new_chunk(first_job_id: JobId, jobs: Sequence[NewJob], tenant: str, lane: Lane) -> NewChunk:
     """The chunk of jobs that share a model and priority."""
     deadline = min((job.deadline for job in jobs if job.deadline), default=None)
-    return NewChunk(first_job_id, len(jobs), jobs[0].model, tenant, lane, jobs[0].priority, deadline)
+    size = sum(len(job.request) for job in jobs)
+    return NewChunk(first_job_id, len(jobs), jobs[0].model, tenant, lane, jobs[0].priority, deadline, size)
 
 
 def cut(jobs: Sequence[NewJob], chunk_rows: int) -> list[int]:

@@ -32,14 +32,16 @@ WITH lost AS (
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c SKIP LOCKED
 ), halved AS (
     INSERT INTO chunks (first_job_id, rows, batch_id, tenant, model, lane, priority, deadline, reply_to, fence, crashes, rounds,
-                        last_code, created_at, started_at)
+                        last_code, created_at, started_at, bytes)
     SELECT c.first_job_id + c.rows / 2, c.rows - c.rows / 2, c.batch_id, c.tenant, c.model, c.lane, c.priority, c.deadline,
-           c.reply_to, c.fence + 1, 0, c.rounds, 'worker_lost', c.created_at, c.started_at
+           c.reply_to, c.fence + 1, 0, c.rounds, 'worker_lost', c.created_at, c.started_at,
+           c.bytes - c.bytes / 2
     FROM chunks c JOIN lost USING (first_job_id) WHERE c.rows > 1
 )
 UPDATE chunks c SET state = 'queued', run_id = NULL, lease_expires_at = NULL, fence = c.fence + 1,
     crashes = CASE WHEN c.rows > 1 THEN 0 ELSE c.crashes + 1 END,
-    last_code = 'worker_lost', due_at = now(), rows = CASE WHEN c.rows > 1 THEN c.rows / 2 ELSE c.rows END
+    last_code = 'worker_lost', due_at = now(), rows = CASE WHEN c.rows > 1 THEN c.rows / 2 ELSE c.rows END,
+    bytes = CASE WHEN c.rows > 1 THEN c.bytes / 2 ELSE c.bytes END
 FROM lost WHERE c.first_job_id = lost.first_job_id
 RETURNING c.first_job_id
 """

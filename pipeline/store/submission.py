@@ -43,10 +43,11 @@ WITH keys AS (
         unnest(%(requests)b::bytea[])
     ) AS j(job_id, kind, tenant, deadline, streamed, request)
 )
-INSERT INTO chunks (first_job_id, rows, model, tenant, lane, priority, deadline, reply_to)
-SELECT first_job_id, rows, model, tenant, lane, priority, deadline, %(reply_to)s
-FROM json_to_recordset(%(chunks)s::json)
-    AS c(first_job_id bigint, rows int, model text, tenant text, lane text, priority smallint, deadline timestamptz)
+INSERT INTO chunks (first_job_id, rows, model, tenant, lane, priority, deadline, bytes, reply_to)
+SELECT first_job_id, rows, model, tenant, lane, priority, deadline, bytes, %(reply_to)s
+FROM json_to_recordset(%(chunks)s::json) AS c(
+    first_job_id bigint, rows int, model text, tenant text, lane text, priority smallint, deadline timestamptz, bytes bigint
+)
 """
 
 

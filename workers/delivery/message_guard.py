@@ -15,6 +15,7 @@ from kombu.serialization import dumps
 
 from pipeline.broker import broker_of, quarantine
 from pipeline.observability.logging import safe_error_summary
+from workers.delivery.consumption import HeldMessages
 
 _Steps: Any = Consumer.Blueprint
 
@@ -54,7 +55,9 @@ class QuarantineConsumer(Consumer):
 
 
 class ValidatedTask(Task[Any, Any]):
-    """A task whose messages may come from any program."""
+    """A task whose messages may come from any program; `held` counts those that are not acknowledged."""
+
+    held: ClassVar[HeldMessages | None] = None
 
     def validate(self, arguments: list[Any], named: dict[str, Any]) -> None:
         """Check the arguments of a message before Celery processes it.
@@ -73,12 +76,44 @@ class ValidatedTask(Task[Any, Any]):
         def guarded(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> Any:
             try:
                 self.validate(*_strip_callbacks(message, self.on_schedule))
-                return process(message, body, ack, reject, callbacks, **more)
             except Exception as error:  # noqa: BLE001 - the edge to other programs: their message is quarantined
                 quarantine(message, safe_error_summary(error))
                 return None
+            counted = _Counted(self.held, len(message.body))
+            try:
+                return process(message, body, counted.then(ack), counted.then(reject), callbacks, **more)
+            except Exception as error:  # noqa: BLE001 - as above
+                quarantine(message, safe_error_summary(error))
+                counted.end()
+                return None
 
         return guarded
+
+
+class _Counted:
+    """One message, counted until it is acknowledged or rejected, which Celery does at the end of every one."""
+
+    def __init__(self, held: HeldMessages | None, size: int) -> None:
+        self._held, self._size = held, size
+        if held is not None:
+            held.received(size)
+
+    def then(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls another one, and ends the count."""
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.end()
+
+        return called
+
+    def end(self) -> None:
+        """Count it no more; does nothing the second time."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.ended(self._size)
 
 
 def _strip_callbacks(

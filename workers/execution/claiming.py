@@ -1,12 +1,13 @@
 """Claim a chunk for a doorbell; doorbells of a model that arrive together share a statement."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from uuid import UUID, uuid4
 
 from pipeline.concurrency.backoff import Stopped, retry_while_unavailable
+from pipeline.concurrency.byte_budget import ByteBudget
 from pipeline.concurrency.coalescer import Coalescer
 from pipeline.store import Database, claims
 from pipeline.store.claims import Claim
@@ -14,6 +15,7 @@ from schemas.doorbells import Doorbell, Lane
 from schemas.ids import JobId
 
 _LARGEST_CLAIM = 64
+_CLAIMED_BYTES = 48 * 1024 * 1024  # a request is copied about five times on its way to an engine
 
 
 class Claimer:
@@ -28,6 +30,7 @@ class Claimer:
 
     def __init__(self, database: Database, worker: str, lease: timedelta, stop: asyncio.Event) -> None:
         self._database = database
+        self._budget = ByteBudget(_CLAIMED_BYTES)
         self._worker = worker
         self._lease = lease
         self._stop = stop
@@ -35,14 +38,25 @@ class Claimer:
         self._best: dict[tuple[str, Lane], Coalescer[UUID, Claim | None]] = {}
 
     async def claim(self, doorbell: Doorbell) -> Claim | None:
-        """Claim a chunk; None if another worker has it, no chunk is queued, or the worker drains."""
+        """Claim a chunk; None if another worker has it, no chunk is queued, or the worker drains.
+
+        Waits while this process has as much in memory as it may: another worker may take the chunk meanwhile.
+        """
         run_id = uuid4()  # made before it is sent: a claim whose reply was lost is repeated and finds its chunk
         try:
-            return await retry_while_unavailable(
-                lambda: self._claim(doorbell, run_id), "claim waits for the database", self._stop, growing=False
-            )
+            while True:
+                await self._budget.wait_for_half()
+                claim = await retry_while_unavailable(
+                    lambda: self._claim(doorbell, run_id), "claim waits for the database", self._stop, growing=False
+                )
+                if claim is not None or not self._budget.short or self._stop.is_set():
+                    return claim
         except Stopped:
             return None
+
+    def release(self, claim: Claim) -> None:
+        """Forget the rows of a claim: its run has ended."""
+        self._budget.give_back(claim.bytes)
 
     async def _claim(self, doorbell: Doorbell, run_id: UUID) -> Claim | None:
         """Claim the chunk that a doorbell names, which costs little, or else the best one of its lane.
@@ -59,9 +73,17 @@ class Claimer:
         return await self._best[key](run_id)
 
     async def _claim_named(self, wanted: list[tuple[JobId, UUID]]) -> Sequence[Claim | None]:
-        found = await claims.claim_named(self._database, wanted, worker=self._worker, lease=self._lease)
-        return [found.get(run_id) for _, run_id in wanted]
+        found = await claims.claim_named(
+            self._database, wanted, worker=self._worker, lease=self._lease, room=self._budget.free
+        )
+        return self._taken(found, [run_id for _, run_id in wanted])
 
     async def _claim_best(self, model: str, lane: Lane, run_ids: list[UUID]) -> Sequence[Claim | None]:
-        found = await claims.claim_best(self._database, model, lane, run_ids, worker=self._worker, lease=self._lease)
+        found = await claims.claim_best(
+            self._database, model, lane, run_ids, worker=self._worker, lease=self._lease, room=self._budget.free
+        )
+        return self._taken(found, run_ids)
+
+    def _taken(self, found: Mapping[UUID, Claim], run_ids: Sequence[UUID]) -> Sequence[Claim | None]:
+        self._budget.take(sum(claim.bytes for claim in found.values()))
         return [found.get(run_id) for run_id in run_ids]

@@ -132,7 +132,11 @@ class Worker:
         self._notifications.announce_interactive(doorbell.model)
         run = Run(claim)
         started(run)
-        await self._run(run)
+        try:
+            await self._run(run)
+        finally:
+            run.rows.clear()  # they name their run: a cycle would keep their requests until the next garbage collection
+            self._claimer.release(claim)
         if doorbell.chunk is None:
             await self._republish(doorbell)
         return {

@@ -116,6 +116,7 @@ chunks = sa.Table(
     _instant(),
     sa.Column("started_at", _INSTANT),
     sa.Column("finished_at", _INSTANT),
+    _count("bytes", sa.BigInteger),
     sa.CheckConstraint("state IN ('queued', 'running', 'done')", name="ck_chunks_state"),
     sa.CheckConstraint("lane IN ('interactive', 'bulk')", name="ck_chunks_lane"),
     postgresql_with={"fillfactor": 50},

@@ -1,7 +1,10 @@
 """Claims of chunks: who gets which, in which order, and again after a lost reply."""
 
 import asyncio
+from dataclasses import replace
 from uuid import UUID, uuid4
+
+import pytest
 
 from pipeline.store import Database, cancellation, claims, recovery, settlement
 from pipeline.store.batches import batch_outcomes
@@ -138,3 +141,28 @@ async def test_what_is_queued_is_counted_whatever_happens_to_it(database: Databa
     sandbox.query("UPDATE chunks SET deadline = now() - interval '1 s' WHERE state = 'queued'")
     await recovery.expire(database)
     assert await depth() == (0, 0)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_worker_claims_no_more_bytes_than_it_has_room_for_but_one_chunk_at_least(
+    database: Database, named: bool
+) -> None:
+    large = replace(new_job(priority=0), request=b'{"x": "' + b"a" * 1_000 + b'"}')
+    chunks = [(await store_jobs(database, [large])).chunks[0] for _ in range(4)]
+    assert {chunk.bytes for chunk in chunks} == {len(large.request)}
+    run_ids = [uuid4() for _ in chunks]
+
+    async def claim(room: int) -> list[Claim]:
+        if named:
+            wanted = [(chunk.first_job_id, run_id) for chunk, run_id in zip(chunks, run_ids, strict=True)]
+            found = await claims.claim_named(database, wanted, worker="w", lease=LEASE, room=room)
+        else:
+            found = await claims.claim_best(
+                database, "m", Lane.INTERACTIVE, run_ids, worker="w", lease=LEASE, room=room
+            )
+        return list(found.values())
+
+    assert len(await claim(10)) == 1
+    found = await claim(3 * len(large.request))
+    assert len(found) == (3 if named else 4), "a repeated claim finds its own chunk again"
+    assert {one.bytes for one in found} == {len(large.request)}

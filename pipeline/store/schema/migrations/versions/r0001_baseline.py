@@ -1,7 +1,7 @@
 """The baseline: batches, jobs, chunks, outcomes and what belongs to them.
 
-Plain SQL, so that a migration keeps its meaning when tables.py changes. Until the first tagged
-release this baseline itself is changed; afterwards migrations are added.
+Plain SQL, so that a migration keeps its meaning when tables.py changes. It stays as it is: further
+migrations are added.
 """
 
 from alembic import op

@@ -1,0 +1,74 @@
+"""How many bytes of callers' requests one process works on at once: pictures are large, and each is copied several times."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class ByteBudget:
+    """Bytes in use, of a process.
+
+    Args:
+        capacity: most bytes; a single larger piece of work has it alone.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._used = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def free(self) -> int:
+        """Bytes that are not in use."""
+        return max(0, self._capacity - self._used)
+
+    @property
+    def short(self) -> bool:
+        """Whether more than half is in use: what is as large as usual may not fit."""
+        return self._used > self._capacity // 2
+
+    def take(self, size: int) -> None:
+        """Take bytes, whether they are free or not; `give_back` them."""
+        self._used += size
+
+    def give_back(self, size: int) -> None:
+        """Give bytes back, to those that wait, in their order."""
+        self._used -= size
+        while self._waiting and self._fits(self._waiting[0][0]):
+            needed, ready = self._waiting.popleft()
+            if not ready.done():
+                self._used += needed
+                ready.set_result(None)
+
+    async def acquire(self, size: int) -> None:
+        """Wait until so much is free, and take it."""
+        if not self._waiting and self._fits(size):
+            self._used += size
+            return
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, ready))
+        try:
+            await ready
+        except asyncio.CancelledError:
+            if ready.done() and not ready.cancelled():
+                self.give_back(size)
+            raise
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Hold so much, as soon as it is free, while a block runs."""
+        await self.acquire(size)
+        try:
+            yield
+        finally:
+            self.give_back(size)
+
+    async def wait_for_half(self) -> None:
+        """Wait until half of it is free."""
+        if self.short:
+            async with self.hold(self._capacity - self._capacity // 2):
+                pass
+
+    def _fits(self, size: int) -> bool:
+        return self._used == 0 or self._used + size <= self._capacity

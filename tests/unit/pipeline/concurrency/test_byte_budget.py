@@ -1,0 +1,54 @@
+"""The budget of bytes: in order, and a piece that is larger than all of it goes alone."""
+
+import asyncio
+
+from pipeline.concurrency.byte_budget import ByteBudget
+
+
+async def test_those_that_wait_go_on_in_their_order() -> None:
+    budget, done = ByteBudget(10), list[str]()
+
+    async def work(name: str, size: int) -> None:
+        await budget.acquire(size)
+        done.append(name)
+
+    tasks = [asyncio.create_task(work(name, size)) for name, size in (("a", 6), ("b", 6), ("c", 2), ("larger", 50))]
+    await asyncio.sleep(0)
+    assert done == ["a"], "c is small enough, but b was first"
+    budget.give_back(6)
+    await asyncio.sleep(0)
+    assert done == ["a", "b", "c"]
+    budget.give_back(6)
+    await asyncio.sleep(0)
+    assert done == ["a", "b", "c"]
+    budget.give_back(2)
+    await asyncio.gather(*tasks)
+    assert done[-1] == "larger"
+    assert budget.free == 0
+
+
+async def test_one_that_is_cancelled_gives_its_place_back() -> None:
+    budget = ByteBudget(10)
+    await budget.acquire(10)
+    late = asyncio.create_task(budget.acquire(10))
+    next_one = asyncio.create_task(budget.acquire(4))
+    await asyncio.sleep(0)
+    budget.give_back(10)
+    late.cancel()
+    await asyncio.gather(late, return_exceptions=True)
+    await asyncio.wait_for(next_one, 1)
+    assert budget.free == 6
+
+
+async def test_half_of_it_is_waited_for() -> None:
+    budget = ByteBudget(10)
+    budget.take(4)
+    await asyncio.wait_for(budget.wait_for_half(), 1)
+    budget.take(20)
+    waiting = asyncio.create_task(budget.wait_for_half())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert budget.short
+    budget.give_back(20)
+    await asyncio.wait_for(waiting, 1)
+    assert budget.free == 6
