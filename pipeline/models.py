@@ -111,7 +111,7 @@ class ModelEntry(BaseModel):
 
 
 class Models:
-    """The entries by name, in the order of the file."""
+    """The entries by name, in the order of the file. All that hold this object see entries that are read again later."""
 
     def __init__(self, entries: Mapping[str, ModelEntry]) -> None:
         self._entries = dict(entries)
@@ -126,6 +126,15 @@ class Models:
             raise UnknownModel(
                 f"model: {name!r} is not in models.toml; known are {', '.join(self._entries)}", model=name
             ) from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Models) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def replace_with(self, others: "Models") -> None:
+        """Take over all entries of others."""
+        self._entries = dict(others._entries)
 
     def with_endpoints(self, endpoints: Mapping[str, str]) -> "Models":
         """Return the same models, some of them at other addresses (running simulators)."""

@@ -75,7 +75,7 @@ class Stack:
         models = self._wiring.models  # a mistake in models.toml is reported before anything starts
         self.supervisor = SupervisorClient(self.folder, servers, tcp=self._tcp)
         try:
-            self._start([entry for entry in models if self._simulate and not entry.configured])
+            self._start([entry for entry in models if self._is_simulated(entry)])
         except BaseException:
             self.supervisor.close()
             raise
@@ -93,6 +93,27 @@ class Stack:
         environment = {"YYC3_HOME": str(self.folder)}
         log = self.folder / f"{name}.log"
         self.supervisor.start(name, [sys.executable, *arguments], environment=environment, log=log)
+
+    def follow_models(self) -> str | None:
+        """Read models.toml again, and run simulators for entries that are new; returns what to say, None for nothing.
+
+        The processes read it by themselves.
+        """
+        try:
+            models = self._wiring.read_models()
+        except InvalidSetting as error:
+            return f"{error.message}; the former entries stay"
+        if models == self._wiring.models:
+            return None
+        self._wiring.models.replace_with(models)
+        new = [entry for entry in models if self._is_simulated(entry) and entry.name not in self.addresses.simulated]
+        simulated = self.addresses.simulated | {entry.name: self._start_simulator(entry) for entry in new}
+        self.addresses = self.addresses.model_copy(update={"simulated": simulated})
+        write_stack_addresses(self.folder, self.addresses)
+        return "models.toml was read again"
+
+    def _is_simulated(self, entry: ModelEntry) -> bool:
+        return self._simulate and not entry.configured
 
     def moved(self, server: str, url: str) -> bool:
         """Tell the others if a server that was started again has another address; returns whether it has."""

@@ -1,24 +1,27 @@
 """Adapters from settings: the one place where addresses become connections."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
+import structlog
 import uvloop
 from celery import Celery
 
 from pipeline.batches import BatchSubmitter
 from pipeline.broker import Notifier, Publisher, make_app
+from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.engine import EngineClient, EnginePool
 from pipeline.images import Fetcher, ImageSanitizer
 from pipeline.jobs.admission import QueueLimits
 from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import Submitter
-from pipeline.local.addresses import StackAddresses, find_stack_addresses
-from pipeline.models import Models, load_models
+from pipeline.local.addresses import StackAddresses, addresses_file, find_stack_addresses
+from pipeline.models import DEFAULT_FILE, Models, load_models
 from pipeline.operations.presence import Presence, process_name
 from pipeline.operations.recovery import Recovery
 from pipeline.settings import Settings, load_settings
@@ -29,6 +32,14 @@ from pipeline.streams import StreamReader, StreamWriter
 from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
 from schemas.ids import JobId
+
+_log = structlog.get_logger(__name__)
+_FOLLOW_SECONDS = 1.0
+
+
+def _stamps(*files: Path) -> list[tuple[int, int] | None]:
+    """Return what changes when one of these files is written."""
+    return [(file.stat().st_mtime_ns, file.stat().st_ino) if file.exists() else None for file in files]
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Adapters:
     images: ImageSanitizer
     stream_writer: StreamWriter
     stream_reader: StreamReader
+    on_models: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    """Awaited when the entries of `models` were replaced."""
 
     @cached_property
     def _submission(self) -> tuple[Database, Publisher, Preparer, JobIds, QueueLimits]:
@@ -75,9 +88,16 @@ class Adapters:
         return Presence(self.database, role, name, self.models, self.settings.lease, holds)
 
     def pool(self, model: str, lane: Lane) -> EnginePool:
-        """Return the endpoints of a model, as a lane may use them."""
-        entry = self.models[model]
-        return EnginePool(entry, self.engine, entry.interactive_reserve if lane is Lane.BULK else None)
+        """Return the endpoints of a model, as a lane may use them; they follow models.toml."""
+        pool = EnginePool(self.models[model], self.engine, gives_way=lane is Lane.BULK)
+
+        async def update() -> None:
+            found = next((entry for entry in self.models if entry.name == model), None)
+            if found is not None and found != pool.entry:
+                await pool.update(found)
+
+        self.on_models.append(update)
+        return pool
 
 
 class Wiring:
@@ -106,10 +126,40 @@ class Wiring:
     @cached_property
     def models(self) -> Models:
         """models.toml with the endpoints of the environment, and of simulators that are running."""
+        return self.read_models()
+
+    def read_models(self) -> Models:
+        """Read models.toml as it is now.
+
+        Raises:
+            InvalidSetting: names file and field.
+        """
         settings = self.settings
         models = load_models(settings.models_file, base_url=settings.ai_base_url, model=settings.ai_model)
         simulated = self.running.simulated if self.running else {}
         return models.with_endpoints({entry.name: simulated[entry.name] for entry in models if entry.name in simulated})
+
+    async def _follow_models(self, listeners: Sequence[Callable[[], Awaitable[None]]]) -> None:
+        """Read models.toml again whenever it, or what the running `yyc3 up` stored, changes; a bad file changes nothing."""
+        file, home = self.settings.models_file or DEFAULT_FILE, self.settings.home_folder
+        seen = _stamps(file, addresses_file(home))
+        while True:
+            await asyncio.sleep(_FOLLOW_SECONDS)
+            now = _stamps(file, addresses_file(home))
+            if now == seen:
+                continue
+            seen = now
+            self.running = find_stack_addresses(home) or self.running
+            try:
+                read = self.read_models()
+            except InvalidSetting as error:
+                _log.error("models.toml was changed and is refused; the former entries stay", reason=error.message)
+                continue
+            if read != self.models:
+                self.models.replace_with(read)
+                _log.info("models.toml was read again", models=[entry.name for entry in read])
+                for changed in listeners:
+                    await changed()
 
     @property
     def database_url(self) -> str:
@@ -169,9 +219,12 @@ class Wiring:
         publisher, notifier = Publisher(self.broker_url), Notifier(self.redis_url)
         engine = EngineClient(settings.request_timeout, key.get_secret_value() if key else None)
         images = ImageSanitizer(Fetcher(settings.image_hosts_allowed))
+        adapters = Adapters(settings, self.models, database, publisher, notifier, engine, images, writer, reader)
+        following = asyncio.create_task(self._follow_models(adapters.on_models))
         try:
-            yield Adapters(settings, self.models, database, publisher, notifier, engine, images, writer, reader)
+            yield adapters
         finally:
+            await cancel_and_wait(following)
             images.close()
             await reader.close()
             await writer.close()

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import structlog
@@ -12,6 +14,7 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
 from pipeline.broker import broker_of
+from pipeline.models import Models
 from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
 from pipeline.store.processes import Role
@@ -55,6 +58,8 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
             )
             presence = adapters.presence(Role.WORKER, node, lambda: worker.held_chunks)
             ready(worker)
+            if not models:
+                adapters.on_models.append(partial(_start_again_for_others, chosen, adapters.models))
             async with asyncio.TaskGroup() as group:
                 group.create_task(presence.report_forever())
                 group.create_task(worker.serve())
@@ -69,6 +74,13 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
     queues = [queue_name(model, lane) for model in chosen]
     threads = _INTERACTIVE_THREADS if lane is Lane.INTERACTIVE else _BULK_THREADS_PER_MODEL * len(chosen)
     run_celery(app, loop, node, queues, threads)
+
+
+async def _start_again_for_others(served: Sequence[str], models: Models) -> None:
+    """Stop, to be started again, when there are other models than those whose queues are consumed here."""
+    if sorted(served) != sorted(entry.name for entry in models):
+        _log.info("there are other models now: this worker stops, to be started again")
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[str], threads: int) -> NoReturn:

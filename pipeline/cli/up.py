@@ -17,6 +17,7 @@ from pipeline.stack import Stack
 from pipeline.wiring import Wiring
 
 _CALM_SECONDS = 30.0
+_FOLLOW_SECONDS = 1.0
 _SERVERS = {"postgres", "valkey"}
 
 
@@ -88,9 +89,14 @@ class _Restarts:
 
 def _watch(stack: Stack, wake: int) -> None:
     """Start what exits by itself again, for as long as it takes, until a signal; says each time what is down."""
-    restarts, down = _Restarts(), set[str]()
+    restarts, down, told = _Restarts(), set[str](), None
     while True:
-        readable, _, _ = select.select([wake, stack.supervisor.output], [], [], restarts.next_due)
+        due = _FOLLOW_SECONDS if restarts.next_due is None else min(_FOLLOW_SECONDS, restarts.next_due)
+        readable, _, _ = select.select([wake, stack.supervisor.output], [], [], due)
+        said = stack.follow_models()
+        if said is not None and said != told:
+            err.print(said, highlight=False, markup=False)
+        told = said
         if wake in readable:
             if down or restarts.next_due is not None:
                 err.print("[red]stopped while a part was down; see the logs[/red]")

@@ -3,12 +3,14 @@
 import time
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import Any
 
 from pipeline.engine.breaker import Breaker, BreakerState
 from pipeline.engine.capabilities import Capabilities
 from pipeline.engine.metrics import EngineMetrics
 from pipeline.engine.pacing import ConcurrencyLimit, Gauges
 from pipeline.engine.prompt_pace import SHORT_TOKENS, PromptPace
+from pipeline.models import ModelEntry
 from schemas.errors import EngineError, EngineOverloaded, EngineUnavailable, RequestRejected
 
 _CONCURRENT_REQUESTS = 4
@@ -60,8 +62,8 @@ class Endpoint:
 
     url: str
     limit: ConcurrencyLimit
+    pace: PromptPace | None
     batch_rows: int
-    pace: PromptPace | None = None
     breaker: Breaker = field(default_factory=Breaker)
     capabilities: Capabilities | None = None
     probed_at: float = 0.0
@@ -79,6 +81,14 @@ class Endpoint:
     rows_done: int = 0
     tokens_done: int = 0
     errors: int = 0
+
+    @staticmethod
+    def limits_of(entry: ModelEntry, *, gives_way: bool) -> tuple[ConcurrencyLimit, PromptPace | None]:
+        """Return limit and pace at an endpoint of an entry, for a lane that gives way to chats or does not."""
+        if not gives_way:
+            return ConcurrencyLimit(entry.max_num_seqs, None), None
+        limit = ConcurrencyLimit(entry.max_num_seqs, entry.interactive_reserve)
+        return limit, PromptPace(entry.inter_token_latency_ms / 1000)
 
     @property
     def state(self) -> BreakerState:
@@ -139,6 +149,24 @@ class Endpoint:
             return metrics.gauges
         seconds, count = (now - then for now, then in zip(metrics.between_tokens, before.between_tokens, strict=True))
         return replace(metrics.gauges, token_seconds=seconds / count) if count > 0 and seconds > 0 else metrics.gauges
+
+    def take_sample(self, seconds: float) -> dict[str, Any]:
+        """Return figures since the last call, `seconds` ago; counters restart."""
+        gauges = self.metrics.gauges if self.metrics else None
+        sample = {
+            "state": self.state,
+            "problem": self.complaint,
+            "in_flight": self.in_flight,
+            "limit_rows": self.limit.rows,
+            "rows_per_second": self.rows_done / seconds,
+            "tokens_per_second": self.tokens_done / seconds,
+            "errors": self.errors,
+            "engine_running": gauges.running if gauges else None,
+            "engine_waiting": gauges.waiting if gauges else None,
+            "kv_usage": self.metrics.kv_usage if self.metrics else None,
+        }
+        self.rows_done = self.tokens_done = self.errors = 0
+        return sample
 
     def set_interactive(self, active: bool) -> None:
         """Give way to interactive rows, or stop; both take effect at once."""

@@ -14,8 +14,6 @@ from pipeline.engine.capabilities import Capabilities, first_tokens, probe
 from pipeline.engine.client import EngineClient
 from pipeline.engine.endpoint import SILENT_SECONDS, Endpoint
 from pipeline.engine.metrics import poll_metrics
-from pipeline.engine.pacing import ConcurrencyLimit
-from pipeline.engine.prompt_pace import PromptPace
 from pipeline.kinds.classification import choose_form, fixed_form
 from pipeline.models import LabelForm, ModelEntry
 from pipeline.observability.logging import safe_error_summary
@@ -34,37 +32,53 @@ _EVEN_TOKENS = 8_192
 """An endpoint may have this much more load than the least loaded and still get rows whose prefix it has read."""
 
 
+def _limits(entry: ModelEntry) -> tuple[float, ...]:
+    return entry.max_num_seqs, entry.interactive_reserve, entry.inter_token_latency_ms, entry.micro_batch_rows
+
+
 class EnginePool:
     """The endpoints of a model, and which one the next rows go to.
 
     Args:
         entry: of models.toml.
         client: HTTP client.
-        interactive_reserve: share of `max_num_seqs` that this lane leaves free under interactive
-            demand; None for the interactive lane itself.
+        gives_way: whether this lane gives way to interactive demand.
+
+    Attributes:
+        all_down: whether every endpoint was probed and none is used now.
     """
 
-    def __init__(self, entry: ModelEntry, client: EngineClient, interactive_reserve: float | None) -> None:
+    def __init__(self, entry: ModelEntry, client: EngineClient, *, gives_way: bool) -> None:
         self.entry = entry
         self.client = client
-        self._batch_rows = max(1, min(entry.micro_batch_rows, entry.max_num_seqs // 8))
-        self.endpoints = [
-            Endpoint(
-                url,
-                ConcurrencyLimit(entry.max_num_seqs, interactive_reserve),
-                self._batch_rows,
-                None if interactive_reserve is None else PromptPace(entry.inter_token_latency_ms / 1000),
-            )
-            for url in entry.addresses
-        ]
+        self._gives_way = gives_way
+        self.endpoints = [self._endpoint(url) for url in entry.addresses]
         self.has_backlog = False
         self.on_change: Callable[[], None] = lambda: None
         self.on_available: Callable[[bool], None] = lambda _: None
         self.on_hung: Callable[[Endpoint], None] = lambda _: None
-        self._was_available = True
+        self.all_down = False
         self._probing: dict[str, tuple[asyncio.Task[None], bool]] = {}
         self._forms: dict[tuple[str, ...], LabelForm] = {}
         self._prefixes: OrderedDict[Hashable, Endpoint] = OrderedDict()
+
+    def _endpoint(self, url: str) -> Endpoint:
+        return Endpoint(url, *Endpoint.limits_of(self.entry, gives_way=self._gives_way), self._batch_rows)
+
+    @property
+    def _batch_rows(self) -> int:
+        return max(1, min(self.entry.micro_batch_rows, self.entry.max_num_seqs // 8))
+
+    async def update(self, entry: ModelEntry) -> None:
+        """Follow a changed entry: requests in flight end where they are, others go where it says when that was probed."""
+        before, self.entry = self.entry, entry
+        known = {one.url: one for one in self.endpoints} if _limits(before) == _limits(entry) else {}
+        endpoints = [known.get(url) or self._endpoint(url) for url in entry.addresses]
+        await asyncio.gather(*[self._run_probe(one, None, prove=False) for one in endpoints if not one.probed_at])
+        self.endpoints = endpoints
+        self._forms.clear()
+        self._prefixes.clear()
+        self.notify_changed()
 
     @property
     def available(self) -> bool:
@@ -76,11 +90,6 @@ class EnginePool:
         """Whether any endpoint accepts a row now."""
         return any(one.capacity > 0 for one in self.endpoints)
 
-    @property
-    def all_down(self) -> bool:
-        """Whether every endpoint was probed and none is used now."""
-        return not self._was_available
-
     def take_samples(self, seconds: float) -> dict[str, dict[str, Any]]:
         """Return figures since the last call, by URL, of the endpoints that were used or are down; counters restart."""
         samples = {}
@@ -88,20 +97,7 @@ class EnginePool:
             recently = _RECENTLY_USED_SECONDS + seconds
             if not one.probed_at or (one.state is BreakerState.CLOSED and not one.used(recently)):
                 continue
-            gauges = one.metrics.gauges if one.metrics else None
-            samples[one.url] = {
-                "state": one.state,
-                "problem": one.complaint,
-                "in_flight": one.in_flight,
-                "limit_rows": one.limit.rows,
-                "rows_per_second": one.rows_done / seconds,
-                "tokens_per_second": one.tokens_done / seconds,
-                "errors": one.errors,
-                "engine_running": gauges.running if gauges else None,
-                "engine_waiting": gauges.waiting if gauges else None,
-                "kv_usage": one.metrics.kv_usage if one.metrics else None,
-            }
-            one.rows_done = one.tokens_done = one.errors = 0
+            samples[one.url] = one.take_sample(seconds)
         return samples
 
     async def capabilities(self) -> Capabilities:
@@ -189,9 +185,9 @@ class EnginePool:
 
     def notify_changed(self) -> None:
         """Call `on_change` after any change of load, and `on_available` if the model became available or unavailable."""
-        if self.available is not self._was_available and all(one.probed_at for one in self.endpoints):
-            self._was_available = not self._was_available
-            self.on_available(self._was_available)
+        if self.available is self.all_down and all(one.probed_at for one in self.endpoints):
+            self.all_down = not self.all_down
+            self.on_available(not self.all_down)
         self.on_change()
 
     async def watch(self) -> None:

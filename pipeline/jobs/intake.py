@@ -66,7 +66,7 @@ class Intake:
         self._notifier = notifier
         self._streams = streams
         self._submitter = submitter
-        self._reserved = frozenset(queue_name(entry.name, lane) for entry in models for lane in Lane)
+        self._models = models
         self._shutting_down = asyncio.Event()
         self._replies = Replies(database, publisher, notifier, channel, self._shutting_down)
 
@@ -91,6 +91,10 @@ class Intake:
     def close(self) -> None:
         """Stop waiting for unavailable services: a job that is not stored goes back to its queue."""
         self._shutting_down.set()
+
+    @property
+    def _reserved(self) -> frozenset[str]:
+        return frozenset(queue_name(entry.name, lane) for entry in self._models for lane in Lane)
 
     async def serve(self) -> None:
         """Send replies until cancelled."""

@@ -24,13 +24,18 @@ class StackAddresses(BaseModel):
     settings: dict[str, str] = {}
 
 
+def addresses_file(home: Path) -> Path:
+    """Return the file that has them."""
+    return home / "running.json"
+
+
 def write_stack_addresses(home: Path, running: StackAddresses) -> None:
     """Write the file atomically."""
     half = home / "running.json.new"
     descriptor = os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "w") as stream:
         stream.write(running.model_dump_json())
-    half.rename(home / "running.json")
+    half.rename(addresses_file(home))
 
 
 def find_stack_addresses(home: Path) -> StackAddresses | None:
@@ -44,6 +49,6 @@ def find_stack_addresses(home: Path) -> StackAddresses | None:
     except OSError:
         return None
     try:
-        return StackAddresses.model_validate_json((home / "running.json").read_text())
+        return StackAddresses.model_validate_json(addresses_file(home).read_text())
     except (OSError, ValidationError):
         return None  # the supervisor is still starting

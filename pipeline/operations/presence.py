@@ -52,7 +52,7 @@ class Presence:
         holds: Callable[[], int] = lambda: 0,
     ) -> None:
         self._database = database
-        self._fixed = (name, role, _version(), models_hash(models), lease.total_seconds())
+        self._name, self._role, self._models, self._lease = name, role, models, lease
         self._holds = holds
 
     async def report_forever(self) -> None:
@@ -60,7 +60,7 @@ class Presence:
         try:
             while True:
                 try:
-                    await processes.report(self._database, Heartbeat(*self._fixed, self._holds()))
+                    await processes.report(self._database, self._heartbeat())
                 except StoreError as error:
                     _log.warning("this process is not heard of for now", reason=error.message)
                 await asyncio.sleep(REPORT_SECONDS)
@@ -68,10 +68,14 @@ class Presence:
             await self._stop()
             raise
 
+    def _heartbeat(self) -> Heartbeat:
+        known, lease = models_hash(self._models), self._lease.total_seconds()
+        return Heartbeat(self._name, self._role, _version(), known, lease, self._holds())
+
     async def _stop(self) -> None:
         try:
             async with asyncio.timeout(1):
-                await processes.stopped(self._database, self._fixed[0])
+                await processes.stopped(self._database, self._name)
         except (StoreError, TimeoutError):
             _log.info("it is not known that this process stops: the database does not answer")
 

@@ -13,6 +13,7 @@ import redis
 
 from pipeline import Client
 from pipeline.models import DEFAULT_FILE
+from schemas.errors import UnknownModel
 from tests.support.exclusive import reserve_port
 from tests.support.sandbox import wait_for
 from tests.support.up import SIMULATED, Command, Up
@@ -140,3 +141,22 @@ def test_a_command_goes_on_when_up_was_stopped_and_started_again(tmp_path: Path)
 def _running(up: Up) -> bool:
     rows = [json.loads(line) for line in up.yyc3("queues", "--json").splitlines()]
     return any(row.get("running_jobs") for row in rows)
+
+
+def test_models_are_read_again_when_their_file_changes_and_a_bad_file_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = other_models(tmp_path)
+    first = models.read_text()
+    job = {"kind": "sentiment", "text": "谢谢", "cache": False}
+    with Up(tmp_path / "home", *SIMULATED, YYC3_MODELS_FILE=str(models)) as up:
+        monkeypatch.setenv("YYC3_HOME", str(up.home))
+        with Client() as client:
+            models.write_text(first.replace("kinds", "kins"))
+            wait_for(lambda: "models.our-chat: kinds: " in up.said, "the reason to be said")
+            wait_for(lambda: "is refused" in (up.home / "worker-bulk.log").read_text(), "the worker to refuse it")
+            assert client.result(client.submit({**job, "model": "our-chat"}), timeout=60).model == "our-chat"
+            models.write_text(first + f'[models."second"]\nkinds = ["sentiment"]\nport = {reserve_port()}\n')
+            added = wait_for(lambda: client.submit({**job, "model": "second"}), "the entry", ignoring=UnknownModel)
+            assert client.result(added, timeout=60).model == "second"
+            assert client.result(client.submit({**job, "model": "our-chat"}), timeout=60).model == "our-chat"

@@ -120,7 +120,7 @@ async def make_scheduler() -> AsyncIterator[Make]:
                 label_form=LabelForm.CODE,
             )
             client = EngineClient(timedelta(seconds=20))
-            made = Fixture(EnginePool(entry, client, 0.125), urls)
+            made = Fixture(EnginePool(entry, client, gives_way=True), urls)
             stack.push_async_callback(client.close)
             stack.push_async_callback(made.http.aclose)
             await made.pool.capabilities()

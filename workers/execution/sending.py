@@ -18,8 +18,7 @@ class Sender:
 
     def __init__(self, pool: EnginePool, streams: StreamWriter) -> None:
         self._client = pool.client
-        self._model = pool.entry.engine_name
-        self._parameters = pool.entry.parameters
+        self._pool = pool
         self._streams = streams
 
     async def send(self, rows: Sequence[Row], endpoint: Endpoint) -> Sequence[Completion | EngineError]:
@@ -33,7 +32,11 @@ class Sender:
             return [await self._one(rows[0], endpoint)]
         requests = [row.request for row in rows]
         return await self._client.complete_batch(
-            endpoint.url, self._model, requests, _priority(rows[0].run), parameters=self._parameters
+            endpoint.url,
+            self._pool.entry.engine_name,
+            requests,
+            _priority(rows[0].run),
+            parameters=self._pool.entry.parameters,
         )
 
     async def _one(self, row: Row, endpoint: Endpoint) -> Completion:
@@ -47,10 +50,10 @@ class Sender:
         streamed = row.request.template.free_text and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
         return await self._client.complete(
             endpoint.url,
-            self._model,
+            self._pool.entry.engine_name,
             row.request,
             _priority(run),
-            parameters=self._parameters,
+            parameters=self._pool.entry.parameters,
             streamed=streamed,
             on_text=on_text,
         )

@@ -23,7 +23,7 @@ def pool_of(*names: str, max_num_seqs: int = 64, batch_rows: int = 32) -> Engine
         max_num_seqs=max_num_seqs,
         micro_batch_rows=batch_rows,
     )
-    pool = EnginePool(entry, EngineClient(timedelta(seconds=1)), 0.125)
+    pool = EnginePool(entry, EngineClient(timedelta(seconds=1)), gives_way=True)
     for endpoint in pool.endpoints:
         endpoint.capabilities = CAPABILITIES
     return pool
@@ -137,3 +137,26 @@ def test_the_name_of_the_weights_changes_with_each_start_unless_something_proves
     assert pool.revision_of(snapshot) == snapshot.revision
     pool.entry = pool.entry.model_copy(update={"revision": "v7"})
     assert pool.revision_of(CAPABILITIES) == "v7"
+
+
+async def test_an_entry_that_changes_keeps_endpoints_that_it_still_names_and_its_new_limits_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def found(*_: object, **__: object) -> Capabilities:
+        return CAPABILITIES
+
+    async def none(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr("pipeline.engine.pool.probe", found)
+    monkeypatch.setattr("pipeline.engine.pool.poll_metrics", none)
+    pool = pool_of("a", "b")
+    a, b = pool.endpoints
+    a.probed_at = b.probed_at = 1.0
+    await pool.update(pool.entry.model_copy(update={"endpoints": ("http://b", "http://c")}))
+    assert pool.endpoints[0] is b
+    assert [one.url for one in pool.endpoints] == ["http://b", "http://c"]
+    assert pool.available
+    await pool.update(pool.entry.model_copy(update={"max_num_seqs": 8}))
+    assert [one.limit.rows for one in pool.endpoints] == [9, 9]
+    await pool.client.close()

@@ -37,7 +37,7 @@ def rows_of(*keys: UUID | None, priority: int = 0) -> list[Row]:
 
 def send(*rows: Row) -> EngineRequest:
     """Put rows in flight together."""
-    request = EngineRequest(list(rows), Endpoint("http://e", ConcurrencyLimit(8, None), 8), None)
+    request = EngineRequest(list(rows), Endpoint("http://e", ConcurrencyLimit(8, None), None, 8), None)
     for row in rows:
         row.in_request, row.sent_at = request, 5.0
     return request
