@@ -19,8 +19,10 @@ def health(
 
     async def check() -> bool:
         well = True
-        async with wiring().adapters() as a:
-            async for finding in checks.check(a.database, a.publisher, a.notifier, a.engine, a.models):
+        wired = wiring()
+        home = wired.settings.home_folder if wired.running else None
+        async with wired.adapters() as a:
+            async for finding in checks.check(a.database, a.publisher, a.notifier, a.engine, a.models, home):
                 _print(finding, as_json=as_json)
                 well = well and finding.ok
         return well

@@ -1,6 +1,7 @@
 """`yyc3 queues`: depth, throughput and time to empty of each queue, and the state of each endpoint."""
 
 import asyncio
+from collections import Counter
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,20 +11,22 @@ from pipeline.broker import QUARANTINE
 from pipeline.cli.console import command, out, print_json, table, wiring
 from pipeline.operations.queue_status import QueueStatus
 from pipeline.operations.queue_status import queue_status as merged
-from pipeline.store import endpoint_samples, queries
+from pipeline.store import endpoint_samples, processes, queries
 from pipeline.store.endpoint_samples import EndpointSample
+from pipeline.store.processes import SeenProcess
 from schemas.doorbells import Lane, queue_name
+from schemas.intake import INTAKE_QUEUE
 
 
 @command
 def queues(
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object for each queue, each endpoint, and the quarantine.")
+        bool, typer.Option("--json", help="Print one JSON object for each queue, endpoint and process.")
     ] = False,
 ) -> None:
-    """Show depth, throughput and estimated time to empty of each queue, and the state of each endpoint."""
+    """Show depth, throughput and estimated time to empty of each queue, the state of each endpoint, and the processes."""
 
-    async def read() -> tuple[list[QueueStatus], list[EndpointSample], int]:
+    async def read() -> tuple[list[QueueStatus], list[EndpointSample], list[SeenProcess], dict[str, int]]:
         async with wiring().adapters() as adapters:
             lanes = [(entry.name, lane) for entry in adapters.models for lane in Lane]
             depths = await adapters.publisher.depths(queue_name(model, lane) for model, lane in lanes)
@@ -31,15 +34,18 @@ def queues(
                 await queries.queue_states(adapters.database),
                 await endpoint_samples.latest(adapters.database),
             )
-            quarantined = await adapters.publisher.quarantined()
-            return merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen), seen, quarantined
+            others = await adapters.publisher.depths([INTAKE_QUEUE])
+            others[QUARANTINE] = await adapters.publisher.quarantined()
+            merged_states = merged(states, {one: depths[queue_name(*one)] for one in lanes}, seen)
+            return merged_states, seen, await processes.seen(adapters.database), others
 
-    found, seen, quarantined = asyncio.run(read())
+    found, seen, running, others = asyncio.run(read())
     if as_json:
         for entry in (
             *(queue.as_json() for queue in found),
             *(asdict(sample) for sample in seen),
-            {"queue": QUARANTINE, "messages": quarantined},
+            *({"process": one.heartbeat.name, **asdict(one.heartbeat), "silent": one.silent} for one in running),
+            *({"queue": queue, "messages": messages} for queue, messages in others.items()),
         ):
             print_json(entry)
         return
@@ -50,10 +56,21 @@ def queues(
         table("endpoints, as the workers saw them in the last seconds", columns, [_sample_row(one) for one in seen])
     for problem in sorted({f"{one.model} at {one.endpoint}: {one.problem}" for one in seen if one.problem}):
         out.print(problem, markup=False, highlight=False)
-    if quarantined:
+    out.print(_processes(running), highlight=False)
+    if others[INTAKE_QUEUE]:
+        out.print(f"{others[INTAKE_QUEUE]:,} messages wait in the queue {INTAKE_QUEUE}")
+    if quarantined := others[QUARANTINE]:
         out.print(
             f"{quarantined:,} messages that could not be processed are in the queue {QUARANTINE}; inspect it, then empty it"
         )
+
+
+def _processes(running: list[SeenProcess]) -> str:
+    """Return how many processes of each role are heard of, and which are silent."""
+    living = Counter(one.heartbeat.role for one in running if not one.silent)
+    counts = ", ".join(f"{count} {role}" for role, count in sorted(living.items())) or "none is heard of"
+    silent = [f"{one.heartbeat.name} has been silent since {one.seen_at:%H:%M:%S}" for one in running if one.silent]
+    return "; ".join([f"processes: {counts}", *silent])
 
 
 def _row(queue: QueueStatus) -> list[object]:

@@ -1,9 +1,15 @@
 """Start Flower on loopback. Without a password it is read-only; with YYC3_FLOWER_BASIC_AUTH=user:password it can control."""
 
+import asyncio
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.flower.chunks import CHUNK_COLUMNS, install
+from pipeline.store.processes import Role
 from pipeline.wiring import Wiring
 
 
@@ -22,4 +28,25 @@ def run_flower(wiring: Wiring, *, port: int, address: str = "127.0.0.1") -> None
     else:
         arguments.append("--read_only=true")
     sys.argv = ["yyc3 flower"]  # Flower prints it
-    app.start(argv=["--quiet", "flower", *arguments])
+    with _reporting(wiring):
+        app.start(argv=["--quiet", "flower", *arguments])
+
+
+@contextmanager
+def _reporting(wiring: Wiring) -> Iterator[None]:
+    """Report this process from a thread of its own: Flower has the main thread and a loop of its own."""
+    loop, end = asyncio.new_event_loop(), asyncio.Event()
+
+    async def report() -> None:
+        async with wiring.adapters() as adapters:
+            reporting = asyncio.create_task(adapters.presence(Role.FLOWER).report_forever())
+            await end.wait()
+            await cancel_and_wait(reporting)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(report()), name="presence", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(timeout=5)

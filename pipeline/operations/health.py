@@ -1,11 +1,13 @@
 """Check every part of the pipeline. Each finding says what is wrong and what to do."""
 
 import asyncio
+import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pipeline.broker import QUARANTINE, Notifier, Publisher
@@ -30,6 +32,7 @@ from schemas.errors import (
 from schemas.intake import INTAKE_QUEUE
 
 _PING_SECONDS = 1.0
+_FULL_BYTES = 1_000_000_000
 _LONGEST_SECONDS = 5.0
 _RECENTLY = timedelta(hours=1)
 _PROBE = CompletionRequest(
@@ -53,12 +56,22 @@ class Finding:
 
 
 async def check(
-    database: Database, publisher: Publisher, notifier: Notifier, engine: EngineClient, models: Models
+    database: Database,
+    publisher: Publisher,
+    notifier: Notifier,
+    engine: EngineClient,
+    models: Models,
+    home: Path | None = None,
 ) -> AsyncIterator[Finding]:
-    """Check Postgres, Redis, the broker, every endpoint and the workers at once; yields what is known as soon as it is."""
+    """Check Postgres, Redis, the broker, every endpoint and the workers at once; yields what is known as soon as it is.
+
+    `home` is the folder of a `yyc3 up` that runs on this machine: there must be room on its disk.
+    """
     parts = {"postgres": _postgres(database), "redis": _redis(notifier), "broker": _broker(publisher)}
     parts |= {"processes": _processes(database, publisher, models), "work": _work(database)}
     parts |= {f"{entry.name} at {url}": _endpoint(engine, entry, url) for entry in models for url in entry.addresses}
+    if home is not None:
+        yield _disk(home)
     broker_works = True
     for checked in asyncio.as_completed([_bounded(part, work) for part, work in parts.items()]):
         finding = await checked
@@ -88,6 +101,13 @@ async def endpoints(engine: EngineClient, models: Models) -> list[EndpointFound]
         EndpointFound(entry.name, url, finding.ok, finding.seen, finding.advice)
         for (entry, url), finding in zip(asked, found, strict=True)
     ]
+
+
+def _disk(home: Path) -> Finding:
+    free = shutil.disk_usage(home).free
+    enough = free > _FULL_BYTES
+    advice = "" if enough else "make room, or move YYC3_HOME: without room Postgres stops, and no job can be stored"
+    return Finding("disk", enough, f"{free / 1e9:.1f} GB free in {home}", advice)
 
 
 async def _bounded(part: str, work: Awaitable[Finding]) -> Finding:

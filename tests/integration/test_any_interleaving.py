@@ -2,8 +2,9 @@
 
 The machine plays several workers that claim, renew, settle, lose replies and disappear; recovery that
 requeues what is not renewed; callers that submit, submit again and cancel; a person who replays and
-discards. After every step an outcome has not changed, a job has at most one current outcome, no claim
-holds a settled row, the counters equal the outcomes, and every row has the tenant of its job.
+discards; and processes that stop while they hold a lock, for any number of steps. After every step an
+outcome has not changed, a job has at most one current outcome, no claim holds a settled row, the
+counters equal the outcomes, and every row has the tenant of its job.
 """
 
 import asyncio
@@ -22,12 +23,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from pipeline.store import Database, cancellation, claims, dead_letters, recovery, settlement
 from pipeline.store.claims import Claim
+from pipeline.store.connecting import ROLE_SETTINGS
 from pipeline.store.dead_letters import DeadLetterFilter, Decision
 from pipeline.store.ids import JobIds
 from pipeline.store.schema.tables import metadata
 from pipeline.store.settlement import ChunkState, FailedAttempt, SettledRow, Settlement
 from schemas.doorbells import Lane
-from schemas.errors import ErrorCode
+from schemas.errors import ErrorCode, StoreUnavailable
 from schemas.ids import JobId
 from tests.support.sandbox import Sandbox
 from tests.support.store_helpers import LEASE, claim_next, failed, new_job, store_batch, store_jobs, succeeded
@@ -53,10 +55,43 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.sightings: frozenset[recovery.LeaseSighting] = frozenset()
         self.outcomes: dict[tuple[int, int], tuple[str, str]] = {}
         self.watcher = psycopg.connect(self.sandbox.database_url, autocommit=True)
+        self.stopped: psycopg.Connection[Any] | None = None
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end."""
         return self.loop.run_until_complete(work)
+
+    def tried(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Run a coroutine that may be refused, after a while, because a process that stopped holds a lock."""
+        try:
+            return self.do(work)
+        except StoreUnavailable:
+            assert self.stopped is not None
+            return None
+
+    # --- a process that stops
+
+    @rule(place=st.integers(0, 3), change=st.booleans())
+    def this_process_stops_here(self, place: int, change: bool) -> None:
+        """Lock a chunk, or change it, and go no further: a client that was suspended in a transaction."""
+        if self.stopped is not None:
+            return
+        self.stopped = psycopg.connect(self.sandbox.database_url)
+        chunk = (
+            "SELECT first_job_id FROM chunks WHERE state <> 'done' ORDER BY first_job_id LIMIT 1 OFFSET %s FOR UPDATE"
+        )
+        if change:
+            chunk = f"UPDATE chunks SET worker = 'stopped' WHERE first_job_id = ({chunk})"
+        self.stopped.execute(chunk, (place,))
+
+    @rule(killed=st.booleans())
+    def it_goes_on(self, killed: bool) -> None:
+        """It commits, or its connection was closed meanwhile."""
+        if self.stopped is not None:
+            if not killed:
+                self.stopped.commit()
+            self.stopped.close()
+            self.stopped = None
 
     @initialize()
     def empty(self) -> None:
@@ -83,7 +118,8 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def cancel(self, job_id: JobId) -> None:
         """Cancel a job, whatever its state."""
-        assert self.do(cancellation.cancel(self.database, job_id)) is not None
+        cancelled = self.tried(cancellation.cancel(self.database, job_id))
+        assert cancelled is not None or self.stopped is not None
 
     # --- workers
 
@@ -168,7 +204,8 @@ class AnyInterleaving(RuleBasedStateMachine):
     def let_lease_expire(self, run: Claim) -> None:
         """Let a lease expire; the worker may be dead, or only slow."""
         self.watcher.execute(
-            "UPDATE chunks SET lease_expires_at = now() - interval '1 s' WHERE run_id = %s AND state = 'running'",
+            """UPDATE chunks SET lease_expires_at = now() - interval '1 s' WHERE first_job_id IN (
+                   SELECT first_job_id FROM chunks WHERE run_id = %s AND state = 'running' FOR UPDATE SKIP LOCKED)""",
             (run.run_id,),
         )
 
@@ -272,6 +309,7 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Check that every job gets an outcome when a worker continues."""
+        self.it_goes_on(killed=True)
         self.watcher.execute("UPDATE chunks SET due_at = now()")
         self.watcher.execute("UPDATE chunks SET lease_expires_at = now() - interval '1 s' WHERE state = 'running'")
         self.do(recovery.requeue_lost(self.database, self.do(recovery.expired_leases(self.database, LEASE))))
@@ -295,7 +333,9 @@ CURRENT = """SELECT o.* FROM outcomes o WHERE NOT EXISTS (
 
 
 @pytest.fixture
-def _one_sandbox(sandbox: Sandbox) -> Iterator[None]:
+def _one_sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(ROLE_SETTINGS, "lock_timeout", "30ms")
+    monkeypatch.setitem(ROLE_SETTINGS, "idle_in_transaction_session_timeout", "0")
     _sandbox.append(sandbox)
     yield
     _sandbox.clear()
