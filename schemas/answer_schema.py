@@ -17,6 +17,8 @@ _MAX_BYTES = 20_000
 # A caller's regular expression would run in the worker, and a bad one never ends; the others take quadratic time.
 _REFUSED = ("pattern", "patternProperties", "uniqueItems", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef")
 _MAX_PARTS = 1_000
+_MAX_DEPTH = 64
+_TEXT, _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"'), re.compile(rb"[][{}]")
 _MAX_CHECKS = 2_000_000  # parts of the schema times values of an answer: seconds, not minutes
 _REFERENCE = re.compile(r"#/(\$defs|definitions)/[^/]+")
 
@@ -33,6 +35,8 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
         raise ValueError("cannot be written as JSON, or is nested too deep") from None
     if len(written) > _MAX_BYTES:
         raise ValueError(f"may have at most {_MAX_BYTES:,} bytes")
+    if _depth(written) > _MAX_DEPTH:
+        raise ValueError(f"is nested too deep: it may have {_MAX_DEPTH} brackets and braces inside each other")
     for keyword, value in _keywords(schema):
         if keyword in _REFUSED:
             raise ValueError(f"may not use {keyword}: it could block a worker; use enum, lengths and ranges")
@@ -48,6 +52,15 @@ def check_answer_schema(schema: dict[str, Any]) -> None:
         raise ValueError(f"is not a JSON schema{f', see {place}' if place else ''}") from error
     if _parts(schema, schema, {}, ()) > _MAX_PARTS:
         raise ValueError(f"has more than {_MAX_PARTS:,} parts when its references are followed")
+
+
+def _depth(written: bytes) -> int:
+    """Return how deep brackets and braces of valid JSON are nested; those in texts do not count."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(_TEXT.sub(b"", written)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _parts(found: Any, schema: dict[str, Any], known: dict[str, int], path: tuple[str, ...]) -> int:
@@ -106,9 +119,12 @@ def _validator(schema: bytes) -> "Draft202012Validator":
 
 def conforms(answer: Any, schema: dict[str, Any]) -> bool:
     """Whether an answer conforms to a checked schema; an answer that is too large to check does not."""
-    if _parts(schema, schema, {}, ()) * _values(answer) > _MAX_CHECKS:
-        return False
-    return bool(_validator(orjson.dumps(schema)).is_valid(answer))
+    try:
+        if _parts(schema, schema, {}, ()) * _values(answer) > _MAX_CHECKS:
+            return False
+        return bool(_validator(orjson.dumps(schema)).is_valid(answer))
+    except RecursionError:
+        return False  # no answer that is nested so deep is one to a schema that is not
 
 
 def _values(answer: Any) -> int:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+# All but tab and line feed; also those of eight bits, which some terminals obey.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -46,7 +49,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        err.print(f"[red]error[/red] {_plain(error.message)}", highlight=False)
+        err.print(f"[red]error[/red] {_plain(shown(error.message))}", highlight=False)
         raise typer.Exit(_exit_for(error)) from None
     except KeyboardInterrupt:
         err.print("stopped; submitted jobs continue")
@@ -58,6 +61,11 @@ def _one_sentence() -> Iterator[None]:
 
 def _plain(text: str) -> str:
     return text.replace("[", r"\[")
+
+
+def shown(text: str) -> str:
+    """Return a text of a model or a caller for the output: at a terminal its control characters are shown and do nothing."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if out.is_terminal else text
 
 
 def command(function: Callable[P, T]) -> Callable[P, T]:
@@ -114,14 +122,14 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print a table for people; numbers are aligned to the right."""
-    shown = Table(title=title, title_justify="left")
+    shown_table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        shown.add_column(column, justify="right" if numeric else "left")
+        shown_table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        shown.add_row(*[_plain(_cell(value)) for value in row])
+        shown_table.add_row(*[_plain(shown(_cell(value))) for value in row])
     # In a file or a pipe it is as wide as it needs to be.
-    (out if out.is_terminal else Console(width=160)).print(shown, soft_wrap=False)
+    (out if out.is_terminal else Console(width=160)).print(shown_table, soft_wrap=False)
 
 
 def _cell(value: Any) -> str:

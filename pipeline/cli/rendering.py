@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 
 from pipeline import kinds
-from pipeline.cli.console import err, out, print_json
+from pipeline.cli.console import err, out, print_json, shown
 from schemas.ids import JobId
 from schemas.results import Outcome
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent
@@ -15,7 +15,7 @@ def print_outcome(job_id: JobId, outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print_json(outcome)
         return
-    out.print(_headline(outcome), markup=False, highlight=False)
+    out.print(shown(_headline(outcome)), markup=False, highlight=False)
     _print_facts(job_id, outcome)
 
 
@@ -26,7 +26,7 @@ def print_stream(events: Iterator[StreamEvent], as_json: bool) -> Outcome:
             print_json(event)
         match event:
             case TextEvent() if not as_json:
-                sys.stdout.write(event.text)
+                sys.stdout.write(shown(event.text))
                 sys.stdout.flush()
             case RestartEvent() if not as_json:
                 out.print()
@@ -35,7 +35,7 @@ def print_stream(events: Iterator[StreamEvent], as_json: bool) -> Outcome:
                 if not as_json:
                     out.print()
                     if event.outcome.error:
-                        out.print(_headline(event.outcome), markup=False, highlight=False)
+                        out.print(shown(_headline(event.outcome)), markup=False, highlight=False)
                     _print_facts(event.job_id, event.outcome)
                 return event.outcome
     raise AssertionError("a stream ends with its outcome")
@@ -61,4 +61,4 @@ def _print_facts(job_id: JobId, outcome: Outcome) -> None:
         facts.append("simulated: not the answer of a model")
     if outcome.error:
         facts.append(outcome.error.code)
-    err.print(" · ".join(facts), style="dim", markup=False, highlight=False)
+    err.print(shown(" · ".join(facts)), style="dim", markup=False, highlight=False)

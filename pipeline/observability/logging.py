@@ -2,10 +2,17 @@
 
 import logging
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
+from structlog.typing import EventDict
+
+_LINES_A_WINDOW = 20
+_WINDOW_SECONDS = 10.0
 
 
 def configure_logging() -> None:
@@ -21,6 +28,7 @@ def configure_logging() -> None:
     )
     structlog.configure(
         processors=[
+            BoundedRate(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
@@ -28,6 +36,29 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class BoundedRate:
+    """Drops lines of an event that comes too often, and says with its next line how many: a storm fills no disk."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._windows: dict[str, tuple[float, int]] = {}  # of each event: when it began, and its lines
+
+    def __call__(self, _: Any, method: str, event: EventDict) -> EventDict:
+        """Return the event, or drop it."""
+        if method in {"error", "critical"}:
+            return event
+        now, name = self._clock(), str(event.get("event"))
+        began, lines = self._windows.get(name, (now, 0))
+        if now - began >= _WINDOW_SECONDS:
+            if lines > _LINES_A_WINDOW:
+                event["lines_left_out"] = lines - _LINES_A_WINDOW
+            began, lines = now, 0
+        self._windows[name] = began, lines + 1
+        if lines >= _LINES_A_WINDOW:
+            raise structlog.DropEvent
+        return event
 
 
 class _WithoutBodies(logging.Filter):

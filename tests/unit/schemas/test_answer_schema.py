@@ -37,6 +37,28 @@ def test_a_schema_that_cannot_be_checked_safely_is_refused(schema: dict[str, obj
         parse_job({"kind": "vision", "question": "?", "images": ["data:a"], "answer_schema": schema})
 
 
+def nested(levels: int) -> dict[str, object]:
+    schema: dict[str, object] = {"type": "string", "description": "[[[["}
+    for _ in range(levels):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
+def test_a_schema_may_be_nested_as_deep_as_it_can_be_checked() -> None:
+    job = {"kind": "vision", "question": "?", "images": ["data:a"]}
+    assert parse_job({**job, "answer_schema": nested(31)})
+    for levels in (32, 60, 121, 400):
+        with pytest.raises(InvalidJob, match="nested too deep"):
+            parse_job({**job, "answer_schema": nested(levels)})
+
+
+def test_an_answer_that_is_nested_deeper_than_can_be_checked_does_not_conform() -> None:
+    answer: list[object] = []
+    for _ in range(900):
+        answer = [answer]
+    assert not conforms(answer, {"type": "array"})
+
+
 def test_an_answer_that_is_too_large_to_check_does_not_conform() -> None:
     schema = {"type": "array", "items": {"type": "integer"}}
     assert conforms([1] * 1_000, schema)

@@ -7,7 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from pipeline.cli.console import Exit, command, with_options
+from pipeline.cli import console
+from pipeline.cli.console import Exit, command, shown, with_options
 from schemas.errors import (
     EngineFailed,
     InvalidJob,
@@ -141,3 +142,12 @@ def test_an_error_is_printed_as_its_sentence_alone(capsys: pytest.CaptureFixture
         fail()
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "error job refused: text: [empty]\n")
+
+
+@pytest.mark.parametrize("sent", ["\x1b]52;c;aGk=\x07", "\x9b2J", "a\rb", "\x1b[8mhidden", "\x00"])
+def test_an_answer_steers_no_terminal_and_is_whole_elsewhere(monkeypatch: pytest.MonkeyPatch, sent: str) -> None:
+    monkeypatch.setattr(console.out, "_force_terminal", True)
+    assert not [character for character in shown(sent) if not character.isprintable()]
+    assert shown("你好\n\t好") == "你好\n\t好"
+    monkeypatch.setattr(console.out, "_force_terminal", False)
+    assert shown(sent) == sent
