@@ -1,8 +1,13 @@
 """`yyc3 up`: run everything on this machine until Ctrl-C."""
 
+import asyncio
+import contextlib
 import os
+import re
 import select
 import signal
+import socket
+import threading
 import time
 from collections import Counter
 from typing import Annotated, Any
@@ -14,11 +19,15 @@ from pipeline.cli.info import describe, show
 from pipeline.policies import retries
 from pipeline.settings import load_settings
 from pipeline.stack import Stack
+from pipeline.store import Database, processes
+from pipeline.store.processes import REPORT_SECONDS
 from pipeline.wiring import Wiring
+from schemas.errors import PipelineError
 
 _CALM_SECONDS = 30.0
 _FOLLOW_SECONDS = 1.0
 _SERVERS = {"postgres", "valkey"}
+_PROCESS = re.compile(r"[^.@]+\.(?P<pid>\d+)@(?P<host>.+)")  # see presence.process_name
 
 
 @command
@@ -51,7 +60,7 @@ def up(
                 "ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything",
                 highlight=False,
             )
-        _watch(stack, wake)
+        _watch(stack, wake, _Silence(Wiring(settings)))
 
 
 class _Restarts:
@@ -87,7 +96,53 @@ class _Restarts:
         return names
 
 
-def _watch(stack: Stack, wake: int) -> None:
+class _Silence:
+    """Processes that hang: they run, and are not heard of. Asked for in a thread: the database may hang as well."""
+
+    def __init__(self, wired: Wiring) -> None:
+        self._wiring = wired
+        self._silent: frozenset[str] = frozenset()
+        self._told: frozenset[str] = frozenset()
+        threading.Thread(target=self._look, name="silence", daemon=True).start()
+
+    def news(self) -> list[str]:
+        """Return what has changed, in sentences."""
+        silent, told = self._silent, self._told
+        self._told = silent
+        hang = [f"{name} runs and is not heard of: it hangs, or cannot reach the database" for name in silent - told]
+        return hang + [f"{name} is heard of again, or was replaced" for name in told - silent]
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(REPORT_SECONDS)
+            with contextlib.suppress(PipelineError, TimeoutError):  # then nothing is known of them
+                self._silent = asyncio.run(self._ask())
+
+    async def _ask(self) -> frozenset[str]:
+        async with asyncio.timeout(REPORT_SECONDS):
+            database = await Database(self._wiring.database_url).open()
+            try:
+                found = await processes.seen(database)
+            finally:
+                await database.close()
+        return frozenset(one.heartbeat.name for one in found if one.silent and _is_running(one.heartbeat.name))
+
+
+def _is_running(name: str) -> bool:
+    """Whether a process of this host with the id in its name is there; one that was lost is replaced anyway."""
+    found = _PROCESS.fullmatch(name)
+    if found is None or found["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _watch(stack: Stack, wake: int, silence: _Silence) -> None:
     """Start what exits by itself again, for as long as it takes, until a signal; says each time what is down."""
     restarts, down, told = _Restarts(), set[str](), None
     while True:
@@ -97,6 +152,8 @@ def _watch(stack: Stack, wake: int) -> None:
         if said is not None and said != told:
             err.print(said, highlight=False, markup=False)
         told = said
+        for news in silence.news():
+            err.print(news, highlight=False, markup=False)
         if wake in readable:
             if down or restarts.next_due is not None:
                 err.print("[red]stopped while a part was down; see the logs[/red]")

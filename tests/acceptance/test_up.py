@@ -160,3 +160,18 @@ def test_models_are_read_again_when_their_file_changes_and_a_bad_file_changes_no
             added = wait_for(lambda: client.submit({**job, "model": "second"}), "the entry", ignoring=UnknownModel)
             assert client.result(added, timeout=60).model == "second"
             assert client.result(client.submit({**job, "model": "our-chat"}), timeout=60).model == "our-chat"
+
+
+def test_a_process_that_hangs_is_said(tmp_path: Path) -> None:
+    with Up(tmp_path / "home", *SIMULATED) as up:
+        hung = wait_for(lambda: up.find("pipeline.cli recover"), "recovery")
+        assert hung is not None
+        name = f"recovery.{hung.pid}@"
+        wait_for(lambda: name in up.yyc3("queues", "--json"), "its first heartbeat")
+        hung.suspend()
+        try:
+            wait_for(lambda: re.search(f"{name}.* runs and is not heard of", up.said), "the word about it")
+            assert f"{name}" in up.run("health").stdout
+        finally:
+            hung.resume()
+        wait_for(lambda: re.search(f"{name}.* is heard of again", up.said), "its return")
