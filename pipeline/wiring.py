@@ -39,7 +39,15 @@ _FOLLOW_SECONDS = 1.0
 
 def _stamps(*files: Path) -> list[tuple[int, int] | None]:
     """Return what changes when one of these files is written."""
-    return [(file.stat().st_mtime_ns, file.stat().st_ino) if file.exists() else None for file in files]
+
+    def stamp(file: Path) -> tuple[int, int] | None:
+        try:
+            found = file.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    return [stamp(file) for file in files]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from workers.execution.worker import Worker, WorkerSettings
 from workers.loop import LoopThread, prefer_latency
 
 _log = structlog.get_logger(__name__)
+_again = threading.Event()
 _INTERACTIVE_THREADS = 256
 _BULK_THREADS_PER_MODEL = 4  # chunks at once: while one ends, the others keep the engine full
 
@@ -77,9 +79,10 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
 
 
 async def _start_again_for_others(served: Sequence[str], models: Models) -> None:
-    """Stop, to be started again, when there are other models than those whose queues are consumed here."""
+    """Drain and begin again, in this process, when there are other models than those whose queues are consumed here."""
     if sorted(served) != sorted(entry.name for entry in models):
-        _log.info("there are other models now: this worker stops, to be started again")
+        _log.info("there are other models now: this worker drains and begins again")
+        _again.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -95,6 +98,8 @@ def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[s
         app.worker_main([*arguments, "--task-events"])
     finally:
         loop.close()
+        if _again.is_set():
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own interpreter
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
 class ByteBudget:
@@ -17,11 +17,17 @@ class ByteBudget:
         self._capacity = capacity
         self._used = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._given_back = asyncio.Event()
 
     @property
     def free(self) -> int:
         """Bytes that are not in use."""
         return max(0, self._capacity - self._used)
+
+    @property
+    def unused(self) -> bool:
+        """Whether nothing is in use: then a piece that is larger than all of it may have it."""
+        return self._used == 0
 
     @property
     def short(self) -> bool:
@@ -35,6 +41,7 @@ class ByteBudget:
     def give_back(self, size: int) -> None:
         """Give bytes back, to those that wait, in their order."""
         self._used -= size
+        self._given_back.set()
         while self._waiting and self._fits(self._waiting[0][0]):
             needed, ready = self._waiting.popleft()
             if not ready.done():
@@ -43,7 +50,7 @@ class ByteBudget:
 
     async def acquire(self, size: int) -> None:
         """Wait until so much is free, and take it."""
-        if not self._waiting and self._fits(size):
+        if not size or (not self._waiting and self._fits(size)):
             self._used += size
             return
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -64,11 +71,12 @@ class ByteBudget:
         finally:
             self.give_back(size)
 
-    async def wait_for_half(self) -> None:
-        """Wait until half of it is free."""
-        if self.short:
-            async with self.hold(self._capacity - self._capacity // 2):
-                pass
+    async def wait_for_more(self, seconds: float) -> None:
+        """Wait until something is given back, at most so long."""
+        self._given_back.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._given_back.wait()
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._capacity

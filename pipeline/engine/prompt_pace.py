@@ -17,6 +17,7 @@ _BURST_SECONDS = 0.02
 _SHORTEST_SECONDS = 0.001
 _MOST_LESS, _MOST_MORE = 0.5, 1.25
 _LONGEST_UPDATE_SECONDS = 5.0
+_MORE_WITHOUT_ANSWERS = 1.05
 _OPEN_STEPS = 1.75  # a row waits for the end of a step, and is read in the next one
 SHORT_TOKENS = 8
 """Answers of so few tokens cost the engine little more than their prompts."""
@@ -78,7 +79,11 @@ class PromptPace:
         """
         used, self._sent = self._sent / seconds, 0
         held, self._held = self._held, False
-        if not self._active or token_seconds is None:
+        if not self._active:
+            return
+        if token_seconds is None:  # no answer is written here: the chats are at another endpoint, or there is a gap
+            if self._rate is not None and held:
+                self._rate *= _MORE_WITHOUT_ANSWERS
             return
         factor = min(max(cbrt(self._aim / max(token_seconds, 1e-6)), _MOST_LESS), _MOST_MORE)
         if self._rate is None:

@@ -15,7 +15,16 @@ from pipeline.store.replays import LATEST_REPLAY
 from schemas.doorbells import Lane
 from schemas.ids import BatchId, JobId
 
-MUCH_ROOM = 2**62
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a worker has memory for: chunks of so many bytes together; `alone` if it has nothing else, so one may be larger."""
+
+    bytes: int
+    alone: bool
+
+
+MUCH_ROOM = Room(2**62, alone=True)
 AGING_SECONDS = 600
 """Time in a queue that counts as one step of priority."""
 
@@ -76,8 +85,8 @@ FROM picked WHERE c.first_job_id = picked.first_job_id
 RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to, c.bytes,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
-# Only the first chunks that have no more bytes together than the worker has room for; one at least.
-_WITHIN_ROOM = "(n = 1 OR total <= %(room)s)"
+# Only the first chunks that have no more bytes together than the worker has room for.
+_WITHIN_ROOM = "(total <= %(room)s OR (n = 1 AND %(alone)s))"
 # A claim whose reply was lost is repeated with the same run_id and finds its own chunk. A chunk is left if a more urgent one
 # waits in its lane: `claim_best` takes that one.
 _CLAIM_NAMED = f"""
@@ -93,7 +102,7 @@ WITH free AS MATERIALIZED (
 ), picked AS (
     SELECT first_job_id, run_id FROM (
         SELECT first_job_id, run_id, row_number() OVER named AS n, sum(bytes) OVER named AS total
-        FROM free WINDOW named AS (ORDER BY first_job_id)
+        FROM free WINDOW named AS (ORDER BY bytes, first_job_id)  -- a large one keeps no small one waiting
     ) f WHERE {_WITHIN_ROOM}
 )
 UPDATE chunks c SET {_CLAIMED}
@@ -187,7 +196,7 @@ WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1
 
 
 async def claim_named(
-    database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta, room: int = MUCH_ROOM
+    database: Database, wanted: Sequence[tuple[JobId, UUID]], *, worker: str, lease: timedelta, room: Room = MUCH_ROOM
 ) -> dict[UUID, Claim]:
     """Claim the named chunks; those that another worker holds, that are done or less urgent than another are left out.
 
@@ -198,14 +207,15 @@ async def claim_named(
         wanted: chunks, and the run that each is for.
         worker: shown with them.
         lease: of each.
-        room: bytes that the worker has room for: chunks beyond it are left out, but for the first.
+        room: what the worker has memory for; chunks beyond it are left out, larger ones first.
     """
     arguments = {
         "chunks": [chunk for chunk, _ in wanted],
         "run_ids": [run_id for _, run_id in wanted],
         "worker": worker,
         "lease": lease,
-        "room": room,
+        "room": room.bytes,
+        "alone": room.alone,
     }
     async with database.connection() as connection:
         claimed = await (await connection.execute(_CLAIM_NAMED, arguments)).fetchall()
@@ -220,7 +230,7 @@ async def claim_best(
     *,
     worker: str,
     lease: timedelta,
-    room: int = MUCH_ROOM,
+    room: Room = MUCH_ROOM,
 ) -> dict[UUID, Claim]:
     """Claim the queued chunks of a model and lane that should run next, one for each run id while there are any.
 
@@ -233,7 +243,8 @@ async def claim_best(
         "most": len(run_ids),
         "worker": worker,
         "lease": lease,
-        "room": room,
+        "room": room.bytes,
+        "alone": room.alone,
     }
     async with database.connection() as connection:
         claimed = await (await connection.execute(_CLAIM_BEST, arguments)).fetchall()

@@ -10,11 +10,12 @@ from pipeline.concurrency.backoff import Stopped, retry_while_unavailable
 from pipeline.concurrency.byte_budget import ByteBudget
 from pipeline.concurrency.coalescer import Coalescer
 from pipeline.store import Database, claims
-from pipeline.store.claims import Claim
+from pipeline.store.claims import Claim, Room
 from schemas.doorbells import Doorbell, Lane
 from schemas.ids import JobId
 
 _LARGEST_CLAIM = 64
+_TRIES_WITHOUT_ROOM, _WAIT_FOR_ROOM_SECONDS = 10, 1.0
 _CLAIMED_BYTES = 48 * 1024 * 1024  # a request is copied about five times on its way to an engine
 
 
@@ -40,19 +41,21 @@ class Claimer:
     async def claim(self, doorbell: Doorbell) -> Claim | None:
         """Claim a chunk; None if another worker has it, no chunk is queued, or the worker drains.
 
-        Waits while this process has as much in memory as it may: another worker may take the chunk meanwhile.
+        A chunk that does not fit into the memory of this process is waited for some seconds; another worker may take it
+        meanwhile, and recovery publishes its doorbell again.
         """
         run_id = uuid4()  # made before it is sent: a claim whose reply was lost is repeated and finds its chunk
         try:
-            while True:
-                await self._budget.wait_for_half()
+            for _ in range(_TRIES_WITHOUT_ROOM):
                 claim = await retry_while_unavailable(
                     lambda: self._claim(doorbell, run_id), "claim waits for the database", self._stop, growing=False
                 )
                 if claim is not None or not self._budget.short or self._stop.is_set():
                     return claim
+                await self._budget.wait_for_more(_WAIT_FOR_ROOM_SECONDS)
         except Stopped:
-            return None
+            pass
+        return None
 
     def release(self, claim: Claim) -> None:
         """Forget the rows of a claim: its run has ended."""
@@ -74,15 +77,18 @@ class Claimer:
 
     async def _claim_named(self, wanted: list[tuple[JobId, UUID]]) -> Sequence[Claim | None]:
         found = await claims.claim_named(
-            self._database, wanted, worker=self._worker, lease=self._lease, room=self._budget.free
+            self._database, wanted, worker=self._worker, lease=self._lease, room=self._room()
         )
         return self._taken(found, [run_id for _, run_id in wanted])
 
     async def _claim_best(self, model: str, lane: Lane, run_ids: list[UUID]) -> Sequence[Claim | None]:
         found = await claims.claim_best(
-            self._database, model, lane, run_ids, worker=self._worker, lease=self._lease, room=self._budget.free
+            self._database, model, lane, run_ids, worker=self._worker, lease=self._lease, room=self._room()
         )
         return self._taken(found, run_ids)
+
+    def _room(self) -> Room:
+        return Room(self._budget.free, alone=self._budget.unused)
 
     def _taken(self, found: Mapping[UUID, Claim], run_ids: Sequence[UUID]) -> Sequence[Claim | None]:
         self._budget.take(sum(claim.bytes for claim in found.values()))

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.store import Database, cancellation, claims, recovery, settlement
 from pipeline.store.batches import batch_outcomes
-from pipeline.store.claims import Claim
+from pipeline.store.claims import Claim, Room
 from pipeline.store.settlement import ChunkState
 from schemas.doorbells import Lane
 from tests.support.sandbox import Sandbox
@@ -144,7 +144,7 @@ async def test_what_is_queued_is_counted_whatever_happens_to_it(database: Databa
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_a_worker_claims_no_more_bytes_than_it_has_room_for_but_one_chunk_at_least(
+async def test_a_worker_claims_no_more_bytes_than_it_has_room_for_but_one_chunk_if_it_has_nothing_else(
     database: Database, named: bool
 ) -> None:
     large = replace(new_job(priority=0), request=b'{"x": "' + b"a" * 1_000 + b'"}')
@@ -152,7 +152,8 @@ async def test_a_worker_claims_no_more_bytes_than_it_has_room_for_but_one_chunk_
     assert {chunk.bytes for chunk in chunks} == {len(large.request)}
     run_ids = [uuid4() for _ in chunks]
 
-    async def claim(room: int) -> list[Claim]:
+    async def claim(size: int, *, alone: bool = True) -> list[Claim]:
+        room = Room(size, alone=alone)
         if named:
             wanted = [(chunk.first_job_id, run_id) for chunk, run_id in zip(chunks, run_ids, strict=True)]
             found = await claims.claim_named(database, wanted, worker="w", lease=LEASE, room=room)
@@ -162,6 +163,7 @@ async def test_a_worker_claims_no_more_bytes_than_it_has_room_for_but_one_chunk_
             )
         return list(found.values())
 
+    assert await claim(10, alone=False) == []
     assert len(await claim(10)) == 1
     found = await claim(3 * len(large.request))
     assert len(found) == (3 if named else 4), "a repeated claim finds its own chunk again"

@@ -40,15 +40,24 @@ async def test_one_that_is_cancelled_gives_its_place_back() -> None:
     assert budget.free == 6
 
 
-async def test_half_of_it_is_waited_for() -> None:
+async def test_what_takes_nothing_waits_for_nothing() -> None:
     budget = ByteBudget(10)
-    budget.take(4)
-    await asyncio.wait_for(budget.wait_for_half(), 1)
-    budget.take(20)
-    waiting = asyncio.create_task(budget.wait_for_half())
+    await budget.acquire(10)
+    late = asyncio.create_task(budget.acquire(10))
     await asyncio.sleep(0)
-    assert not waiting.done()
-    assert budget.short
+    async with asyncio.timeout(1), budget.hold(0):
+        assert budget.short
+        assert not late.done()
+    budget.give_back(10)
+    await late
+
+
+async def test_the_next_piece_that_is_given_back_is_waited_for_but_not_for_long() -> None:
+    budget = ByteBudget(10)
+    budget.take(20)
+    await budget.wait_for_more(0.01)
+    waiting = asyncio.create_task(budget.wait_for_more(60))
+    await asyncio.sleep(0)
     budget.give_back(20)
     await asyncio.wait_for(waiting, 1)
-    assert budget.free == 6
+    assert budget.unused
