@@ -34,6 +34,7 @@ def normal_endpoint(url: str) -> str:
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"http", "https"} and parts.hostname is not None and (parts.port or 1) > 0
+        _ = (parts.hostname or "").encode("idna")  # as the resolver does: an empty label, or one that is too long
     except ValueError:
         valid = False
     if not valid or any(character.isspace() for character in url):

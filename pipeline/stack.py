@@ -106,8 +106,12 @@ class Stack:
         if models == self._wiring.models:
             return None
         self._wiring.models.replace_with(models)
-        new = [entry for entry in models if self._is_simulated(entry) and entry.name not in self.addresses.simulated]
-        simulated = self.addresses.simulated | {entry.name: self._start_simulator(entry) for entry in new}
+        wanted = {entry.name: entry for entry in models if self._is_simulated(entry)}
+        for name in self.addresses.simulated.keys() - wanted.keys():
+            self._commands.pop(f"{_SIMULATOR}{name}")
+            self.supervisor.stop(f"{_SIMULATOR}{name}")
+        running = {name: url for name, url in self.addresses.simulated.items() if name in wanted}
+        simulated = running | {n: self._start_simulator(one) for n, one in wanted.items() if n not in running}
         self.addresses = self.addresses.model_copy(update={"simulated": simulated})
         write_stack_addresses(self.folder, self.addresses)
         return "models.toml was read again"

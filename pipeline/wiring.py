@@ -22,6 +22,7 @@ from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import Submitter
 from pipeline.local.addresses import StackAddresses, addresses_file, find_stack_addresses
 from pipeline.models import DEFAULT_FILE, Models, load_models
+from pipeline.observability.logging import safe_error_summary
 from pipeline.operations.presence import Presence, process_name
 from pipeline.operations.recovery import Recovery
 from pipeline.settings import Settings, load_settings
@@ -48,6 +49,12 @@ def _stamps(*files: Path) -> list[tuple[int, int] | None]:
         return found.st_mtime_ns, found.st_ino
 
     return [stamp(file) for file in files]
+
+
+async def _tell(listeners: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    for problem in await asyncio.gather(*[changed() for changed in listeners], return_exceptions=True):
+        if isinstance(problem, Exception):
+            _log.error("a part of this process keeps its former entry", fault=safe_error_summary(problem))
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,10 @@ class Wiring:
         settings = self.settings
         models = load_models(settings.models_file, base_url=settings.ai_base_url, model=settings.ai_model)
         simulated = self.running.simulated if self.running else {}
-        return models.with_endpoints({entry.name: simulated[entry.name] for entry in models if entry.name in simulated})
+        used = {
+            entry.name: simulated[entry.name] for entry in models if entry.name in simulated and not entry.configured
+        }
+        return models.with_endpoints(used)
 
     async def _follow_models(self, listeners: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Read models.toml again whenever it, or what the running `yyc3 up` stored, changes; a bad file changes nothing."""
@@ -166,8 +176,7 @@ class Wiring:
             if read != self.models:
                 self.models.replace_with(read)
                 _log.info("models.toml was read again", models=[entry.name for entry in read])
-                for changed in listeners:
-                    await changed()
+                await _tell(listeners)
 
     @property
     def database_url(self) -> str:

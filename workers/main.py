@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import socket
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 import structlog
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
+from celery.worker import state
 
 from pipeline.broker import broker_of
 from pipeline.models import Models
@@ -29,7 +29,7 @@ from workers.execution.worker import Worker, WorkerSettings
 from workers.loop import LoopThread, prefer_latency
 
 _log = structlog.get_logger(__name__)
-_again = threading.Event()
+_begins_again, _is_stopped = threading.Event(), threading.Event()
 _INTERACTIVE_THREADS = 256
 _BULK_THREADS_PER_MODEL = 4  # chunks at once: while one ends, the others keep the engine full
 
@@ -61,7 +61,7 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
             presence = adapters.presence(Role.WORKER, node, lambda: worker.held_chunks)
             ready(worker)
             if not models:
-                adapters.on_models.append(partial(_start_again_for_others, chosen, adapters.models))
+                adapters.on_models.append(partial(_begin_again_for_others, chosen, adapters.models, worker))
             async with asyncio.TaskGroup() as group:
                 group.create_task(presence.report_forever())
                 group.create_task(worker.serve())
@@ -78,12 +78,14 @@ def run_worker(lane: Lane, models: Sequence[str]) -> NoReturn:
     run_celery(app, loop, node, queues, threads)
 
 
-async def _start_again_for_others(served: Sequence[str], models: Models) -> None:
+async def _begin_again_for_others(served: Sequence[str], models: Models, worker: Worker) -> None:
     """Drain and begin again, in this process, when there are other models than those whose queues are consumed here."""
-    if sorted(served) != sorted(entry.name for entry in models):
-        _log.info("there are other models now: this worker drains and begins again")
-        _again.set()
-        os.kill(os.getpid(), signal.SIGTERM)
+    if sorted(served) == sorted(entry.name for entry in models) or _begins_again.is_set():
+        return
+    _log.info("there are other models now: this worker drains and begins again")
+    _begins_again.set()
+    state.should_stop = os.EX_OK  # type: ignore[assignment]  # not by a signal: one that comes meanwhile is meant to stop this process
+    await worker.drain()
 
 
 def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[str], threads: int) -> NoReturn:
@@ -91,6 +93,7 @@ def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[s
     app.conf.worker_consumer = f"{QuarantineConsumer.__module__}:{QuarantineConsumer.__name__}"
     for queue in queues:
         app.amqp.queues.add(broker_of(app).queue(queue))
+    worker_shutting_down.connect(lambda **_: _is_stopped.set(), weak=False)
     worker_ready.connect(lambda **_: _log.info("ready", node=node, queues=",".join(queues)), weak=False)
     arguments = ["--quiet", "worker", "--pool", "threads", "--concurrency", str(threads), "--hostname", node]
     arguments += ["--queues", ",".join(queues), "--loglevel", "WARNING", "--without-gossip", "--without-mingle"]
@@ -98,7 +101,7 @@ def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[s
         app.worker_main([*arguments, "--task-events"])
     finally:
         loop.close()
-        if _again.is_set():
+        if _begins_again.is_set() and not _is_stopped.is_set():
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - our own interpreter
 
 

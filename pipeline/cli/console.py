@@ -49,7 +49,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        err.print(f"[red]error[/red] {_plain(shown(error.message))}", highlight=False)
+        err.print(f"[red]error[/red] {_plain(shown(error.message, err))}", highlight=False)
         raise typer.Exit(_exit_for(error)) from None
     except KeyboardInterrupt:
         err.print("stopped; submitted jobs continue")
@@ -63,9 +63,9 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def shown(text: str) -> str:
+def shown(text: str, console: Console = out) -> str:
     """Return a text of a model or a caller for the output: at a terminal its control characters are shown and do nothing."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if out.is_terminal else text
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text) if console.is_terminal else text
 
 
 def command(function: Callable[P, T]) -> Callable[P, T]:

@@ -1,15 +1,15 @@
 """`yyc3 info`: what runs here, where, and which endpoints answer."""
 
 import asyncio
-import re
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
-from pipeline.cli.console import AsJson, command, out, print_json, wiring
+from pipeline.cli.console import AsJson, command, out, print_json, shown, wiring
 from pipeline.operations.health import endpoints
 from pipeline.wiring import Wiring
 
-_PASSWORD = re.compile(r"(?<=://)([^/@]*):[^/@]*@")
+_SHOWN = {"host", "port", "virtual_host", "db"}
 
 
 @command
@@ -55,9 +55,14 @@ def show(found: dict[str, Any]) -> None:
     out.print(f"home     {found['home']} (logs and data; other yyc3 commands find it by themselves)", highlight=False)
     for one in found["endpoints"]:
         seen = one["seen"] if one["answers"] else f"{one['seen']} → {one['advice']}" if one["advice"] else one["seen"]
-        out.print(f"{one['model']}: {one['url']}: {seen}", highlight=False, markup=False)
+        out.print(shown(f"{one['model']}: {one['url']}: {seen}"), highlight=False, markup=False)
 
 
 def _masked(url: str) -> str:
-    """Return a URL without its password and what follows it."""
-    return _PASSWORD.sub(r"\1:***@", url).partition("&")[0]
+    """Return a URL without its password; of its parameters only those that say where it leads."""
+    parts = urlsplit(url)
+    login, at, place = parts.netloc.rpartition("@")
+    user, colon, _ = login.partition(":")
+    shown_query = "&".join(f"{name}={value}" for name, value in parse_qsl(parts.query) if name in _SHOWN)
+    shown_login = f"{user}{':***' if colon else ''}{at}"
+    return f"{parts.scheme}://{shown_login}{place}{parts.path}{'?' if shown_query else ''}{shown_query}"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.broker import QUARANTINE
-from pipeline.cli.console import command, out, print_json, table, wiring
+from pipeline.cli.console import command, out, print_json, shown, table, wiring
 from pipeline.operations.queue_status import QueueStatus
 from pipeline.operations.queue_status import queue_status as merged
 from pipeline.store import endpoint_samples, processes, queries
@@ -55,7 +55,7 @@ def queues(
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
         table("endpoints, as the workers saw them in the last seconds", columns, [_sample_row(one) for one in seen])
     for problem in sorted({f"{one.model} at {one.endpoint}: {one.problem}" for one in seen if one.problem}):
-        out.print(problem, markup=False, highlight=False)
+        out.print(shown(problem), markup=False, highlight=False)
     out.print(_processes(running), highlight=False)
     if others[INTAKE_QUEUE]:
         out.print(f"{others[INTAKE_QUEUE]:,} messages wait in the queue {INTAKE_QUEUE}")

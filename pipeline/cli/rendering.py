@@ -61,4 +61,4 @@ def _print_facts(job_id: JobId, outcome: Outcome) -> None:
         facts.append("simulated: not the answer of a model")
     if outcome.error:
         facts.append(outcome.error.code)
-    err.print(shown(" · ".join(facts)), style="dim", markup=False, highlight=False)
+    err.print(shown(" · ".join(facts), err), style="dim", markup=False, highlight=False)

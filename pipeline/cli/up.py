@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ from schemas.errors import PipelineError
 
 _CALM_SECONDS = 30.0
 _FOLLOW_SECONDS = 1.0
+_STARTING = timedelta(minutes=2)
 _SERVERS = {"postgres", "valkey"}
 _PROCESS = re.compile(r"[^.@]+\.(?P<pid>\d+)@(?P<host>.+)")  # see presence.process_name
 
@@ -60,7 +62,7 @@ def up(
                 "ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything",
                 highlight=False,
             )
-        _watch(stack, wake, _Silence(Wiring(settings)))
+        _watch(stack, wake, _Silence(stack))
 
 
 class _Restarts:
@@ -86,6 +88,10 @@ class _Restarts:
         self._due[name] = now + pause
         return pause
 
+    def forget(self) -> None:
+        """Everything was started anyway."""
+        self._due.clear()
+
     def take_due(self) -> list[str]:
         """Return the processes to start now."""
         now = time.monotonic()
@@ -99,8 +105,9 @@ class _Restarts:
 class _Silence:
     """Processes that hang: they run, and are not heard of. Asked for in a thread: the database may hang as well."""
 
-    def __init__(self, wired: Wiring) -> None:
-        self._wiring = wired
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._began = datetime.now(UTC)
         self._silent: frozenset[str] = frozenset()
         self._told: frozenset[str] = frozenset()
         threading.Thread(target=self._look, name="silence", daemon=True).start()
@@ -120,12 +127,14 @@ class _Silence:
 
     async def _ask(self) -> frozenset[str]:
         async with asyncio.timeout(REPORT_SECONDS):
-            database = await Database(self._wiring.database_url).open()
+            database = await Database(self._stack.addresses.database_url).open()
             try:
                 found = await processes.seen(database)
             finally:
                 await database.close()
-        return frozenset(one.heartbeat.name for one in found if one.silent and _is_running(one.heartbeat.name))
+        # Rows of an earlier start may name process ids that others have now.
+        own = [one for one in found if one.silent and one.started_at > self._began - _STARTING]
+        return frozenset(one.heartbeat.name for one in own if _is_running(one.heartbeat.name))
 
 
 def _is_running(name: str) -> bool:
@@ -174,6 +183,8 @@ def _tell(stack: Stack, event: dict[str, Any], restarts: _Restarts, down: set[st
     if (name := event.get("started")) is not None:
         down.discard(name)
         moved = stack.moved(name, event["url"])
+        if moved:
+            restarts.forget()
         err.print(f"{name} runs again{', at another address' if moved else ''}", highlight=False)
     elif (name := event.get("failed")) is not None:
         err.print(f"{name} is down: {event['reason']}", highlight=False, markup=False)

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 
 class ByteBudget:
@@ -17,22 +17,16 @@ class ByteBudget:
         self._capacity = capacity
         self._used = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._given_back = asyncio.Event()
 
     @property
     def free(self) -> int:
-        """Bytes that are not in use."""
-        return max(0, self._capacity - self._used)
+        """Bytes that are not in use, and not waited for."""
+        return 0 if self._waiting else max(0, self._capacity - self._used)
 
     @property
     def unused(self) -> bool:
         """Whether nothing is in use: then a piece that is larger than all of it may have it."""
         return self._used == 0
-
-    @property
-    def short(self) -> bool:
-        """Whether more than half is in use: what is as large as usual may not fit."""
-        return self._used > self._capacity // 2
 
     def take(self, size: int) -> None:
         """Take bytes, whether they are free or not; `give_back` them."""
@@ -41,7 +35,6 @@ class ByteBudget:
     def give_back(self, size: int) -> None:
         """Give bytes back, to those that wait, in their order."""
         self._used -= size
-        self._given_back.set()
         while self._waiting and self._fits(self._waiting[0][0]):
             needed, ready = self._waiting.popleft()
             if not ready.done():
@@ -70,13 +63,6 @@ class ByteBudget:
             yield
         finally:
             self.give_back(size)
-
-    async def wait_for_more(self, seconds: float) -> None:
-        """Wait until something is given back, at most so long."""
-        self._given_back.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._given_back.wait()
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._capacity

@@ -18,6 +18,7 @@ _SHORTEST_SECONDS = 0.001
 _MOST_LESS, _MOST_MORE = 0.5, 1.25
 _LONGEST_UPDATE_SECONDS = 5.0
 _MORE_WITHOUT_ANSWERS = 1.05
+_SMOOTHING = 0.3
 _OPEN_STEPS = 1.75  # a row waits for the end of a step, and is read in the next one
 SHORT_TOKENS = 8
 """Answers of so few tokens cost the engine little more than their prompts."""
@@ -37,7 +38,8 @@ class PromptPace:
         self._rate: float | None = None  # of the last time that it was active
         self._room = self._at = 0.0
         self._sent = self._open = 0
-        self._held = False
+        self._held = self._short = False
+        self._usual: float | None = None  # tokens a second without demand
 
     def set_active(self, active: bool) -> None:
         """Begin to hold prompts back, or stop; both take effect at once."""
@@ -50,6 +52,8 @@ class PromptPace:
         self._room = min(self._room + (now - self._at) * self._rate, self._rate * _BURST_SECONDS)
         self._at = now
         room = min(self._room, self._rate * self._aim * _OPEN_STEPS - self._open) if self._open else self._room
+        if room <= 0 and self._short and not self._open:
+            room = 1.0  # one row at a time is always sent, however slow the engine is
         self._held = self._held or room <= 0
         return room
 
@@ -61,6 +65,7 @@ class PromptPace:
     def begin(self, tokens: int, now: float, *, short: bool) -> None:
         """Record prompts that are sent; `short` if their answers end with their first tokens."""
         self._sent += tokens
+        self._short = short
         self._open += tokens if short else 0
         if self.room(now) < inf:
             self._room -= tokens
@@ -80,6 +85,8 @@ class PromptPace:
         used, self._sent = self._sent / seconds, 0
         held, self._held = self._held, False
         if not self._active:
+            if has_backlog and seconds < _LONGEST_UPDATE_SECONDS:
+                self._usual = used if self._usual is None else self._usual + _SMOOTHING * (used - self._usual)
             return
         if token_seconds is None:  # no answer is written here: the chats are at another endpoint, or there is a gap
             if self._rate is not None and held:
@@ -87,7 +94,9 @@ class PromptPace:
             return
         factor = min(max(cbrt(self._aim / max(token_seconds, 1e-6)), _MOST_LESS), _MOST_MORE)
         if self._rate is None:
-            if has_backlog and seconds < _LONGEST_UPDATE_SECONDS:
-                self._rate = max(_LOWEST_RATE, used * factor)
+            # What bulk sent before says more than the first second, in which its rows in flight drain.
+            begin = max(used, self._usual or 0.0)
+            if begin and has_backlog and seconds < _LONGEST_UPDATE_SECONDS:
+                self._rate = max(_LOWEST_RATE, begin * factor)
         elif factor < 1.0 or held:
             self._rate = max(_LOWEST_RATE, self._rate * factor)

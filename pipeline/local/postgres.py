@@ -39,6 +39,9 @@ WHERE c.relnamespace = to_regnamespace('yyc3') AND c.relkind IN ('r', 'p', 'v') 
 format('ALTER TABLE %s OWNER TO {role}', one.name); END LOOP; FOR one IN SELECT p.oid::regprocedure AS name FROM pg_proc p \
 WHERE p.pronamespace = to_regnamespace('yyc3') LOOP EXECUTE \
 format('ALTER FUNCTION %s OWNER TO {role}', one.name); END LOOP; END$$;
+DO $$DECLARE one record; BEGIN FOR one IN SELECT c.oid::regclass AS name FROM pg_class c WHERE c.relkind = 'S' AND \
+c.relnamespace = to_regnamespace('yyc3') AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype IN \
+('a', 'i')) LOOP EXECUTE format('ALTER SEQUENCE %s OWNER TO {role}', one.name); END LOOP; END$$;
 """
 
 

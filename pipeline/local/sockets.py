@@ -6,10 +6,12 @@ It is not the home itself, because a path of a socket has at most 107 bytes.
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 _LONGEST_PATH = 107  # bytes, see unix(7)
+_others: dict[Path, Path] = {}
 _LONGEST_NAME = "/p/.s.PGSQL.65535"
 
 
@@ -39,15 +41,24 @@ def _make(folder: Path) -> Path | None:
     try:
         if not _is_safe(base):
             return None
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            return Path(tempfile.mkdtemp(prefix=f"{folder.name[:9]}-", dir=base))
+            return _other_folder(folder)  # another account has the name
         if found.st_mode & 0o066:
             folder.chmod(0o700)
-    except OSError:  # it cannot be written, or something that is no folder has the name
+    except OSError:  # it cannot be written
         return None
     return folder
+
+
+def _other_folder(folder: Path) -> Path:
+    """Return a folder with a name that cannot be guessed; the same in this process as long as it exists."""
+    known = _others.get(folder)
+    if known is None or not known.is_dir():
+        known = _others[folder] = Path(tempfile.mkdtemp(prefix=f"{folder.name[:9]}-", dir=folder.parent))
+    return known
 
 
 def _is_safe(base: Path) -> bool:

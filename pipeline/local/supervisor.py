@@ -73,6 +73,8 @@ class Supervisor:
             self._stop([child])
 
     def _start(self, name: str, argv: list[str], environment: dict[str, str], log: Path) -> None:
+        if name in self._children:  # asked for twice, as after a move: never two of one name
+            self._stop([self._children.pop(name)])
         with log.open("ab") as output:
             process = subprocess.Popen(
                 argv,

@@ -46,10 +46,8 @@ class BoundedRate:
         self._windows: dict[str, tuple[float, int]] = {}  # of each event: when it began, and its lines
 
     def __call__(self, _: Any, method: str, event: EventDict) -> EventDict:
-        """Return the event, or drop it."""
-        if method in {"error", "critical"}:
-            return event
-        now, name = self._clock(), str(event.get("event"))
+        """Return the event, or drop it: each level and model has lines of its own."""
+        now, name = self._clock(), f"{method} {event.get('event')} {event.get('model')}"
         began, lines = self._windows.get(name, (now, 0))
         if now - began >= _WINDOW_SECONDS:
             if lines > _LINES_A_WINDOW:

@@ -1,4 +1,4 @@
-"""Claim chunks and renew their leases. Leases use the clock of the database alone."""
+"""Claim chunks. Leases use the clock of the database alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,15 @@ from schemas.ids import BatchId, JobId
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a worker has memory for: chunks of so many bytes together; `alone` if it has nothing else, so one may be larger."""
+    """What a worker has memory for: chunks of these bytes together; `alone` if it has nothing else, so one may be larger."""
 
     bytes: int
     alone: bool
 
 
 MUCH_ROOM = Room(2**62, alone=True)
+SMALL_BYTES = 262_144
+"""Chunks of no more bytes are claimed whatever else is in memory: no chat waits for pictures."""
 AGING_SECONDS = 600
 """Time in a queue that counts as one step of priority."""
 
@@ -85,8 +87,8 @@ FROM picked WHERE c.first_job_id = picked.first_job_id
 RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to, c.bytes,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
-# Only the first chunks that have no more bytes together than the worker has room for.
-_WITHIN_ROOM = "(total <= %(room)s OR (n = 1 AND %(alone)s))"
+# Only the first chunks that have no more bytes together than the worker has room for, and small ones always.
+_WITHIN_ROOM = f"(total <= %(room)s OR bytes <= {SMALL_BYTES} OR (n = 1 AND %(alone)s))"
 # A claim whose reply was lost is repeated with the same run_id and finds its own chunk. A chunk is left if a more urgent one
 # waits in its lane: `claim_best` takes that one.
 _CLAIM_NAMED = f"""
@@ -101,7 +103,7 @@ WITH free AS MATERIALIZED (
     FOR UPDATE OF c SKIP LOCKED
 ), picked AS (
     SELECT first_job_id, run_id FROM (
-        SELECT first_job_id, run_id, row_number() OVER named AS n, sum(bytes) OVER named AS total
+        SELECT first_job_id, run_id, bytes, row_number() OVER named AS n, sum(bytes) OVER named AS total
         FROM free WINDOW named AS (ORDER BY bytes, first_job_id)  -- a large one keeps no small one waiting
     ) f WHERE {_WITHIN_ROOM}
 )
@@ -150,7 +152,7 @@ WITH RECURSIVE {_GROUPS}, busy AS (
     ) c LIMIT (SELECT count(*) FROM wanted)
 ), picked AS (
     SELECT first_job_id, run_id FROM (
-        SELECT first_job_id, row_number() OVER () AS n, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM taken
+        SELECT first_job_id, bytes, row_number() OVER () AS n, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total FROM taken
     ) t JOIN wanted USING (n) WHERE {_WITHIN_ROOM}
     UNION ALL SELECT first_job_id, run_id FROM again
 )
@@ -176,22 +178,6 @@ _ROWS_UNTOUCHED = """
 SELECT job_id, 0 AS replay, tenant, kind, request, extract(epoch FROM now() - created_at)::float8 AS queue_wait_seconds,
        extract(epoch FROM deadline - now())::float8 AS seconds_to_deadline, 0 AS failed_attempts
 FROM jobs WHERE job_id = ANY(%(ids)s) ORDER BY job_id
-"""
-# What another process has locked is skipped: no other worker can take it meanwhile either, and it is renewed the next time.
-_RENEW = """
-WITH free AS MATERIALIZED (
-    SELECT first_job_id FROM chunks WHERE run_id = ANY(%(runs)s) AND state = 'running'
-    ORDER BY first_job_id FOR UPDATE SKIP LOCKED
-), renewed AS (
-    UPDATE chunks c SET lease_expires_at = now() + %(lease)s FROM free WHERE c.first_job_id = free.first_job_id
-)
-SELECT run_id, cancelled FROM chunks WHERE run_id = ANY(%(runs)s) AND state = 'running'
-"""
-# The crash that recovery counted when the lease of this run ended: its worker lives.
-_TAKE_BACK = """
-UPDATE chunks c SET crashes = c.crashes - 1
-FROM unnest(%s::bigint[], %s::int[]) AS lost(first_job_id, fence)
-WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1 AND c.crashes > 0 AND c.state <> 'done'
 """
 
 
@@ -251,6 +237,18 @@ async def claim_best(
         return await _with_rows(connection, claimed)
 
 
+async def waiting_bytes(database: Database, model: str, lane: Lane, chunk: JobId | None) -> int | None:
+    """Return how large a chunk of a model and lane is that could be claimed now: the named one, or one of the next."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            f"""SELECT bytes FROM chunks WHERE {_IN_LANE} AND {IS_DUE}
+                ORDER BY first_job_id <> coalesce(%(chunk)s, first_job_id), priority, deadline, first_job_id LIMIT 1""",
+            {"model": model, "lane": lane, "chunk": chunk},
+        )
+        row = await cursor.fetchone()
+        return None if row is None else int(row["bytes"])
+
+
 async def _with_rows(connection: AsyncConnection[DictRow], claimed: Sequence[DictRow]) -> dict[UUID, Claim]:
     """Read the rows of claimed chunks: two statements at most, binary, so that requests come as they were stored."""
     jobs: dict[int, ClaimedJob] = {}
@@ -270,27 +268,6 @@ async def _with_rows(connection: AsyncConnection[DictRow], claimed: Sequence[Dic
 def _job_ids(chunk: DictRow) -> range:
     first: int = chunk["first_job_id"]
     return range(first, first + chunk["rows"])
-
-
-async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -> dict[UUID, int]:
-    """Extend the leases of these runs to one lease from now.
-
-    Returns:
-        The runs still held, each with the number of jobs of its chunk that were cancelled so far. A
-        run that is missing was lost: recovery took its chunk back.
-    """
-    async with database.connection() as connection:
-        cursor = await connection.execute(_RENEW, {"runs": list(run_ids), "lease": lease})
-        return {row["run_id"]: row["cancelled"] for row in await cursor.fetchall()}
-
-
-async def take_crashes_back(database: Database, lost: Sequence[tuple[JobId, int]]) -> None:
-    """Undo the crashes that were counted for these chunks and fences: their worker was silent, and lives.
-
-    Call it once for each run that was lost: it was suspended, or could not reach the database.
-    """
-    async with database.connection() as connection:
-        await connection.execute(_TAKE_BACK, ([chunk for chunk, _ in lost], [fence for _, fence in lost]))
 
 
 async def cancelled(database: Database, job_ids: Sequence[JobId]) -> list[JobId]:

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +24,14 @@ WAIT = ("--wait", "--timeout", "60")
 CANARY = "金丝雀唱了七首歌"
 
 
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A folder for XDG_RUNTIME_DIR; pytest's own have too long paths for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="yyc3-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def other_models(folder: Path, name: str = "our-chat") -> Path:
     """A models.toml with one entry that the default file does not have."""
     file = folder / "models.toml"
@@ -29,9 +39,9 @@ def other_models(folder: Path, name: str = "our-chat") -> Path:
     return file
 
 
-def test_no_other_account_can_reach_the_servers_and_the_application_is_no_superuser(tmp_path: Path) -> None:
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
+def test_no_other_account_can_reach_the_servers_and_the_application_is_no_superuser(
+    tmp_path: Path, runtime: Path
+) -> None:
     with Up(tmp_path / "home", *SIMULATED, XDG_RUNTIME_DIR=str(runtime)) as up:
         (sockets,) = runtime.iterdir()
         assert sockets.stat().st_mode & 0o777 == 0o700
@@ -54,10 +64,8 @@ def test_no_other_account_can_reach_the_servers_and_the_application_is_no_superu
         assert "negative" in up.yyc3("submit", "sentiment", "--text", "太差了，投诉！", *WAIT)
 
 
-def test_a_folder_of_sockets_that_vanishes_is_made_again_elsewhere(tmp_path: Path) -> None:
+def test_a_folder_of_sockets_that_vanishes_is_made_again_elsewhere(tmp_path: Path, runtime: Path) -> None:
     """As at the end of a login session, or by a cleaner of temporary files."""
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
     with Up(tmp_path / "home", *SIMULATED, XDG_RUNTIME_DIR=str(runtime)) as up:
         up.yyc3("submit", "sentiment", "--text", "谢谢", *WAIT)
         shutil.rmtree(runtime)
@@ -159,6 +167,7 @@ def test_models_are_read_again_when_their_file_changes_and_a_bad_file_changes_no
             models.write_text(first + f'[models."second"]\nkinds = ["sentiment"]\nport = {reserve_port()}\n')
             added = wait_for(lambda: client.submit({**job, "model": "second"}), "the entry", ignoring=UnknownModel)
             assert client.result(added, timeout=60).model == "second"
+            assert "exited with code" not in up.said, "workers begin again by themselves"
             assert client.result(client.submit({**job, "model": "our-chat"}), timeout=60).model == "our-chat"
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.local import postgres, valkey
 from pipeline.local.servers import ServerError
+from pipeline.store.schema import migrate
 from tests.support.exclusive import reserve_port
+from tests.support.sandbox import admin_url
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run Postgres as another account")
 
@@ -65,6 +67,27 @@ def test_a_cluster_of_another_postgres_is_refused_and_not_touched(tmp_path: Path
     with pytest.raises(ServerError, match="has a Postgres 15 cluster, this program brings 18"):
         postgres.start_postgres(tmp_path)
     assert [file.name for file in (tmp_path / "postgres").iterdir()] == ["PG_VERSION"]
+
+
+def test_tables_that_an_earlier_version_made_as_the_superuser_become_the_applications(tmp_path: Path) -> None:
+    server = postgres.start_postgres(tmp_path, reserve_port())
+    try:
+        migrate.upgrade(admin_url(tmp_path, server.tcp_url or ""))
+    finally:
+        server.process.send_signal(server.stop_signal)
+        server.process.wait(60)
+    (tmp_path / "postgres.app-password").unlink()
+    server = postgres.start_postgres(tmp_path)
+    try:
+        assert migrate.upgrade(server.url)
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("SELECT nextval('yyc3.job_id_blocks')")
+            connection.execute("ALTER TABLE yyc3.chunks ADD COLUMN more int")
+            owners = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relnamespace = 'yyc3'::regnamespace"
+            assert connection.execute(owners).fetchall() == [("yyc3_app",)]
+    finally:
+        server.process.send_signal(server.stop_signal)
+        server.process.wait(60)
 
 
 def test_passwords_are_readable_by_their_owner_only(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from pipeline.store import Database, cancellation, claims, dead_letters, recovery, settlement
+from pipeline.store import Database, cancellation, claims, dead_letters, leases, recovery, settlement
 from pipeline.store.claims import Claim
 from pipeline.store.connecting import ROLE_SETTINGS
 from pipeline.store.dead_letters import DeadLetterFilter, Decision
@@ -162,7 +162,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule(run=runs)
     def renew(self, run: Claim) -> None:
         """Renew a lease; that of a lost run stays lost."""
-        self.do(claims.renew(self.database, [run.run_id], LEASE))
+        self.do(leases.renew(self.database, [run.run_id], LEASE))
 
     @rule(run=runs, rows=st.integers(0, 9), twice=st.booleans())
     def settle_some(self, run: Claim, rows: int, twice: bool) -> None:

@@ -70,6 +70,8 @@ class HeldMessages:
     def received(self, size: int) -> None:
         """Count a message that was received."""
         self._change(size)
+        if self._full and self._consumer is not None:
+            self._consumer.call_soon(self._apply)  # once more: Celery may have reconnected, and consumes again
 
     def ended(self, size: int) -> None:
         """Count a message that was acknowledged or returned to its queue."""

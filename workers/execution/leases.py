@@ -9,7 +9,7 @@ import structlog
 
 from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.policies.leases import renewal_interval
-from pipeline.store import Database, claims
+from pipeline.store import Database, claims, leases
 from schemas.errors import StoreUnavailable
 from schemas.ids import JobId
 from workers.execution.run import Run
@@ -43,7 +43,7 @@ class Leases:
     async def _renew(self) -> None:
         run_ids = list(self._held)
         try:
-            renewed = await claims.renew(self._database, run_ids, self._lease)
+            renewed = await leases.renew(self._database, run_ids, self._lease)
         except StoreUnavailable as error:
             # Nothing can be settled now either; settling finds out whether the lease outlived the outage.
             _log.warning("leases were not renewed", reason=error.message, held=len(run_ids))
@@ -70,7 +70,7 @@ class Leases:
         """Say that this worker lives: it was suspended, or the database did not answer. Jobs are not to blame for that."""
         chunks = [(run.claim.first_job_id, run.claim.fence) for run in lost]
         await retry_while_unavailable(
-            lambda: claims.take_crashes_back(self._database, chunks), "crashes are taken back later", growing=False
+            lambda: leases.take_crashes_back(self._database, chunks), "crashes are taken back later", growing=False
         )
 
     async def _find_cancelled(self, run: Run, cancelled: int) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from pipeline.store import Database, cancellation, claims, queries, settlement
+from pipeline.store import Database, cancellation, leases, queries, settlement
 from pipeline.store.batches import batch_progress
 from pipeline.store.settlement import Settlement
 from schemas.ids import JobId
@@ -68,7 +68,7 @@ async def test_cancels_and_settlements_at_once_never_deadlock(database: Database
     results = await asyncio.gather(
         *[cancel(database, job_id) for job_id in stored.job_ids[::5]],
         *[settle_all(database, [succeeded(claim) for claim in held[start::4]]) for start in range(4)],
-        claims.renew(database, [claim.run_id for claim in held], LEASE),
+        leases.renew(database, [claim.run_id for claim in held], LEASE),
         return_exceptions=True,
     )
     assert [found for found in results if isinstance(found, BaseException)] == []

@@ -147,7 +147,7 @@ async def test_what_is_queued_is_counted_whatever_happens_to_it(database: Databa
 async def test_a_worker_claims_no_more_bytes_than_it_has_room_for_but_one_chunk_if_it_has_nothing_else(
     database: Database, named: bool
 ) -> None:
-    large = replace(new_job(priority=0), request=b'{"x": "' + b"a" * 1_000 + b'"}')
+    large = replace(new_job(priority=0), request=b'{"x": "' + b"a" * 300_000 + b'"}')
     chunks = [(await store_jobs(database, [large])).chunks[0] for _ in range(4)]
     assert {chunk.bytes for chunk in chunks} == {len(large.request)}
     run_ids = [uuid4() for _ in chunks]

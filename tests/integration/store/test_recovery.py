@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.store import Database, cancellation, claims, queries, recovery, settlement
+from pipeline.store import Database, cancellation, leases, queries, recovery, settlement
 from pipeline.store.batches import batch_progress
 from pipeline.store.claims import Claim
 from pipeline.store.settlement import ChunkState
@@ -34,7 +34,7 @@ async def test_a_renewal_between_two_looks_saves_a_run(database: Database) -> No
     claim = await claim_with_expired_lease(database)
     first = await recovery.expired_leases(database, LEASE)
     assert [found.first_job_id for found in first] == [claim.first_job_id]
-    assert await claims.renew(database, [claim.run_id], LEASE) == {claim.run_id: 0}
+    assert await leases.renew(database, [claim.run_id], LEASE) == {claim.run_id: 0}
     assert await recovery.requeue_lost(database, first) == (0, [])
     assert (await settlement.settle(database, [succeeded(claim)])).written == {(claim.first_job_id, claim.fence)}
 

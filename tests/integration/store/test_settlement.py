@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import kinds
 from pipeline.local.client import SupervisorClient
-from pipeline.store import Database, claims, recovery, settlement
+from pipeline.store import Database, claims, leases, recovery, settlement
 from pipeline.store.settlement import ChunkState, FailedAttempt, SettledRow, Settlement
 from schemas.errors import ErrorCode, UnstorableValue
 from schemas.results import JobState, SentimentLabel, SentimentResult
@@ -47,7 +47,7 @@ async def test_a_run_that_lost_its_chunk_writes_nothing(database: Database, sand
     assert (await settlement.settle(database, [succeeded(slow)])).written == set()
     assert sandbox.query("SELECT count(*) FROM outcomes") == [(0,)]
     assert (await settlement.settle(database, [succeeded(other)])).written == {(other.first_job_id, other.fence)}
-    assert await claims.renew(database, [slow.run_id, other.run_id], LEASE) == {}
+    assert await leases.renew(database, [slow.run_id, other.run_id], LEASE) == {}
 
 
 async def test_a_stale_settlement_beside_the_current_one_changes_nothing(database: Database, sandbox: Sandbox) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pipeline.store import Database, cancellation, claims, dead_letters, queries, recovery, settlement
+from pipeline.store import Database, cancellation, dead_letters, leases, queries, recovery, settlement
 from pipeline.store.connecting import ROLE_SETTINGS, parse_url
 from pipeline.store.dead_letters import DeadLetterFilter, Decision
 from pipeline.store.ids import PARTITION_JOBS, JobIds
@@ -55,7 +55,7 @@ async def test_one_locked_chunk_delays_no_other_settlement_and_no_renewal(databa
         done = await settlement.settle(database, [succeeded(one), succeeded(two)])
         assert done.written == {(two.first_job_id, two.fence)}
         assert done.locked == {(one.first_job_id, one.fence)}
-        renewed = await claims.renew(database, [one.run_id, three.run_id], LEASE)
+        renewed = await leases.renew(database, [one.run_id, three.run_id], LEASE)
         assert set(renewed) == {one.run_id, three.run_id}, "what is locked was not lost"
     assert (await settlement.settle(database, [succeeded(one)])).written == {(one.first_job_id, one.fence)}
 
@@ -107,7 +107,7 @@ async def test_no_statement_of_ours_leaves_a_transaction_open(database: Database
         seen.clear()
         await cancellation.cancel(database, batch.job_ids[0])
         run = await claim_queued(database, lease=EXPIRED)
-        await claims.renew(database, [run.run_id], LEASE)
+        await leases.renew(database, [run.run_id], LEASE)
         await settlement.settle(database, [failed(run)])
         await dead_letters.decide(database, DeadLetterFilter(), Decision.REPLAYED, after=None, limit=10)
         await recovery.expire(database)
@@ -121,8 +121,8 @@ async def test_a_worker_that_was_silent_and_lives_takes_its_crash_back(database:
         run = await claim_queued(database, lease=EXPIRED)
         await requeue_expired(database)
         assert sandbox.query("SELECT crashes FROM chunks") == [(1,)]
-        assert await claims.renew(database, [run.run_id], LEASE) == {}
-        await claims.take_crashes_back(database, [(run.first_job_id, run.fence)])
+        assert await leases.renew(database, [run.run_id], LEASE) == {}
+        await leases.take_crashes_back(database, [(run.first_job_id, run.fence)])
         assert sandbox.query("SELECT crashes FROM chunks") == [(0,)]
     assert len((await claim_queued(database)).jobs) == 1
 

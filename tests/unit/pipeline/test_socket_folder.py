@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,10 @@ from pipeline.local.sockets import make_socket_folder
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
-    return folder
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="yyc3-") as folder:  # pytest's own have long paths
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
 
 
 def made(home: Path) -> Path:
@@ -50,13 +50,19 @@ def test_another_place_is_taken_where_the_runtime_folder_does_not_serve(
     found.rmdir()
 
 
-def test_a_name_that_is_taken_by_something_else_is_left_to_it(runtime: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["link", "dangling link", "file"])
+def test_a_name_that_is_taken_by_something_else_is_left_to_it(runtime: Path, tmp_path: Path, what: str) -> None:
+    """As another account could have left it."""
     expected = made(tmp_path / "home")
     expected.rmdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o777)
-    expected.symlink_to(elsewhere)  # as another account could have left it
+    if what == "file":
+        expected.touch()
+    else:
+        expected.symlink_to(elsewhere if what == "link" else tmp_path / "nothing")
     found = made(tmp_path / "home")
+    assert made(tmp_path / "home") == found
     assert found.parent == runtime
     assert found != expected
     assert not found.is_symlink()

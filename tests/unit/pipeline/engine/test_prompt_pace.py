@@ -73,6 +73,28 @@ def test_a_long_prompt_is_sent_whole_and_paid_for_afterwards() -> None:
     assert pace.ready_in(1.0) == pytest.approx(8_000 / (2_000 * (0.046 / 0.2) ** (1 / 3)), rel=0.05)
 
 
+def test_the_pace_begins_with_what_was_usual_when_rows_in_flight_drain_first() -> None:
+    pace = PromptPace(AIM)
+    for second in range(5):
+        pace.begin(5_000, float(second), short=False)
+        pace.update(None, 1.0, has_backlog=True)
+    pace.set_active(True)
+    pace.update(0.025, 1.0, has_backlog=True)  # nothing was sent in this second
+    pace.begin(1_000, 6.0, short=False)
+    assert pace.ready_in(6.0) < 0.5
+
+
+def test_one_row_at_a_time_is_sent_to_an_engine_that_is_slow_by_itself() -> None:
+    pace = PromptPace(AIM)
+    pace.set_active(True)
+    pace.begin(10_000, 0.0, short=True)
+    for second in range(60):
+        pace.update(0.2, 1.0, has_backlog=True)
+        assert pace.room(float(second)) <= 0
+    pace.end(10_000, short=True)
+    assert pace.room(60.0) > 0
+
+
 def test_an_engine_that_does_not_tell_its_time_between_tokens_is_not_paced() -> None:
     pace = PromptPace(AIM)
     pace.set_active(True)

@@ -1,8 +1,7 @@
-"""Logs in a storm: the first lines of each event, then how many were left out; errors always."""
+"""Logs in a storm: the first lines of each event, then how many were left out."""
 
 from typing import Any
 
-import pytest
 import structlog
 
 from pipeline.observability.logging import BoundedRate
@@ -20,14 +19,7 @@ def test_an_event_that_comes_too_often_is_dropped_and_counted_and_others_are_not
 
     assert [logged("a request failed") is not None for _ in range(25)] == [True] * 20 + [False] * 5
     assert logged("something else") == {"event": "something else"}
-    assert all(logged("a request failed", "error") for _ in range(30))
+    assert logged("a request failed", "error") == {"event": "a request failed"}
     now = 11.0
     assert logged("a request failed") == {"event": "a request failed", "lines_left_out": 5}
     assert logged("a request failed") == {"event": "a request failed"}
-
-
-@pytest.mark.parametrize("method", ["error", "critical"])
-def test_errors_are_never_dropped(method: str) -> None:
-    bounded = BoundedRate(lambda: 0.0)
-    for _ in range(100):
-        assert bounded(None, method, {"event": "broken"}) == {"event": "broken"}
