@@ -84,7 +84,8 @@ async def _begin_again_for_others(served: Sequence[str], models: Models, worker:
         return
     _log.info("there are other models now: this worker drains and begins again")
     _begins_again.set()
-    state.should_stop = os.EX_OK  # type: ignore[assignment]  # not by a signal: one that comes meanwhile is meant to stop this process
+    # Not by a signal: one that comes meanwhile is meant to stop this process.
+    state.should_stop = os.EX_OK  # type: ignore[assignment]
     await worker.drain()
 
 

@@ -22,7 +22,7 @@ _SMOOTHING = 0.3
 _OPEN_STEPS = 1.75  # a row waits for the end of a step, and is read in the next one
 SHORT_TOKENS = 8
 """Answers of so few tokens cost the engine little more than their prompts."""
-_LOWEST_RATE = 100.0
+_LOWEST_RATE, _LOWEST_SHARE = 100.0, 0.1  # tokens a second, and of what is usual without demand
 
 
 class PromptPace:
@@ -38,7 +38,7 @@ class PromptPace:
         self._rate: float | None = None  # of the last time that it was active
         self._room = self._at = 0.0
         self._sent = self._open = 0
-        self._held = self._short = False
+        self._held = False
         self._usual: float | None = None  # tokens a second without demand
 
     def set_active(self, active: bool) -> None:
@@ -52,8 +52,6 @@ class PromptPace:
         self._room = min(self._room + (now - self._at) * self._rate, self._rate * _BURST_SECONDS)
         self._at = now
         room = min(self._room, self._rate * self._aim * _OPEN_STEPS - self._open) if self._open else self._room
-        if room <= 0 and self._short and not self._open:
-            room = 1.0  # one row at a time is always sent, however slow the engine is
         self._held = self._held or room <= 0
         return room
 
@@ -65,7 +63,6 @@ class PromptPace:
     def begin(self, tokens: int, now: float, *, short: bool) -> None:
         """Record prompts that are sent; `short` if their answers end with their first tokens."""
         self._sent += tokens
-        self._short = short
         self._open += tokens if short else 0
         if self.room(now) < inf:
             self._room -= tokens
@@ -97,6 +94,11 @@ class PromptPace:
             # What bulk sent before says more than the first second, in which its rows in flight drain.
             begin = max(used, self._usual or 0.0)
             if begin and has_backlog and seconds < _LONGEST_UPDATE_SECONDS:
-                self._rate = max(_LOWEST_RATE, begin * factor)
+                self._rate = max(self._lowest, begin * factor)
         elif factor < 1.0 or held:
-            self._rate = max(_LOWEST_RATE, self._rate * factor)
+            self._rate = max(self._lowest, self._rate * factor)
+
+    @property
+    def _lowest(self) -> float:
+        """The least that is sent, also to an engine that is slow by itself."""
+        return max(_LOWEST_RATE, _LOWEST_SHARE * (self._usual or 0.0))

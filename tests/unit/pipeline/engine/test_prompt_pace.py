@@ -84,15 +84,17 @@ def test_the_pace_begins_with_what_was_usual_when_rows_in_flight_drain_first() -
     assert pace.ready_in(6.0) < 0.5
 
 
-def test_one_row_at_a_time_is_sent_to_an_engine_that_is_slow_by_itself() -> None:
+def test_a_tenth_of_what_is_usual_is_sent_to_an_engine_that_is_slow_by_itself() -> None:
     pace = PromptPace(AIM)
+    for second in range(20):
+        pace.begin(5_000, float(second), short=False)
+        pace.update(None, 1.0, has_backlog=True)
     pace.set_active(True)
-    pace.begin(10_000, 0.0, short=True)
-    for second in range(60):
+    for _ in range(100):
+        pace.begin(1, 20.0, short=False)
         pace.update(0.2, 1.0, has_backlog=True)
-        assert pace.room(float(second)) <= 0
-    pace.end(10_000, short=True)
-    assert pace.room(60.0) > 0
+    pace.begin(1_000, 30.0, short=False)
+    assert pace.ready_in(30.0) == pytest.approx(2.0, rel=0.1)
 
 
 def test_an_engine_that_does_not_tell_its_time_between_tokens_is_not_paced() -> None:
