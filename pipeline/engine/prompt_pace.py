@@ -12,7 +12,7 @@ burst would fill one step and leave the next one empty: the mean would be right 
 
 from math import cbrt, inf
 
-_AIM_SHARE = 0.92  # steps differ: the mean stays below what nearly all may take
+_AIM_SHARE = 0.86  # steps differ: the mean stays below what nearly all may take
 _BURST_SECONDS = 0.02
 _SHORTEST_SECONDS = 0.001
 _MOST_LESS, _MOST_MORE = 0.5, 1.25
@@ -93,7 +93,7 @@ class PromptPace:
         if self._rate is None:
             # What bulk sent before says more than the first second, in which its rows in flight drain.
             begin = max(used, self._usual or 0.0)
-            if begin and has_backlog and seconds < _LONGEST_UPDATE_SECONDS:
+            if factor < 1.0 and begin and has_backlog and seconds < _LONGEST_UPDATE_SECONDS:
                 self._rate = max(self._lowest, begin * factor)
         elif factor < 1.0 or held:
             self._rate = max(self._lowest, self._rate * factor)
