@@ -35,11 +35,7 @@ class ByteBudget:
     def give_back(self, size: int) -> None:
         """Give bytes back, to those that wait, in their order."""
         self._used -= size
-        while self._waiting and self._fits(self._waiting[0][0]):
-            needed, ready = self._waiting.popleft()
-            if not ready.done():
-                self._used += needed
-                ready.set_result(None)
+        self._serve()
 
     async def acquire(self, size: int) -> None:
         """Wait until so much is free, and take it."""
@@ -47,11 +43,15 @@ class ByteBudget:
             self._used += size
             return
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, ready))
+        entry = (size, ready)
+        self._waiting.append(entry)
         try:
             await ready
         except asyncio.CancelledError:
-            if ready.done() and not ready.cancelled():
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+                self._serve()  # those behind it may fit
+            else:
                 self.give_back(size)
             raise
 
@@ -63,6 +63,14 @@ class ByteBudget:
             yield
         finally:
             self.give_back(size)
+
+    def _serve(self) -> None:
+        """Give what is free to those that wait, in their order."""
+        while self._waiting and self._fits(self._waiting[0][0]):
+            needed, ready = self._waiting.popleft()
+            self._used += needed
+            if not ready.done():
+                ready.set_result(None)
 
     def _fits(self, size: int) -> bool:
         return self._used == 0 or self._used + size <= self._capacity

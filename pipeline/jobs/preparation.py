@@ -9,11 +9,10 @@ from pipeline.policies.routing import route
 from pipeline.store.new_rows import NewJob
 from schemas.errors import InvalidJob
 from schemas.job import Job
-from schemas.jobs import StreamedJob, VisionJob, canonical, parse_job
+from schemas.jobs import MAX_IMAGES, StreamedJob, VisionJob, canonical, parse_job
 
-# What may differ when a caller sends the same job again: how the answer travels, and how soon it is wanted.
-_MOST_IMAGES = 8
 _FETCHED_BYTES = 1024 * 1024  # of an image that is fetched: as large as pictures are, it is not known before
+# What may differ when a caller sends the same job again: how the answer travels, and how soon it is wanted.
 _NOT_HASHED: dict[str, object] = {"deadline": None, "priority": 0}
 
 
@@ -60,7 +59,7 @@ def image_bytes(job: Job | dict[str, Any]) -> int:
     """Return how large the images of a job may become in memory; 0 for a job without, checked or not."""
     given = job.images if isinstance(job, VisionJob) else job.get("images") if isinstance(job, dict) else None
     images = [one for one in given if isinstance(one, str)] if isinstance(given, list | tuple) else []
-    return sum(len(one) if one.startswith("data:") else _FETCHED_BYTES for one in images[:_MOST_IMAGES])
+    return sum(len(one) if one.startswith("data:") else _FETCHED_BYTES for one in images[:MAX_IMAGES])
 
 
 def _check_length(job: Job, entry: ModelEntry) -> None:

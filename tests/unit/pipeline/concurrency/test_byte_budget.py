@@ -50,3 +50,27 @@ async def test_what_takes_nothing_waits_for_nothing() -> None:
         assert not late.done()
     budget.give_back(10)
     await late
+
+
+async def test_one_that_gives_up_keeps_no_other_waiting() -> None:
+    budget = ByteBudget(10)
+    await budget.acquire(6)
+    large, small = asyncio.create_task(budget.acquire(10)), asyncio.create_task(budget.acquire(4))
+    await asyncio.sleep(0)
+    assert not small.done(), "it came after the large one"
+    large.cancel()
+    await asyncio.wait_for(small, 1)
+    budget.give_back(10)
+    assert budget.unused
+    assert budget.free == 10
+
+
+async def test_one_that_is_cancelled_when_it_was_served_gives_it_back() -> None:
+    budget = ByteBudget(10)
+    await budget.acquire(10)
+    late = asyncio.create_task(budget.acquire(10))
+    await asyncio.sleep(0)
+    budget.give_back(10)
+    late.cancel()  # before it ran again
+    await asyncio.gather(late, return_exceptions=True)
+    assert budget.unused

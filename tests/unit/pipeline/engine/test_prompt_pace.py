@@ -81,11 +81,17 @@ def test_a_long_prompt_is_sent_whole_and_paid_for_afterwards() -> None:
     assert pace.ready_in(1.0) == pytest.approx(8_000 / (2_000 * (0.043 / 0.2) ** (1 / 3)), rel=0.05)
 
 
-def test_the_pace_begins_with_what_was_usual_when_rows_in_flight_drain_first() -> None:
+def after_usual_work(seconds: int) -> PromptPace:
+    """A pace that saw 5,000 tokens a second without demand."""
     pace = PromptPace(AIM)
-    for second in range(5):
+    for second in range(seconds):
         pace.begin(5_000, float(second), short=False)
         pace.update(None, 1.0, has_backlog=True)
+    return pace
+
+
+def test_the_pace_begins_with_what_was_usual_when_rows_in_flight_drain_first() -> None:
+    pace = after_usual_work(5)
     pace.set_active(True)
     pace.update(0.1, 1.0, has_backlog=True)  # nothing was sent in this second
     pace.begin(1_000, 6.0, short=False)
@@ -93,10 +99,7 @@ def test_the_pace_begins_with_what_was_usual_when_rows_in_flight_drain_first() -
 
 
 def test_a_tenth_of_what_is_usual_is_sent_to_an_engine_that_is_slow_by_itself() -> None:
-    pace = PromptPace(AIM)
-    for second in range(20):
-        pace.begin(5_000, float(second), short=False)
-        pace.update(None, 1.0, has_backlog=True)
+    pace = after_usual_work(20)
     pace.set_active(True)
     for _ in range(100):
         pace.begin(1, 20.0, short=False)

@@ -55,14 +55,14 @@ def claimer() -> Claimer:
     return Claimer(cast("Database", None), "w", timedelta(seconds=20), asyncio.Event())
 
 
-def bell(model: str) -> Doorbell:
+def doorbell(model: str) -> Doorbell:
     return Doorbell(model=model, lane=Lane.BULK)
 
 
 async def test_models_that_claim_at_once_have_no_more_than_the_budget_together(store: Store) -> None:
     store.sizes = {name: [30 * MIB] for name in "abc"}
     one = claimer()
-    asked = [asyncio.create_task(one.claim(bell(name))) for name in "abc"]
+    asked = [asyncio.create_task(one.claim(doorbell(name))) for name in "abc"]
     done, _ = await asyncio.wait(asked, timeout=0.1)
     assert len([task for task in done if task.result()]) == 1
     for _ in range(2):
@@ -78,15 +78,15 @@ async def test_models_that_claim_at_once_have_no_more_than_the_budget_together(s
 async def test_a_small_chunk_waits_for_no_large_one_and_one_doorbell_waits_for_room(store: Store) -> None:
     store.sizes = {"vision": [47 * MIB, 30 * MIB, 30 * MIB], "chat": [1_000]}
     one = claimer()
-    first = await one.claim(bell("vision"))
+    first = await one.claim(doorbell("vision"))
     assert first is not None
-    waiting = asyncio.create_task(one.claim(bell("vision")))
+    waiting = asyncio.create_task(one.claim(doorbell("vision")))
     await asyncio.sleep(0.01)
     async with asyncio.timeout(1):
-        assert await one.claim(bell("vision")) is None, "recovery publishes this doorbell again"
-        small = await one.claim(bell("chat"))
+        assert await one.claim(doorbell("vision")) is None, "recovery publishes this doorbell again"
+        small = await one.claim(doorbell("chat"))
         assert small is not None
-        assert await one.claim(bell("chat")) is None, "there is nothing to wait for"
+        assert await one.claim(doorbell("chat")) is None, "there is nothing to wait for"
     assert not waiting.done()
     one.release(first)
     assert (await asyncio.wait_for(waiting, 1)) is not None
@@ -95,10 +95,10 @@ async def test_a_small_chunk_waits_for_no_large_one_and_one_doorbell_waits_for_r
 async def test_a_large_chunk_is_claimed_in_the_end_while_smaller_ones_come(store: Store) -> None:
     store.sizes = {"vision": [40 * MIB], "other": [5 * MIB] * 100}
     one = claimer()
-    held = [await one.claim(bell("other")) for _ in range(8)]
-    large = asyncio.create_task(one.claim(bell("vision")))
+    held = [await one.claim(doorbell("other")) for _ in range(8)]
+    large = asyncio.create_task(one.claim(doorbell("vision")))
     await asyncio.sleep(0.01)
-    more = asyncio.create_task(one.claim(bell("other")))
+    more = asyncio.create_task(one.claim(doorbell("other")))
     await asyncio.sleep(0.01)
     assert not large.done()
     for claim in held:
@@ -112,7 +112,7 @@ async def test_a_wait_for_room_ends(store: Store, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(claiming, "_WAIT_FOR_ROOM_SECONDS", 0.05)
     store.sizes = {"vision": [47 * MIB, 30 * MIB]}
     one = claimer()
-    assert await one.claim(bell("vision"))
-    assert await asyncio.wait_for(one.claim(bell("vision")), 1) is None
+    assert await one.claim(doorbell("vision"))
+    assert await asyncio.wait_for(one.claim(doorbell("vision")), 1) is None
     store.sizes["vision"].insert(0, 1_000)
-    assert await asyncio.wait_for(one.claim(bell("vision")), 1), "nothing of the wait is left"
+    assert await asyncio.wait_for(one.claim(doorbell("vision")), 1), "nothing of the wait is left"
