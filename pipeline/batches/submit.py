@@ -79,7 +79,9 @@ class BatchSubmitter:
         new = await self._prepare_all(jobs, tenant)
         tenant = new[0].tenant
         digest = sha256(b"".join(job.payload_hash for job in new)).digest()[:16]
-        rows = chunk_rows(len(new), await self._slowest_rate(new))
+        models = {job.model for job in new}
+        slots = max(self._preparer.slots(model) for model in models)
+        rows = chunk_rows(len(new), await self._slowest_rate(models), slots)
         await self._limits.refresh()
         with self._limits.reserve_batch(new, tenant) as admit:
             stored = await batches.insert_batch(
@@ -115,8 +117,7 @@ class BatchSubmitter:
             raise InvalidJob("a batch has at least one job")
         return new
 
-    async def _slowest_rate(self, new: Sequence[NewJob]) -> float | None:
-        models = {job.model for job in new}
+    async def _slowest_rate(self, models: Iterable[str]) -> float | None:
         rates = [await queries.rows_per_second(self._database, model) for model in models]
         return min((rate for rate in rates if rate is not None), default=None)
 

@@ -28,6 +28,10 @@ class Preparer:
         self._models = models
         self._images = images
 
+    def slots(self, model: str) -> int:
+        """Return the sequences that an engine of a model runs at once."""
+        return self._models[model].max_num_seqs
+
     async def prepare(self, job: Job | dict[str, Any], tenant: str | None = None) -> NewJob:
         """Return the row of a job; `tenant` is that of its batch, which the job may repeat.
 

@@ -13,16 +13,19 @@ LARGEST_CHUNK_BYTES = 32 * 1024 * 1024
 """Requests that are claimed together are in the memory of one worker together; images are large."""
 
 
-def chunk_rows(jobs: int, rows_per_second: float | None) -> int:
+def chunk_rows(jobs: int, rows_per_second: float | None, slots: int = 0) -> int:
     """Return the rows of a bulk chunk: about 3 s of work, so that a small batch never waits long behind one.
 
-    A batch smaller than four chunks is cut in four, because its last chunk ends alone.
+    A batch smaller than four chunks is cut in four, because its last chunk ends alone. The chunks of one worker together
+    fill the slots of an engine also where answers are long: otherwise the rate falls, and with it the next chunks.
 
     Args:
         jobs: jobs of the batch.
         rows_per_second: what one chunk of the model finished lately; without it a chunk has 256 rows.
+        slots: rows that an engine of the model answers at once, its `max_num_seqs`.
     """
     by_time = _FIRST_CHUNK_ROWS if rows_per_second is None else int(rows_per_second * _CHUNK_SECONDS)
+    by_time = max(by_time, slots // 2)
     by_share = -(-jobs // 4)
     return max(_SMALLEST_CHUNK_ROWS, min(by_time, by_share, LARGEST_CHUNK_ROWS))
 

@@ -21,6 +21,12 @@ def test_a_chunk_is_about_three_seconds_of_the_measured_rate(jobs: int, rate: fl
     assert LARGEST_CHUNK_ROWS == 1_024
 
 
+def test_the_chunks_of_a_worker_fill_the_slots_of_an_engine_whose_answers_are_long() -> None:
+    assert chunk_rows(100_000, 10.0, slots=256) == 128
+    assert chunk_rows(100_000, 200.0, slots=256) == 600
+    assert chunk_rows(200, 10.0, slots=256) == 50  # a small batch is cut in four all the same
+
+
 @pytest.mark.parametrize(
     ("weights", "lengths"),
     [
