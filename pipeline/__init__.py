@@ -8,6 +8,8 @@ testing        a pipeline for the test suite of a caller
 wiring         adapters from settings
 settings       the environment
 models         entries of models.toml
+files          every file that is written
+environment    variables of other programs
 jobs           a single job: its way in, and the way of its outcome back
 batches        jobs submitted together
 calls          recorded calls: readers, jobs, reports

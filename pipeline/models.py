@@ -4,13 +4,15 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from schemas.errors import InvalidSetting, UnknownModel, first_problem
+from schemas.errors import InvalidSetting, UnknownModel
+from schemas.problems import first_problem
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 DEFAULT_FILE = Path(__file__).with_name("models.toml")
@@ -50,6 +52,14 @@ def normal_endpoint(url: str) -> str:
     return url.rstrip("/?#").removesuffix("/v1").rstrip("/")
 
 
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine or in a private network, as far as its name says."""
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".internal"))
+
+
 class ModelEntry(BaseModel):
     """One model. See the comments of models.toml."""
 
@@ -58,8 +68,9 @@ class ModelEntry(BaseModel):
     name: str
     served_name: str | None = Field(default=None, min_length=1, max_length=300)
     kinds: tuple[str, ...]
-    port: int = Field(ge=1, le=65_535)
+    port: int | None = Field(default=None, ge=1, le=65_535)
     endpoints: tuple[str, ...] = ()
+    proxy: str | None = None
     max_num_seqs: int = Field(default=256, ge=1)
     max_model_len: int = Field(default=8_192, ge=128)
     interactive_reserve: float = Field(default=0.0625, ge=0, le=0.9)
@@ -89,6 +100,24 @@ class ModelEntry(BaseModel):
     @classmethod
     def _normal(cls, endpoints: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(normal_endpoint(url) for url in endpoints)
+
+    @field_validator("proxy")
+    @classmethod
+    def _leads_through_http(cls, proxy: str | None) -> str | None:
+        try:
+            return None if proxy is None else normal_endpoint(proxy)
+        except ValueError:
+            raise ValueError("a proxy is a URL such as http://proxy.example:3128, without a password") from None
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if self.port is None and not self.endpoints:
+            raise ValueError("give it endpoints, or the port of its vLLM on this machine")
+        return self
+
+    def proxy_to(self, endpoint: str) -> str | None:
+        """Return the proxy on the way to an endpoint; None for one on this machine or in a private network."""
+        return None if self.proxy is None or _is_near(urlsplit(endpoint).hostname or "") else self.proxy
 
     @property
     def engine_name(self) -> str:
@@ -156,9 +185,13 @@ def load_models(file: Path | None = None, *, base_url: str | None = None, model:
     """
     path = file or DEFAULT_FILE
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidSetting(f"models file {path} cannot be read: {error}") from error
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("models", {})
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"models file {path} is not encoded in UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InvalidSetting(f"models file {path} cannot be read: {error.strerror or type(error).__name__}") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidSetting(f"models file {path} is not TOML: {error}") from error
     if not isinstance(raw, dict) or not raw:
         raise InvalidSetting(f"models file {path} has no [models.NAME] entry")
     entries: dict[str, ModelEntry] = {}

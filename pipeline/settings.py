@@ -1,17 +1,21 @@
 """Settings from the environment and `.env`. Only wiring, the CLI, workers.main and workers.intake read them."""
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.redis_url import SCHEMES, parse_redis_url
-from schemas.errors import InvalidSetting, first_problem
+from schemas.errors import InvalidSetting
+from schemas.problems import first_problem
 
+_DOTENV = ".env"
 _SCHEMES = {
     "database_url": ("postgresql://", "postgresql+psycopg://", "postgres://"),
     "redis_url": SCHEMES,
@@ -40,7 +44,13 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="YYC3_", env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True, populate_by_name=True
+        env_prefix="YYC3_",
+        env_file=_DOTENV,
+        env_file_encoding="utf-8-sig",  # editors of other systems write a byte order mark
+        extra="ignore",
+        env_ignore_empty=True,
+        frozen=True,
+        populate_by_name=True,
     )
 
     home: Path = Path("~/.local/share/yyc3")
@@ -88,6 +98,16 @@ class Settings(BaseSettings):
             )
         return SecretStr(key) if key else None
 
+    @field_validator("flower_basic_auth")
+    @classmethod
+    def _is_user_and_password(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        user, _, password = value.get_secret_value().strip().partition(":")
+        if not user or not password:
+            raise ValueError("has the form user:password; neither may be empty")
+        return SecretStr(f"{user}:{password}")
+
     @model_validator(mode="after")
     def _endpoint_names_its_model(self) -> Self:
         if (self.ai_base_url is None) != (self.ai_model is None):
@@ -111,8 +131,25 @@ class Settings(BaseSettings):
 
     @property
     def home_folder(self) -> Path:
-        """`YYC3_HOME` with `~` resolved."""
-        return self.home.expanduser().absolute()
+        """`YYC3_HOME` with `~` resolved.
+
+        Raises:
+            InvalidSetting: this account has no home folder.
+        """
+        try:
+            return self.home.expanduser().absolute()
+        except RuntimeError:
+            raise InvalidSetting(
+                "this account has no home folder: set YYC3_HOME to a folder that it can write"
+            ) from None
+
+    @property
+    def has_home(self) -> bool:
+        """Whether there is such a folder; without it no `yyc3 up` is looked for."""
+        try:
+            return bool(self.home_folder)
+        except InvalidSetting:
+            return False
 
     @property
     def image_hosts_allowed(self) -> frozenset[str]:
@@ -144,4 +181,28 @@ def load_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise InvalidSetting(f"setting refused: {first_problem(error)}; see .env.template") from error
+        field, colon, reason = first_problem(error).partition(": ")
+        variable = _variable(field) if field in Settings.model_fields else field
+        source = f" of {Path(_DOTENV).absolute()}" if variable in names_in_dotenv() else ""
+        raise InvalidSetting(f"setting refused{source}: {variable}{colon}{reason}; see .env.template") from error
+    except UnicodeDecodeError:
+        raise InvalidSetting(f"{Path(_DOTENV).absolute()} is not encoded in UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InvalidSetting(f"{Path(_DOTENV).absolute()} cannot be read: {error.strerror}") from error
+
+
+def _variable(field: str) -> str:
+    """Return the variable of a setting."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"YYC3_{field.upper()}"
+
+
+def names_in_dotenv() -> list[str]:
+    """Return the settings that come from the file .env of the current folder, not from the environment."""
+    names = {_variable(name) for name in Settings.model_fields}
+    given = {str(name).upper() for name, value in os.environ.items() if value}
+    try:
+        found = dotenv_values(_DOTENV, encoding="utf-8-sig") if Path(_DOTENV).is_file() else {}
+    except (OSError, UnicodeDecodeError):
+        return []
+    return sorted(name for name, value in found.items() if value and name.upper() in names - given)

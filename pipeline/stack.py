@@ -1,5 +1,6 @@
 """Everything on this machine under one supervisor: servers, tables, simulators, workers, recovery and Flower."""
 
+import http.client
 import resource
 import sys
 import urllib.error
@@ -14,7 +15,6 @@ from celery import Celery
 from pipeline.local.addresses import StackAddresses, write_stack_addresses
 from pipeline.local.client import SupervisorClient
 from pipeline.local.readiness import wait_until
-from pipeline.local.servers import free_port
 from pipeline.models import ModelEntry
 from pipeline.settings import Settings
 from pipeline.wiring import Wiring
@@ -23,7 +23,9 @@ from schemas.errors import InvalidSetting
 
 _READY_SECONDS = 60.0
 _SIMULATOR = "simulator-"
+_SIMULATED_PORT = 10_086  # of an entry without a port
 _URLS = {"postgres": "database_url", "valkey": "redis_url"}
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not lead to our own loopback
 _FEWEST_OPEN_FILES, _OPEN_FILES = 1_024, 8_192
 
 
@@ -92,7 +94,7 @@ class Stack:
         self._commands[name] = arguments
         environment = {"YYC3_HOME": str(self.folder)}
         log = self.folder / f"{name}.log"
-        self.supervisor.start(name, [sys.executable, *arguments], environment=environment, log=log)
+        self.supervisor.start(name, [sys.executable, "-P", *arguments], environment=environment, log=log)
 
     def follow_models(self) -> str | None:
         """Read models.toml again, and run simulators for entries that are new; returns what to say, None for nothing.
@@ -143,7 +145,7 @@ class Stack:
 
         self._on_step(f"database is at revision {migrate.upgrade(database_url)}")
         simulators = {entry.name: self._start_simulator(entry) for entry in simulated}
-        port = free_port(self._settings.flower_port) if self._flower else None
+        port = self.supervisor.listen("flower", self._settings.flower_port) if self._flower else None
         self.addresses = StackAddresses(
             database_url=database_url,
             redis_url=redis_url,
@@ -162,7 +164,7 @@ class Stack:
         self.start("intake", ["-m", "workers.intake"])
         self.start("recover", ["-m", "pipeline.cli", "recover"])
         if flower_port:
-            self.start("flower", ["-m", "pipeline.cli", "flower", "--port", str(flower_port)])
+            self.start("flower", ["-m", "pipeline.cli", "flower", "--port", str(flower_port), "--fd", "{fd}"])
 
     def _wait_until_ready(self) -> None:
         self._on_step("waiting for workers")
@@ -184,8 +186,8 @@ class Stack:
         return self._wiring.database_url if server == "postgres" else self._wiring.redis_url
 
     def _start_simulator(self, entry: ModelEntry) -> str:
-        port = free_port(entry.port)
-        arguments = ["-m", "simulator", "--model", entry.name, "--port", str(port), "--speed", str(self._speed)]
+        port = self.supervisor.listen(f"{_SIMULATOR}{entry.name}", entry.port or _SIMULATED_PORT)
+        arguments = ["-m", "simulator", "--model", entry.name, "--fd", "{fd}", "--speed", str(self._speed)]
         arguments += ["--max-num-seqs", str(entry.max_num_seqs), "--max-model-len", str(entry.max_model_len)]
         self.start(f"{_SIMULATOR}{entry.name}", [*arguments, *self._simulator_arguments])
         self._on_step(f"{entry.name} is simulated on http://127.0.0.1:{port}")
@@ -214,7 +216,7 @@ def _nodes(app: Celery) -> int:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - our own loopback URL
+        with _DIRECT.open(url, timeout=1) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError):
         return False

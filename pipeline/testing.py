@@ -207,7 +207,7 @@ class PipelineUnderTest:
     def _start_process(self, name: str, module: str, *arguments: str) -> None:
         self._starts[name] = self._starts.get(name, 0) + 1
         environment = dict.fromkeys(_OVERRIDDEN, "") | _IMPATIENT | {"YYC3_HOME": str(self.home)}
-        argv = [sys.executable, "-m", module, *arguments]
+        argv = [sys.executable, "-P", "-m", module, *arguments]
         self._supervisor.start(name, argv, environment=environment, log=self.home / f"{name}.log")
 
     def _wait_until_ready(self, name: str) -> None:

@@ -20,7 +20,7 @@ from pipeline.images import Fetcher, ImageSanitizer
 from pipeline.jobs.admission import QueueLimits
 from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import Submitter
-from pipeline.local.addresses import StackAddresses, addresses_file, find_stack_addresses
+from pipeline.local.addresses import addresses_file, find_stack_addresses
 from pipeline.models import DEFAULT_FILE, Models, load_models
 from pipeline.observability.logging import safe_error_summary
 from pipeline.operations.presence import Presence, process_name
@@ -124,7 +124,7 @@ class Wiring:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.running: StackAddresses | None = find_stack_addresses(settings.home_folder)
+        self.running = find_stack_addresses(settings.home_folder) if settings.has_home else None
         url = settings.database_url
         beside = self.running is not None and (url is None or url.get_secret_value() == self.running.database_url)
         self.settings = settings.with_shared(self.running.settings) if self.running and beside else settings
@@ -159,15 +159,17 @@ class Wiring:
 
     async def _follow_models(self, listeners: Sequence[Callable[[], Awaitable[None]]]) -> None:
         """Read models.toml again whenever it, or what the running `yyc3 up` stored, changes; a bad file changes nothing."""
-        file, home = self.settings.models_file or DEFAULT_FILE, self.settings.home_folder
-        seen = _stamps(file, addresses_file(home))
+        file = self.settings.models_file or DEFAULT_FILE
+        home = self.settings.home_folder if self.settings.has_home else None
+        files = [file, *([addresses_file(home)] if home else [])]
+        seen = _stamps(*files)
         while True:
             await asyncio.sleep(_FOLLOW_SECONDS)
-            now = _stamps(file, addresses_file(home))
+            now = _stamps(*files)
             if now == seen:
                 continue
             seen = now
-            self.running = find_stack_addresses(home) or self.running
+            self.running = (find_stack_addresses(home) if home else None) or self.running
             try:
                 read = self.read_models()
             except InvalidSetting as error:

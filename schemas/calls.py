@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.errors import ErrorCode
 from schemas.results import SentimentLabel
@@ -24,7 +24,13 @@ class Language(StrEnum):
     ENGLISH = "en"
 
 
-TurnText = Annotated[str, StringConstraints(min_length=1, max_length=8_000)]
+def _can_be_stored(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("has a NUL character (\\u0000), which cannot be stored; remove it")
+    return text
+
+
+TurnText = Annotated[str, StringConstraints(min_length=1, max_length=8_000), AfterValidator(_can_be_stored)]
 
 
 class Turn(BaseModel):
@@ -43,7 +49,7 @@ class Call(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    call_id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
+    call_id: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_can_be_stored)]
     language: Language | None = None
     started_at: datetime | None = None
     agent: Annotated[str, StringConstraints(max_length=200)] | None = None

@@ -1,10 +1,10 @@
 """Every way in which a job or a call can fail: one tree, one code each.
 
     PipelineError(code, retryable, facts as fields)
-      ConfigurationError  UnknownModel InvalidSetting
+      ConfigurationError  UnknownModel InvalidSetting UnwritableFile
       SubmissionError     InvalidJob DuplicateJob QueueSaturated InvalidCall
       BrokerError         BrokerUnavailable
-      StoreError          StoreUnavailable UnstorableValue JobNotFound
+      StoreError          StoreUnavailable UnstorableValue JobNotFound BatchNotFound
       EngineError         EngineUnavailable EndpointRefused EngineOverloaded EngineTimeout EngineFailed
                           RequestRejected PromptTooLong InvalidOutput OnlyReasoning AnswerFiltered InternalError
       ResultTimeout
@@ -12,14 +12,8 @@
 A message is one sentence that names the subject and the way out. It never repeats the words of a caller.
 """
 
-import re
-from collections.abc import Container
 from enum import StrEnum
 from typing import Any, ClassVar, Self
-
-from pydantic import ValidationError
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class ErrorCode(StrEnum):
@@ -40,15 +34,17 @@ class ErrorCode(StrEnum):
 
     UNKNOWN_MODEL = "unknown_model", "no entry of that name in models.toml, or it does not support this kind"
     INVALID_SETTING = "invalid_setting", "an environment variable or a configuration file has an invalid value"
+    UNWRITABLE_FILE = "unwritable_file", "a file of results cannot be written; the message names it"
     INVALID_JOB = "invalid_job", "refused at submit; the message names the field"
     DUPLICATE_JOB = "duplicate_job", "this idempotency key was used for another job"
     QUEUE_SATURATED = "queue_saturated", "the queue is full; the message says when to submit again"
-    INVALID_CALL = "invalid_call", "a line of a call file is not a call"
+    INVALID_CALL = "invalid_call", "a call file cannot be read, or one of its lines is not a call"
     BROKER_UNAVAILABLE = "broker_unavailable", "Redis or the message broker cannot be reached"
     UNDECODABLE_MESSAGE = "undecodable_message", "a queue message that cannot be processed"
     STORE_UNAVAILABLE = "store_unavailable", "Postgres cannot be reached"
     UNSTORABLE_VALUE = "unstorable_value", "Postgres cannot store one of its values"
     JOB_NOT_FOUND = "job_not_found", "no job with that id"
+    BATCH_NOT_FOUND = "batch_not_found", "no batch with that id"
     ENGINE_UNAVAILABLE = (
         "engine_unavailable",
         "the endpoint does not answer, or answers something that is not about the job",
@@ -108,6 +104,12 @@ class InvalidSetting(ConfigurationError):
     code = ErrorCode.INVALID_SETTING
 
 
+class UnwritableFile(ConfigurationError):
+    """A file that results should go to cannot be written; what was there stays."""
+
+    code = ErrorCode.UNWRITABLE_FILE
+
+
 class SubmissionError(PipelineError):
     """The caller's input is refused; nothing was stored."""
 
@@ -132,7 +134,7 @@ class QueueSaturated(SubmissionError):
 
 
 class InvalidCall(SubmissionError):
-    """A line of a call file is not a call; the message names file and line."""
+    """A call file cannot be read, or a line is not a call; the message names the file."""
 
     code = ErrorCode.INVALID_CALL
 
@@ -169,6 +171,12 @@ class JobNotFound(StoreError):
     """There is no job with that id."""
 
     code = ErrorCode.JOB_NOT_FOUND
+
+
+class BatchNotFound(StoreError):
+    """There is no batch with that id."""
+
+    code = ErrorCode.BATCH_NOT_FOUND
 
 
 class EngineError(PipelineError):
@@ -261,29 +269,3 @@ class ResultTimeout(PipelineError):
 
     code = ErrorCode.RESULT_TIMEOUT
     retryable = True
-
-
-def first_problem(error: ValidationError, tags: Container[str] = ()) -> str:
-    """Return the first problem of a validation as one clause, `field: reason`, without the value that was given.
-
-    Args:
-        error: of pydantic.
-        tags: names of union members, which pydantic puts in front of the field; a person knows which
-            member they sent.
-    """
-    first = error.errors(include_url=False, include_input=False)[0]
-    parts = [_field_name(part) for part in first["loc"]]
-    if len(parts) > 1 and parts[0] in tags:
-        parts = parts[1:]
-    reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "union_tag_invalid":  # pydantic repeats what was given in place of a tag
-        context = first.get("ctx", {})
-        parts, reason = [str(context["discriminator"]).strip("'")], f"must be one of {context['expected_tags']}"
-    field = ".".join(parts)
-    return f"{field}: {reason}" if field else reason
-
-
-def _field_name(part: int | str) -> str:
-    """Return a step of the path to a field. The name of an unknown field is the caller's: shown if it looks like a name."""
-    text = str(part)
-    return text if _NAME.fullmatch(text) else "(a field whose name cannot be shown)"

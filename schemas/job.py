@@ -9,6 +9,7 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 TENANT_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 DEFAULT_TENANT = "default"
 MIN_PRIORITY = -100
+_FIRST_MOMENT = datetime(2000, 1, 1, tzinfo=UTC)  # a number of seconds from now would be one of 1970
 Tenant = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
 
 
@@ -43,9 +44,12 @@ class Job(BaseModel):
     def _in_utc(cls, deadline: datetime | None) -> datetime | None:
         """Databases know fewer offsets than clocks have."""
         try:
-            return None if deadline is None else deadline.astimezone(UTC)
+            found = None if deadline is None else deadline.astimezone(UTC)
         except OverflowError:
             raise ValueError("is too far away for a date") from None
+        if found is not None and found < _FIRST_MOMENT:
+            raise ValueError("is no moment of these years: write a time such as 2026-11-22T03:00+08:00, not seconds")
+        return found
 
 
 def can_be_stored(text: str) -> bool:

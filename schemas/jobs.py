@@ -17,8 +17,9 @@ from pydantic import (
 
 from schemas.answer_schema import check_answer_schema
 from schemas.calls import Language, Turn
-from schemas.errors import InvalidJob, first_problem
+from schemas.errors import InvalidJob
 from schemas.job import Job
+from schemas.problems import all_problems
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 MAX_DIALOGUE_CHARACTERS = 400_000
@@ -260,4 +261,4 @@ def parse_job(value: Job | dict[str, Any] | str | bytes) -> Job:
             return _adapter().validate_json(value)
         return _adapter().validate_python(value)
     except ValidationError as error:
-        raise InvalidJob(f"job refused: {first_problem(error, tags=_MODELS)}") from error
+        raise InvalidJob(f"job refused: {all_problems(error, tags=_MODELS)}") from error

@@ -76,6 +76,7 @@ def _parse_options(argv: Sequence[str] | None) -> SimulatorOptions:
         model=arguments.model,
         host=arguments.host,
         port=arguments.port,
+        descriptor=arguments.fd,
         speed=arguments.speed,
         seed=arguments.seed,
         faults=tuple(parse_fault(text) for text in arguments.fail),
@@ -97,6 +98,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 selects a free one (default: 8000)"
+    )
+    parser.add_argument(
+        "--fd", type=int, help="descriptor of a socket that listens already, in place of --host and --port"
     )
     parser.add_argument("--speed", type=float, default=1.0, help="divides every duration (default: 1, real time)")
     parser.add_argument("--seed", type=int, default=0, help="determines answers, noise and faults (default: 0)")

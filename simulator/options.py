@@ -20,6 +20,7 @@ class SimulatorOptions:
         model: the served model name.
         host: address to listen on.
         port: TCP port; 0 selects a free one.
+        descriptor: a socket that listens already, in place of host and port.
         speed: divides every duration; 1 is real time.
         seed: determines answers, noise and faults.
         faults: faults to inject, see `parse_fault`.
@@ -41,6 +42,7 @@ class SimulatorOptions:
     model: str
     host: str = "127.0.0.1"
     port: int = 8000
+    descriptor: int | None = None
     speed: float = 1.0
     seed: int = 0
     faults: tuple[Fault, ...] = ()

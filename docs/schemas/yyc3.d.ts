@@ -479,13 +479,15 @@ export type ErrorCode =
   | "unknown_model"
   /** an environment variable or a configuration file has an invalid value */
   | "invalid_setting"
+  /** a file of results cannot be written; the message names it */
+  | "unwritable_file"
   /** refused at submit; the message names the field */
   | "invalid_job"
   /** this idempotency key was used for another job */
   | "duplicate_job"
   /** the queue is full; the message says when to submit again */
   | "queue_saturated"
-  /** a line of a call file is not a call */
+  /** a call file cannot be read, or one of its lines is not a call */
   | "invalid_call"
   /** Redis or the message broker cannot be reached */
   | "broker_unavailable"
@@ -497,6 +499,8 @@ export type ErrorCode =
   | "unstorable_value"
   /** no job with that id */
   | "job_not_found"
+  /** no batch with that id */
+  | "batch_not_found"
   /** the endpoint does not answer, or answers something that is not about the job */
   | "engine_unavailable"
   /** the engine accepts no more work for now (503, 429) */

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import uuid4
@@ -13,7 +13,8 @@ from pipeline.calls.report import report_of
 from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.store import Database, batches, queries
 from schemas.calls import Call, CallReport
-from schemas.errors import ErrorCode
+from schemas.errors import ErrorCode, InvalidJob
+from schemas.job import Job
 from schemas.results import Outcome
 
 _WINDOW_JOBS = 20_000
@@ -81,6 +82,18 @@ def _while_away(read: Callable[[], Awaitable[T]], /) -> Awaitable[T]:
     return retry_while_unavailable(read, _WAITING)
 
 
+def _leave_out(window: list[PlannedCall], error: InvalidJob) -> None:
+    """Move the refused job of a window to the problems of its call."""
+    position = error.facts["position"]
+    for planned in window:
+        if position < len(planned.jobs):
+            # It is numbered within a window, unknown outside.
+            planned.leave_out(position, InvalidJob(error.message.partition(": ")[2]))
+            return
+        position -= len(planned.jobs)
+    raise AssertionError("the position is that of a job")
+
+
 class _Analysis:
     """One analysis: its windows are batches with keys, so that they can be submitted again."""
 
@@ -105,20 +118,27 @@ class _Analysis:
 
         Fails at once if there is no database at the beginning; later it is waited for.
         """
-        jobs = [job for planned in window for job in planned.jobs]
         first, key = self._windows == 0, f"{self._id}.{self._windows}"
         self._windows += 1
-        self._progress.calls += len(window)
-        self._progress.jobs += len(jobs)
-        if not jobs:
-            return None
-
-        async def submit() -> Batch:
-            return await self._submitter.submit_many(jobs, name=self._name, idempotency_key=key)
-
         if first:
             await queries.queue_states(self._database)
-        return await retry_while_unavailable(submit, _WAITING)
+        while jobs := [job for planned in window for job in planned.jobs]:
+
+            async def submit(jobs: Sequence[Job] = jobs) -> Batch:
+                return await self._submitter.submit_many(jobs, name=self._name, idempotency_key=key)
+
+            try:
+                batch = await retry_while_unavailable(submit, _WAITING)
+            except InvalidJob as error:
+                if "position" not in error.facts:
+                    raise
+                _leave_out(window, error)
+                continue
+            self._progress.calls += len(window)
+            self._progress.jobs += len(jobs)
+            return batch
+        self._progress.calls += len(window)
+        return None
 
     async def reports(self, window: list[PlannedCall], batch: Batch | None) -> AsyncIterator[CallReport]:
         """Wait until the jobs of a window are settled, and yield its reports."""

@@ -17,6 +17,12 @@ class PlannedCall:
     turn_indexes: list[int | None] = field(default_factory=list)
     problems: list[CallProblem] = field(default_factory=list)
 
+    def leave_out(self, index: int, error: InvalidJob) -> None:
+        """Make a problem of a job that is refused."""
+        del self.jobs[index]
+        turn_index = self.turn_indexes.pop(index)
+        self.problems.append(CallProblem(code=error.code, message=error.message, turn_index=turn_index))
+
 
 def plan(call: Call, model: str | None = None) -> PlannedCall:
     """Return the jobs of a call: its intent, its sentiment, then the sentiment of each customer turn."""

@@ -1,5 +1,7 @@
-"""The `yyc3` command. Exit codes: 0 done, 1 some jobs failed, 2 bad usage or input, 3 a service could not be reached.
+"""The `yyc3` command. Exit codes: 0 done, 1 some jobs failed, 2 bad usage or input, 3 a service could not be reached, 4 a bug.
 
+edge           what surrounds every command: descriptors, encodings, variables of others, Ctrl-C, errors
+app            the commands by name
 up, demo       run everything on this machine
 submit, jobs   single jobs
 calls          recorded calls
@@ -9,51 +11,15 @@ info           addresses of what runs, and which endpoints answer
 services       one part each: worker, intake, recover, flower, simulator, db
 schema         JSON Schema and TypeScript types
 console        what every command shares
+language       English or Chinese
 rendering      how outcomes are printed
 """
 
-import typer
-
-from pipeline.cli import dead_letters, services
-from pipeline.cli.calls import calls
-from pipeline.cli.demo import demo
-from pipeline.cli.health import health
-from pipeline.cli.info import info
-from pipeline.cli.jobs import jobs
-from pipeline.cli.queues import queues
-from pipeline.cli.schema import schema
-from pipeline.cli.submit import submit
-from pipeline.cli.up import up
-from pipeline.observability.logging import configure_logging
-
-app = typer.Typer(
-    name="yyc3",
-    help="The YYC3 AI-Call pipeline: call-centre jobs to vLLM and back, each exactly once.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-app.command()(up)
-app.command()(demo)
-app.add_typer(submit, name="submit")
-app.add_typer(jobs, name="jobs")
-app.add_typer(dead_letters.app, name="dead-letters")
-app.add_typer(calls, name="calls")
-app.command()(queues)
-app.command()(health)
-app.command()(info)
-app.command()(schema)
-app.command()(services.worker)
-app.command()(services.intake)
-app.command()(services.recover)
-app.command()(services.flower)
-app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(
-    services.simulator
-)
-app.add_typer(services.db, name="db")
+from typing import NoReturn
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line."""
-    configure_logging()  # to stderr: results go to stdout
-    app()
+    from pipeline.cli.edge import run  # Ctrl-C while the rest is imported is handled there
+
+    run()

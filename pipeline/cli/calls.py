@@ -1,21 +1,21 @@
 """`yyc3 calls analyze`: call files in, one report a call out."""
 
 import asyncio
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline.calls import AnalysisProgress, BadLine, read_calls
 from pipeline.calls import analyze as analyze_calls
-from pipeline.cli.console import Exit, command, err, print_json, wiring
+from pipeline.cli.console import Exit, command, err, print_json, tell, wiring
+from pipeline.files import OutputFile
 from pipeline.wiring import Wiring
 from schemas.calls import Call, CallReport
 from schemas.errors import ErrorCode, InvalidCall
@@ -30,6 +30,7 @@ class Summary:
     progress: AnalysisProgress = field(default_factory=AnalysisProgress)
     seconds: float = 0.0
     skipped_lines: int = 0
+    calls_with_errors: int = 0
     intents: Counter[str] = field(default_factory=Counter)
     sentiments: Counter[str] = field(default_factory=Counter)
     reports: list[CallReport] = field(default_factory=list)
@@ -49,10 +50,12 @@ class Summary:
     @property
     def exit_code(self) -> Exit:
         """The exit code of the command."""
-        return Exit.SOME_FAILED if self.progress.failed or self.skipped_lines else Exit.DONE
+        incomplete = self.progress.failed or self.skipped_lines or self.calls_with_errors
+        return Exit.SOME_FAILED if incomplete else Exit.DONE
 
     def add(self, report: CallReport, *, keep: int = 0) -> None:
         """Count a report, and keep the first few."""
+        self.calls_with_errors += bool(report.errors)
         self.intents.update(intent.label for intent in report.intents)
         if report.sentiment is not None:
             self.sentiments[report.sentiment.label] += 1
@@ -61,7 +64,7 @@ class Summary:
 
 
 def run_analysis(
-    wired: Wiring, files: list[Path], target: TextIO | None, *, model: str | None, quiet: bool, keep: int = 0
+    wired: Wiring, files: list[Path], target: OutputFile | None, *, model: str | None, quiet: bool, keep: int = 0
 ) -> Summary:
     """Analyse files with a progress bar on stderr.
 
@@ -83,7 +86,7 @@ def run_analysis(
                 adapters.batch_submitter(),
                 adapters.database,
                 _good_lines(read_calls(files), summary),
-                name=", ".join(file.name for file in files)[:200],
+                name=_batch_name(files),
                 model=model,
                 on_progress=show.update,
             )
@@ -99,11 +102,17 @@ def run_analysis(
     return summary
 
 
+def _batch_name(files: list[Path]) -> str:
+    """Return the names of files for people; what is no text in them is replaced."""
+    names = ", ".join(file.name for file in files)
+    return names.encode("utf-8", "replace").decode().replace("\x00", "?")[:200] or "calls"
+
+
 def _good_lines(lines: Iterator[Call | BadLine], summary: Summary) -> Iterator[Call]:
     for line in lines:
         if isinstance(line, BadLine):
             summary.skipped_lines += 1
-            err.print(str(line), markup=False, highlight=False)
+            tell(str(line))
         else:
             yield line
 
@@ -135,33 +144,9 @@ class _Shown:
         reason = progress.waits_for
         if reason is not None and reason not in self._reasons:
             self._reasons.add(reason)
-            err.print(f"some jobs wait for another attempt: {reason}; see: yyc3 health", highlight=False)
+            tell(f"some jobs wait for another attempt: {reason}; see: yyc3 health")
         self._summary.progress = progress
         self._bar.update(self._task, completed=progress.settled, total=progress.jobs)
-
-
-class OutputFile:
-    """A file that appears under its name only when it is complete; `-` is stdout."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(path.name + ".part")
-
-    def __enter__(self) -> TextIO:
-        if str(self._path) == "-":
-            return sys.stdout
-        try:
-            self._stream = self._part.open("w", encoding="utf-8")
-        except OSError as error:
-            raise InvalidCall(f"{self._path} cannot be written: {error.strerror or error}") from error
-        return self._stream
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if str(self._path) == "-":
-            return
-        self._stream.close()
-        if kind is None:
-            self._part.replace(self._path)
 
 
 @calls.command("analyze")
@@ -176,15 +161,16 @@ def analyze(
 ) -> None:
     """Find the intents and sentiments of recorded calls, in bulk; reports are in the order of the calls."""
     wired = wiring()
-    with OutputFile(to) as target:
+    with OutputFile(to, inputs=files) as target:
         summary = run_analysis(wired, files, target, model=model, quiet=as_json)
+        if summary.skipped_lines and not summary.progress.calls:
+            raise InvalidCall("no line of the input is a call; the file for the reports is unchanged")
     if as_json:
         print_json(summary.as_json())
     else:
         done = summary.progress
-        err.print(
+        tell(
             f"{done.calls} calls, {done.jobs} jobs, {done.succeeded} succeeded, {done.failed} failed, "
-            f"{summary.skipped_lines} lines skipped, {summary.seconds:.1f} s; reports in {to}",
-            highlight=False,
+            f"{summary.skipped_lines} lines skipped, {summary.seconds:.1f} s; reports in {to}"
         )
     raise typer.Exit(summary.exit_code)

@@ -1,10 +1,11 @@
 """What every command shares: one sentence for errors, exit codes, options, JSON or a table."""
 
+import asyncio
 import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from enum import IntEnum
@@ -16,6 +17,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.cli.language import translated
+from pipeline.store import Database
 from pipeline.wiring import Wiring
 from schemas.errors import BrokerError, ConfigurationError, PipelineError, StoreError, SubmissionError
 
@@ -25,6 +28,7 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 # All but tab and line feed; also those of eight bits, which some terminals obey.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_goes_on: list[str] = []
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -35,6 +39,7 @@ class Exit(IntEnum):
     SOME_FAILED = 1
     BAD_INPUT = 2
     UNREACHABLE = 3  # or it accepts nothing more for now
+    STOPPED = 130
 
 
 def _exit_for(error: PipelineError) -> Exit:
@@ -46,17 +51,46 @@ def _exit_for(error: PipelineError) -> Exit:
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
+    _goes_on.clear()
     try:
         yield
     except PipelineError as error:
-        err.print(f"[red]error[/red] {_plain(shown(error.message, err))}", highlight=False)
+        err.print(f"[red]{translated('error')}[/red]", end=" ")
+        tell(error.message)
+        _tell_notes(error)
         raise typer.Exit(_exit_for(error)) from None
-    except KeyboardInterrupt:
-        err.print("stopped; submitted jobs continue")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        tell("; ".join(["stopped", *_goes_on]))
+        _tell_notes(stop)
+        raise typer.Exit(Exit.STOPPED) from None
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output is gone: no message can reach it
         raise typer.Exit(Exit.DONE) from None
+
+
+def _tell_notes(error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        tell(note)
+
+
+def goes_on(text: str) -> None:
+    """Say what goes on, and how to ask for it again, if this command is stopped with Ctrl-C from now on."""
+    _goes_on[:] = [text]
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a text of ours on stdout, in the language of the terminal."""
+    say_as_is(translated(text), style)
+
+
+def say_as_is(text: str = "", style: str | None = None) -> None:
+    """Print the words of a caller or a model on stdout."""
+    out.print(shown(text), markup=False, highlight=False, style=style)
+
+
+def tell(text: str, style: str | None = None) -> None:
+    """Print a text of ours on stderr, in the language of the terminal."""
+    err.print(shown(translated(text), err), markup=False, highlight=False, style=style)
 
 
 def _plain(text: str) -> str:
@@ -106,24 +140,37 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=empty if default is MISSING else default, annotation=annotation)
 
 
+def with_database(work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
+    """Run something that needs the database and nothing else."""
+
+    async def run() -> T:
+        database = await Database(wiring().database_url).open()
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
 def wiring() -> Wiring:
     """Return the wiring of the environment."""
     return Wiring.from_environment()
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on one line of stdout."""
-    if isinstance(value, BaseModel):
-        sys.stdout.write(value.model_dump_json() + "\n")
-    else:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    """Print one JSON object on one line of stdout: in UTF-8, whatever the terminal has."""
+    model = isinstance(value, BaseModel)
+    text = value.model_dump_json() if model else json.dumps(value, ensure_ascii=False, default=str)
     sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print a table for people; numbers are aligned to the right."""
-    shown_table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
+    shown_table = Table(title=translated(title), title_justify="left")
+    for index, column in enumerate(map(translated, columns)):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         shown_table.add_column(column, justify="right" if numeric else "left")
     for row in rows:

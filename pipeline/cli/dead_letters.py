@@ -1,28 +1,24 @@
 """`yyc3 dead-letters`: list, show, replay and discard jobs that failed for good."""
 
-import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.progress import Progress as Bar
 
-from pipeline.cli.console import AsJson, Exit, command, err, out, print_json, table, wiring, with_options
+from pipeline.cli.console import AsJson, Exit, command, err, print_json, say, table, tell, with_database, with_options
+from pipeline.cli.rendering import print_history
+from pipeline.cli.times import TIMES, instant, when
 from pipeline.operations.dead_letters import JOBS_PER_SECOND, DecisionProgress
 from pipeline.operations.dead_letters import discard as discard_all
 from pipeline.operations.dead_letters import replay as replay_all
-from pipeline.store import Database, dead_letters
-from pipeline.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup, HistoryEvent
+from pipeline.store import Database, dead_letters, job_records
+from pipeline.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup
 from schemas.errors import ErrorCode, InvalidSetting, JobNotFound
 from schemas.ids import BatchId, JobId
 
 app = typer.Typer(help="Jobs that failed for good: list, show, replay, discard.", no_args_is_help=True)
-_AGO = re.compile(r"(\d{1,6})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_EXAMPLES = "90m, 2h, 3d, or a time like 2026-11-22T03:00+08:00"
 T = TypeVar("T")
 
 
@@ -37,7 +33,7 @@ class FilterOptions:
     tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None
     batch: Annotated[int | None, typer.Option(help="Only of this batch.")] = None
     job: Annotated[int | None, typer.Option(help="Only this job.")] = None
-    since: Annotated[str | None, typer.Option(help=f"Failed since: {_EXAMPLES}.")] = None
+    since: Annotated[str | None, typer.Option(help=f"Failed since: {TIMES}.")] = None
     until: Annotated[str | None, typer.Option(help="Failed before; as --since.")] = None
 
     def filter(self) -> DeadLetterFilter:
@@ -48,8 +44,8 @@ class FilterOptions:
             code=self.code,
             model=self.model,
             tenant=self.tenant,
-            since=_instant("--since", self.since),
-            until=_instant("--until", self.until),
+            since=instant("--since", self.since),
+            until=instant("--until", self.until),
         )
 
 
@@ -71,30 +67,6 @@ class DecisionOptions(FilterOptions):
         return selected
 
 
-def _instant(option: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    ago = _AGO.fullmatch(text)
-    if ago:
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidSetting(f"{option}: {text} is not like {_EXAMPLES}") from None
-    return found if found.tzinfo else found.astimezone()
-
-
-def _with_database(work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    async def run() -> T:
-        database = await Database(wiring().database_url).open()
-        try:
-            return await work(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
-
-
 @app.command("list")
 @command
 @with_options(FilterOptions)
@@ -108,15 +80,15 @@ def list_letters(
     """Count dead letters by code and model."""
     selected = options.filter()
     if each:
-        letters = _with_database(lambda database: dead_letters.list_dead_letters(database, selected, limit))
+        letters = with_database(lambda database: dead_letters.list_dead_letters(database, selected, limit))
         columns = ["job", "kind", "model", "code", "attempts", "failed at", "reason"]
         _print(letters, columns, _letter_row, selected, as_json)
         return
-    groups = _with_database(lambda database: dead_letters.group_dead_letters(database, selected))
+    groups = with_database(lambda database: dead_letters.group_dead_letters(database, selected))
     columns = ["code", "model", "jobs", "first", "last", "newest job", "meaning"]
     _print(groups, columns, _group_row, selected, as_json)
     if groups and not as_json:
-        out.print("yyc3 dead-letters show JOB prints a history; replay runs them again, discard hides them")
+        say("yyc3 dead-letters show JOB prints a history; replay runs them again, discard hides them")
 
 
 def _print(
@@ -132,39 +104,31 @@ def _print(
     elif found:
         table("dead letters", columns, [row(one) for one in found])
     else:
-        out.print("no dead letters" if selected.selects_all else "no dead letters match")
+        say("no dead letters" if selected.selects_all else "no dead letters match")
 
 
 def _letter_row(one: DeadLetter) -> list[object]:
-    failed_at = _when(one.settled_at)
+    failed_at = when(one.settled_at)
     return [str(one.job_id), one.kind, one.model or "", one.code, one.attempts, failed_at, one.message or ""]
 
 
 def _group_row(one: DeadLetterGroup) -> list[object]:
-    first, last = _when(one.first_at), _when(one.last_at)
+    first, last = when(one.first_at), when(one.last_at)
     return [one.code, one.model or "", one.jobs, first, last, str(one.newest_job), one.code.meaning]
-
-
-def _when(at: datetime) -> str:
-    return at.astimezone().isoformat(" ", "seconds")
 
 
 @app.command("show")
 @command
 def show(job_id: int, as_json: AsJson = False) -> None:
     """Print the history of a job: failed attempts, outcomes, decisions."""
-    found = _with_database(lambda database: dead_letters.history(database, JobId(job_id)))
+    found = with_database(lambda database: job_records.history(database, JobId(job_id)))
     if not found:
         raise JobNotFound(f"job {job_id} has no history yet; yyc3 jobs show {job_id} says whether it exists")
     if as_json:
         for one in found:
             print_json(asdict(one))
         return
-    table(f"job {job_id}", ["replay", "at", "event", "code", "endpoint", "reason"], [_event_row(one) for one in found])
-
-
-def _event_row(one: HistoryEvent) -> list[object]:
-    return [one.replay, _when(one.at), one.what, one.code or "", one.endpoint or "", one.message or ""]
+    print_history(job_id, found)
 
 
 @app.command("replay")
@@ -184,7 +148,7 @@ def replay(
         "replayed", selected, lambda database: replay_all(database, selected, per_second=per_second), as_json
     )
     if done.left and not as_json:
-        out.print(f"{done.left:,} are past their deadline, or were decided about meanwhile")
+        say(f"{done.left:,} are past their deadline, or were decided about meanwhile")
     done.exit()
 
 
@@ -232,13 +196,13 @@ def _decide(
                 bar.update(task, completed=done.decided)
 
     try:
-        _with_database(run)
+        with_database(run)
     except KeyboardInterrupt:
-        err.print(f"stopped: {done.decided:,} {decision}, the rest is unchanged")
+        tell(f"stopped: {done.decided:,} {decision}, the rest is unchanged")
         raise typer.Exit(130) from None
     if as_json:
         print_json({decision: done.decided, "busy": done.busy, "left": done.left})
     else:
         busy = f"; {done.busy:,} are in chunks that are still running, run this again later" if done.busy else ""
-        out.print(f"{done.decided:,} {decision}{busy}")
+        say(f"{done.decided:,} {decision}{busy}")
     return done

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.calls import OutputFile, Summary, run_analysis
-from pipeline.cli.console import command, err, out, print_json, table
+from pipeline.cli.calls import Summary, run_analysis
+from pipeline.cli.console import command, print_json, say, table, tell
+from pipeline.files import OutputFile
 from pipeline.settings import load_settings
 from pipeline.stack import Stack
 from pipeline.wiring import Wiring
@@ -32,7 +33,7 @@ def demo(
     settings = load_settings()
 
     def on_step(text: str) -> None:
-        err.print(text, style="dim", highlight=False)
+        tell(text, style="dim")
 
     wired = Wiring(settings)
     stack = None if wired.running else Stack(settings, simulate=True, speed=speed, on_step=on_step)
@@ -46,7 +47,7 @@ def demo(
         else:
             _show(summary)
         if keep and stack is not None:
-            err.print(f"Flower shows every chunk: {flower_url}   Ctrl-C stops everything", highlight=False)
+            tell(f"Flower shows every chunk: {flower_url}   Ctrl-C stops everything")
             stack.supervisor.next_event()
     raise typer.Exit(summary.exit_code)
 
@@ -59,21 +60,15 @@ def _show(summary: Summary) -> None:
     )
     done = summary.progress
     if done.calls > len(summary.reports):
-        out.print(f"… and {done.calls - len(summary.reports)} more calls; --out FILE keeps them all", highlight=False)
+        say(f"… and {done.calls - len(summary.reports)} more calls; --out FILE keeps them all")
     for title, counts in (("intents", summary.intents), ("sentiments", summary.sentiments)):
-        out.print(
-            f"{title}: " + ", ".join(f"{label} {count}" for label, count in counts.most_common()), highlight=False
-        )
-    out.print(
+        say(f"{title}: " + ", ".join(f"{label} {count}" for label, count in counts.most_common()))
+    say(
         f"{done.calls} calls, {done.jobs} jobs, {done.failed} failed, {summary.seconds:.1f} s, "
-        f"{done.jobs / summary.seconds:.0f} jobs/s",
-        highlight=False,
+        f"{done.jobs / summary.seconds:.0f} jobs/s"
     )
     if any(report.simulated for report in summary.reports):
-        out.print(
-            "simulated engines answered, from word lists: they show the pipeline, not insight",
-            style="yellow",
-        )
+        say("simulated engines answered, from word lists: they show the pipeline, not insight", style="yellow")
 
 
 def _line(report: CallReport) -> list[object]:

@@ -4,9 +4,8 @@ import asyncio
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from pipeline.cli.console import Exit, command, out, print_json, wiring
+from pipeline.cli.console import Exit, command, out, print_json, say, wiring
 from pipeline.operations import health as checks
 from pipeline.operations.health import Finding
 
@@ -35,8 +34,8 @@ def _print(finding: Finding, *, as_json: bool) -> None:
     if as_json:
         print_json(finding.as_json())
         return
-    mark = "[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]"
     latency = f" ({finding.latency_ms:.1f} ms)" if finding.latency_ms is not None else ""
-    out.print(f"{mark} {escape(f'{finding.part}: {finding.seen}{latency}')}", highlight=False)
+    out.print("[green]ok  [/green]" if finding.ok else "[red]FAIL[/red]", end=" ")
+    say(f"{finding.part}: {finding.seen}{latency}")
     if finding.advice:
-        out.print(f"     → {escape(finding.advice)}", highlight=False)
+        say(f"     → {finding.advice}")

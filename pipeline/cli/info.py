@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from pipeline.cli.console import AsJson, command, out, print_json, shown, wiring
+from pipeline.cli.console import AsJson, command, print_json, say, wiring
 from pipeline.operations.health import endpoints
 from pipeline.wiring import Wiring
 
@@ -51,11 +51,11 @@ def show(found: dict[str, Any]) -> None:
         lines.append(("broker", _masked(found["broker_url"])))
     for name, value in lines:
         if value:
-            out.print(f"{name:<8} {value}", highlight=False, markup=False)
-    out.print(f"home     {found['home']} (logs and data; other yyc3 commands find it by themselves)", highlight=False)
+            say(f"{name:<8} {value}")
+    say(f"home     {found['home']} (logs and data; other yyc3 commands find it by themselves)")
     for one in found["endpoints"]:
         seen = one["seen"] if one["answers"] else f"{one['seen']} → {one['advice']}" if one["advice"] else one["seen"]
-        out.print(shown(f"{one['model']}: {one['url']}: {seen}"), highlight=False, markup=False)
+        say(f"{one['model']}: {one['url']}: {seen}")
 
 
 def _masked(url: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.broker import QUARANTINE
-from pipeline.cli.console import command, out, print_json, shown, table, wiring
+from pipeline.cli.console import command, print_json, say, table, wiring
 from pipeline.operations.queue_status import QueueStatus
 from pipeline.operations.queue_status import queue_status as merged
 from pipeline.store import endpoint_samples, processes, queries
@@ -55,12 +55,12 @@ def queues(
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]
         table("endpoints, as the workers saw them in the last seconds", columns, [_sample_row(one) for one in seen])
     for problem in sorted({f"{one.model} at {one.endpoint}: {one.problem}" for one in seen if one.problem}):
-        out.print(shown(problem), markup=False, highlight=False)
-    out.print(_processes(running), highlight=False)
+        say(problem)
+    say(_processes(running))
     if others[INTAKE_QUEUE]:
-        out.print(f"{others[INTAKE_QUEUE]:,} messages wait in the queue {INTAKE_QUEUE}")
+        say(f"{others[INTAKE_QUEUE]:,} messages wait in the queue {INTAKE_QUEUE}")
     if quarantined := others[QUARANTINE]:
-        out.print(
+        say(
             f"{quarantined:,} messages that could not be processed are in the queue {QUARANTINE}; inspect it, then empty it"
         )
 

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Iterator
 
 from pipeline import kinds
-from pipeline.cli.console import err, out, print_json, shown
+from pipeline.cli.console import print_json, say_as_is, shown, table, tell
+from pipeline.cli.times import when
+from pipeline.store.job_records import HistoryEvent
 from schemas.ids import JobId
 from schemas.results import Outcome
 from schemas.streams import EndEvent, RestartEvent, StreamEvent, TextEvent
@@ -15,7 +17,7 @@ def print_outcome(job_id: JobId, outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print_json(outcome)
         return
-    out.print(shown(_headline(outcome)), markup=False, highlight=False)
+    say_as_is(_headline(outcome))
     _print_facts(job_id, outcome)
 
 
@@ -29,16 +31,24 @@ def print_stream(events: Iterator[StreamEvent], as_json: bool) -> Outcome:
                 sys.stdout.write(shown(event.text))
                 sys.stdout.flush()
             case RestartEvent() if not as_json:
-                out.print()
-                err.print(f"the attempt failed; attempt {event.attempt} begins the answer again", highlight=False)
+                say_as_is()
+                tell(f"the attempt failed; attempt {event.attempt} begins the answer again")
             case EndEvent():
                 if not as_json:
-                    out.print()
+                    say_as_is()
                     if event.outcome.error:
-                        out.print(shown(_headline(event.outcome)), markup=False, highlight=False)
+                        say_as_is(_headline(event.outcome))
                     _print_facts(event.job_id, event.outcome)
                 return event.outcome
     raise AssertionError("a stream ends with its outcome")
+
+
+def print_history(job_id: int, events: list[HistoryEvent]) -> None:
+    """Print the history of a job."""
+    rows: list[list[object]] = [
+        [one.replay, when(one.at), one.what, one.code or "", one.endpoint or "", one.message or ""] for one in events
+    ]
+    table(f"history of job {job_id}", ["replay", "at", "event", "code", "endpoint", "reason"], rows)
 
 
 def _headline(outcome: Outcome) -> str:
@@ -61,4 +71,4 @@ def _print_facts(job_id: JobId, outcome: Outcome) -> None:
         facts.append("simulated: not the answer of a model")
     if outcome.error:
         facts.append(outcome.error.code)
-    err.print(shown(" · ".join(facts), err), style="dim", markup=False, highlight=False)
+    tell(" · ".join(facts), style="dim")

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import command, err
-from schemas.errors import InvalidSetting
+from pipeline.cli.console import command, tell
+from pipeline.files import replace_file
+from schemas.errors import UnwritableFile
 
 
 @command
@@ -31,7 +32,7 @@ def schema(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in made.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            replace_file(folder / name, text.encode(), 0o644)
     except OSError as error:
-        raise InvalidSetting(f"{folder} cannot be written: {error.strerror or error}") from error
-    err.print(f"{' and '.join(made)} are in {folder}", highlight=False)
+        raise UnwritableFile(f"--out: {folder} cannot be written: {error.strerror or error}") from error
+    tell(f"{' and '.join(made)} are in {folder}")

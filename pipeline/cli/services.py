@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import command, err, out, print_json, wiring
+from pipeline.cli.console import command, print_json, say, tell, wiring
 from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.policies.leases import scan_interval
 from pipeline.store.processes import Role
@@ -31,14 +31,14 @@ def worker(
 ) -> None:
     """Run a worker process for one lane. SIGTERM drains it: requests in flight end, the rest is requeued."""
     # The worker replaces this process, so that signals reach it and nothing else.
-    arguments = [sys.executable, "-m", "workers.main", lane, *(model or ())]
+    arguments = [sys.executable, "-P", "-m", "workers.main", lane, *(model or ())]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
 
 
 @command
 def intake() -> None:
     """Run the intake process: jobs that arrive as Celery messages, and their replies. See docs/submitting.md."""
-    arguments = [sys.executable, "-m", "workers.intake"]
+    arguments = [sys.executable, "-P", "-m", "workers.intake"]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
 
 
@@ -70,13 +70,13 @@ async def _recover_once(as_json: bool) -> None:
         recovery = adapters.recovery()
         done = await recovery.sweep()
         if recovery.suspected_runs:
-            err.print(f"{recovery.suspected_runs} leases have expired; looking a second time whether they are renewed")
+            tell(f"{recovery.suspected_runs} leases have expired; looking a second time whether they are renewed")
             await asyncio.sleep(scan_interval(adapters.settings.lease).total_seconds())
             done += await recovery.sweep()
     if as_json:
         print_json({name: value for name, value in asdict(done).items() if name not in _NOT_SHOWN})
     else:
-        out.print(
+        say(
             f"{done.requeued_chunks} chunks requeued, {done.poison_jobs} jobs failed as poison, "
             f"{done.expired_jobs} expired, {done.doorbells} doorbells published"
         )
@@ -86,12 +86,13 @@ async def _recover_once(as_json: bool) -> None:
 def flower(
     port: Annotated[int | None, typer.Option(help="Port; default: YYC3_FLOWER_PORT or 5555.")] = None,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    descriptor: Annotated[int | None, typer.Option("--fd", hidden=True)] = None,
 ) -> None:
     """Run Flower, read-only unless YYC3_FLOWER_BASIC_AUTH=user:password is set."""
     from pipeline.flower.main import run_flower
 
     wired = wiring()
-    run_flower(wired, port=port or wired.settings.flower_port, address=address)
+    run_flower(wired, port=port or wired.settings.flower_port, address=address, descriptor=descriptor)
 
 
 @command
@@ -112,4 +113,4 @@ def db_upgrade(as_json: Annotated[bool, typer.Option("--json", help="Print the r
     if as_json:
         print_json({"revision": revision})
     else:
-        out.print(f"database is at revision {revision}")
+        say(f"database is at revision {revision}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import Exit, command, err, out, print_json, with_options
+from pipeline.cli.console import Exit, command, print_json, say, tell, with_options
 from pipeline.cli.rendering import print_outcome, print_stream
 from pipeline.client import Client
 from pipeline.images.decoding import data_url, sniff_type
@@ -187,7 +187,7 @@ def _submit(job: dict[str, Any], options: SubmitOptions) -> None:
             if options.as_json:
                 print_json({"job_id": error.facts["job_id"], "error": error.code})
             else:
-                err.print(error.message, highlight=False)
+                tell(error.message)
             raise typer.Exit(Exit.SOME_FAILED) from None
     print_outcome(job_id, outcome, options.as_json)
     if outcome.state is not JobState.SUCCEEDED:
@@ -198,7 +198,7 @@ def _print_submitted(job_id: JobId, as_json: bool) -> None:
     if as_json:
         print_json({"job_id": job_id})
     else:
-        out.print(f"job {job_id} is stored; see: yyc3 jobs show {job_id}")
+        say(f"job {job_id} is stored; see: yyc3 jobs show {job_id}")
 
 
 def _wait(client: Client, job_id: JobId, timeout: float | None) -> Outcome:
@@ -211,5 +211,5 @@ def _wait(client: Client, job_id: JobId, timeout: float | None) -> Outcome:
         seen = client.get(job_id)
         if seen.state is JobState.QUEUED:
             reason = f"its last attempt ended with {seen.error.code}" if seen.error else "no worker has claimed it yet"
-            err.print(f"job {job_id} waits: {reason}; see: yyc3 health", highlight=False)
+            tell(f"job {job_id} waits: {reason}; see: yyc3 health")
         return client.result(job_id, None if timeout is None else timeout - _QUIET_SECONDS)

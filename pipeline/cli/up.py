@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import Exit, command, err, out, print_json
+from pipeline.cli.console import Exit, command, print_json, say, tell
 from pipeline.cli.info import describe, show
 from pipeline.policies import retries
 from pipeline.settings import load_settings
@@ -50,18 +50,13 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     settings = load_settings()
-    with Stack(
-        settings, simulate=simulate, speed=speed, tcp=tcp, on_step=lambda text: err.print(text, highlight=False)
-    ) as stack:
+    with Stack(settings, simulate=simulate, speed=speed, tcp=tcp, on_step=tell) as stack:
         running = describe(Wiring(settings), event="ready")
         if as_json:
             print_json(running)
         else:
             show(running)
-            out.print(
-                "ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything",
-                highlight=False,
-            )
+            say("ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything")
         _watch(stack, wake, _Silence(stack))
 
 
@@ -159,22 +154,22 @@ def _watch(stack: Stack, wake: int, silence: _Silence) -> None:
         readable, _, _ = select.select([wake, stack.supervisor.output], [], [], due)
         said = stack.follow_models()
         if said is not None and said != told:
-            err.print(said, highlight=False, markup=False)
+            tell(said)
         told = said
         for news in silence.news():
-            err.print(news, highlight=False, markup=False)
+            tell(news)
         if wake in readable:
             if down or restarts.next_due is not None:
-                err.print("[red]stopped while a part was down; see the logs[/red]")
+                tell("stopped while a part was down; see the logs", style="red")
                 raise typer.Exit(Exit.SOME_FAILED)
             return
         for name in restarts.take_due():
             stack.restart(name)
-        if stack.supervisor.output not in readable:
+        if stack.supervisor.output not in readable and not stack.supervisor.has_event:
             continue
         event = stack.supervisor.next_event()
         if event is None:
-            err.print("[red]the supervisor is gone; everything has stopped[/red]")
+            tell("the supervisor is gone; everything has stopped", style="red")
             raise typer.Exit(Exit.UNREACHABLE)
         _tell(stack, event, restarts, down)
 
@@ -185,20 +180,14 @@ def _tell(stack: Stack, event: dict[str, Any], restarts: _Restarts, down: set[st
         moved = stack.moved(name, event["url"])
         if moved:
             restarts.forget()
-        err.print(f"{name} runs again{', at another address' if moved else ''}", highlight=False)
+        tell(f"{name} runs again{', at another address' if moved else ''}")
     elif (name := event.get("failed")) is not None:
-        err.print(f"{name} is down: {event['reason']}", highlight=False, markup=False)
+        tell(f"{name} is down: {event['reason']}")
     elif (name := event["exited"]) in _SERVERS:
         down.add(name)
         log = stack.folder / f"{name}.log"
-        err.print(
-            f"{name} exited with code {event['code']}, is started again; workers wait for it; see {log}",
-            highlight=False,
-        )
+        tell(f"{name} exited with code {event['code']}, is started again; workers wait for it; see {log}")
     else:
         pause = restarts.exited(name)
         when = f"in {pause:.0f} s, it exits again and again" if pause else "now"
-        err.print(
-            f"{name} exited with code {event['code']}; started again {when}; see {stack.folder / name}.log",
-            highlight=False,
-        )
+        tell(f"{name} exited with code {event['code']}; started again {when}; see {stack.folder / name}.log")

@@ -54,14 +54,34 @@ class EngineClient:
         self._headers = {"accept-encoding": "identity"}
         if api_key:
             self._headers["authorization"] = f"Bearer {api_key}"
+        self._transport = self._make_transport(None)
+        self._proxied: dict[str, AiohttpTransport] = {}  # by proxy
+        self._ways: dict[str, AiohttpTransport] = {}  # by endpoint, of those behind a proxy
+        self._timeout = {"timeout": {"connect": _CONNECT_SECONDS, "read": self._seconds, "write": None, "pool": None}}
+
+    def _make_transport(self, proxy: str | None) -> AiohttpTransport:
         limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_SECONDS)
         # The transport alone: redirects, cookies and authentication flows cost as much again, and engines have none.
-        self._transport = AiohttpTransport(limits=limits, trust_env=False, verify=httpx.create_ssl_context())
-        self._timeout = {"timeout": {"connect": _CONNECT_SECONDS, "read": self._seconds, "write": None, "pool": None}}
+        return AiohttpTransport(
+            limits=limits,
+            trust_env=False,
+            verify=httpx.create_ssl_context(),
+            proxy=httpx.Proxy(proxy) if proxy else None,
+        )
+
+    def use_proxy(self, endpoint: str, proxy: str | None) -> None:
+        """Reach an endpoint through a proxy from now on, or directly."""
+        if proxy is None:
+            self._ways.pop(endpoint, None)
+            return
+        if proxy not in self._proxied:
+            self._proxied[proxy] = self._make_transport(proxy)
+        self._ways[endpoint] = self._proxied[proxy]
 
     async def close(self) -> None:
         """Close every connection; requests in flight are aborted."""
-        await self._transport.aclose()
+        for transport in (self._transport, *self._proxied.values()):
+            await transport.aclose()
 
     async def get(self, endpoint: str, path: str, seconds: float | None = None) -> Reply:
         """Send a GET and return the reply, whatever its status; `seconds` if it may take less time than an answer.
@@ -140,7 +160,11 @@ class EngineClient:
         content = None if body is None else orjson.dumps(body)
         headers = self._headers if body is None else self._headers | _JSON
         request = httpx.Request(method, url, headers=headers, content=content, extensions=self._timeout)
-        return await self._transport.handle_async_request(request)
+        return await self._way_to(url).handle_async_request(request)
+
+    def _way_to(self, url: str) -> AiohttpTransport:
+        ways = (transport for endpoint, transport in self._ways.items() if url.startswith(f"{endpoint}/"))
+        return next(ways, self._transport)
 
     async def _whole(self, method: str, url: str, body: Any, seconds: float | None, most: int) -> Reply:
         async with asyncio.timeout(min(seconds or self._seconds, self._seconds)):

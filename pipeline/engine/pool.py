@@ -63,6 +63,7 @@ class EnginePool:
         self._prefixes: OrderedDict[Hashable, Endpoint] = OrderedDict()
 
     def _endpoint(self, url: str) -> Endpoint:
+        self.client.use_proxy(url, self.entry.proxy_to(url))
         return Endpoint(url, *Endpoint.limits_of(self.entry, gives_way=self._gives_way), self._batch_rows)
 
     @property
@@ -72,6 +73,8 @@ class EnginePool:
     async def update(self, entry: ModelEntry) -> None:
         """Follow a changed entry: requests in flight end where they are, others go where it says when that was probed."""
         before, self.entry = self.entry, entry
+        for url in entry.addresses:
+            self.client.use_proxy(url, entry.proxy_to(url))
         known = {one.url: one for one in self.endpoints} if _limits(before) == _limits(entry) else {}
         endpoints = [known.get(url) or self._endpoint(url) for url in entry.addresses]
         await asyncio.gather(*[self._run_probe(one, None, prove=False) for one in endpoints if not one.probed_at])

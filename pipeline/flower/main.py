@@ -1,11 +1,14 @@
 """Start Flower on loopback. Without a password it is read-only; with YYC3_FLOWER_BASIC_AUTH=user:password it can control."""
 
 import asyncio
-import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import flower.app
+from tornado.options import options
 
 from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.flower.chunks import CHUNK_COLUMNS, install
@@ -13,18 +16,21 @@ from pipeline.store.processes import Role
 from pipeline.wiring import Wiring
 
 
-def run_flower(wiring: Wiring, *, port: int, address: str = "127.0.0.1") -> None:
-    """Serve until stopped."""
+def run_flower(wiring: Wiring, *, port: int, address: str = "127.0.0.1", descriptor: int | None = None) -> None:
+    """Serve until stopped, at a port, or at a descriptor that listens already."""
     install()
+    if descriptor is not None:
+        listening = socket.socket(fileno=descriptor)
+        flower.app.bind_sockets = lambda *_, **__: [listening]
     app = wiring.celery_app()
     columns = ",".join(["state", *CHUNK_COLUMNS, "received", "runtime", "worker", "uuid"])
     secret = wiring.settings.flower_basic_auth
-    arguments = [f"--port={port}", f"--address={address}", f"--tasks_columns={columns}", "--enable_events=true"]
-    arguments += ["--max_tasks=20000", "--logging=warning"]
+    # The empty file: a flowerconfig.py of the current folder would be run.
+    arguments = ["--conf=/dev/null", f"--port={port}", f"--address={address}", f"--tasks_columns={columns}"]
+    arguments += ["--enable_events=true", "--max_tasks=20000", "--logging=warning"]
     if secret is not None:
-        os.environ["FLOWER_BASIC_AUTH"] = (
-            secret.get_secret_value()
-        )  # not an argument: those can be read by every account
+        # Not an argument: those can be read by every account, and are cut at commas.
+        options.basic_auth = [secret.get_secret_value()]
     else:
         arguments.append("--read_only=true")
     sys.argv = ["yyc3 flower"]  # Flower prints it

@@ -18,7 +18,7 @@ from pipeline.store import Database, queries
 from pipeline.store.reply_outbox import PendingReply
 from pipeline.streams import StreamWriter
 from schemas.doorbells import Lane, queue_name
-from schemas.errors import ErrorCode, InvalidJob, JobNotFound, PipelineError, first_problem
+from schemas.errors import ErrorCode, InvalidJob, JobNotFound, PipelineError
 from schemas.intake import (
     CancelArguments,
     RefusalError,
@@ -27,6 +27,7 @@ from schemas.intake import (
     parse_intake,
     reply_queue,
 )
+from schemas.problems import first_problem
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")

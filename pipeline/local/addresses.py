@@ -1,10 +1,11 @@
 """What `yyc3 up` stores in its home, so that other commands find its servers and know its models."""
 
 import fcntl
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
+
+from pipeline.files import replace_file
 
 
 class StackAddresses(BaseModel):
@@ -30,12 +31,8 @@ def addresses_file(home: Path) -> Path:
 
 
 def write_stack_addresses(home: Path, running: StackAddresses) -> None:
-    """Write the file atomically."""
-    half = home / "running.json.new"
-    descriptor = os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(running.model_dump_json())
-    half.rename(addresses_file(home))
+    """Write the file."""
+    replace_file(addresses_file(home), running.model_dump_json().encode())
 
 
 def find_stack_addresses(home: Path) -> StackAddresses | None:

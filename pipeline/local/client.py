@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +30,22 @@ class SupervisorClient:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.local.supervisor", str(folder), *(["--tcp"] if tcp else []), *servers],
+            # -P: a folder of the same name in the current one is not ours.
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "pipeline.local.supervisor",
+                str(folder),
+                *(["--tcp"] if tcp else []),
+                *servers,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches this process; the supervisor stops when its stdin ends
             text=True,
         )
+        self._events: deque[dict[str, Any]] = deque()
         first = self._read()
         if first is None or "error" in first:
             self._supervisor.wait()
@@ -44,8 +55,20 @@ class SupervisorClient:
         self.urls: Mapping[str, str] = first["urls"]
         self.tcp_urls: Mapping[str, str] = first["tcp_urls"]
 
+    def listen(self, name: str, port: int) -> int:
+        """Open a port of loopback for a child, and return it: this one, or another if it is taken.
+
+        It stays open until the child is stopped, also while the child is started again.
+        """
+        self._send({"listen": name, "port": port})
+        while (event := self._read()) is not None:
+            if event.get("listening") == name:
+                return int(event["port"])
+            self._events.append(event)
+        raise InvalidSetting("the supervisor is gone; everything has stopped")
+
     def start(self, name: str, argv: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
-        """Start a child."""
+        """Start a child; `{fd}` in its arguments becomes the descriptor of its port."""
         self._send({"start": name, "argv": list(argv), "env": dict(environment), "log": str(log)})
 
     def stop(self, name: str) -> None:
@@ -58,7 +81,12 @@ class SupervisorClient:
 
     def next_event(self) -> dict[str, Any] | None:
         """Wait for a line of the supervisor, see there; None when the supervisor itself is gone."""
-        return self._read()
+        return self._events.popleft() if self._events else self._read()
+
+    @property
+    def has_event(self) -> bool:
+        """Whether `next_event` returns at once, whatever the descriptor says."""
+        return bool(self._events)
 
     @property
     def output(self) -> int:

@@ -3,7 +3,8 @@
     python -m pipeline.local.supervisor HOME [--tcp] [postgres] [valkey]
 
 It starts the named servers, with --tcp also on loopback, prints one JSON line with their URLs, then reads JSON lines on
-stdin: `{"start": NAME, "argv": [...], "env": {...}, "log": PATH}`, `{"stop": NAME}` and `{"kill": NAME}`; it prints
+stdin: `{"listen": NAME, "port": N}`, which it answers with `{"listening": NAME, "port": N}`, `{"start": NAME, "argv": [...],
+"env": {...}, "log": PATH}`, whose `{fd}` becomes the descriptor of that port, `{"stop": NAME}` and `{"kill": NAME}`; it prints
 `{"exited": NAME, "code": N}` when a child ends by itself. A server that ends, or whose socket was removed, is started again,
 sooner or later: `{"started": NAME, "url": URL}`, or `{"failed": NAME, "reason": TEXT}` each time it does not come up. End
 of input, SIGTERM or SIGINT stop all children, the last started first. A parent that is killed with -9 closes our stdin; a
@@ -15,17 +16,21 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.environment import take_out_others
 from pipeline.local.postgres import start_postgres
 from pipeline.local.servers import Server, ServerError, set_parent_death_signal
 from pipeline.local.valkey import start_valkey
 
 _STOP_SECONDS = 45.0
+_BACKLOG = 1_024
+_NEAR_PORTS = 100
 _FIRST_RESTART_SECONDS, _LONGEST_RESTART_SECONDS = 0.5, 30.0
 _STARTERS = {"postgres": start_postgres, "valkey": start_valkey}
 
@@ -46,6 +51,7 @@ class Supervisor:
         self._home = home
         self._children: dict[str, Server] = {}
         self._ports: dict[str, int | None] = {}
+        self._listening: dict[str, socket.socket] = {}
         self._due: dict[str, tuple[float, float]] = {}  # servers to start again: when, and after how long the next time
 
     def start_servers(self, names: list[str], *, tcp: bool) -> None:
@@ -64,20 +70,43 @@ class Supervisor:
     def handle(self, line: bytes) -> None:
         """Execute the command of one input line."""
         command = json.loads(line)
-        if "start" in command:
+        if "listen" in command:
+            self._listen(command["listen"], command["port"])
+        elif "start" in command:
             self._start(command["start"], command["argv"], command.get("env", {}), Path(command["log"]))
         elif "kill" in command and (child := self._children.pop(command["kill"], None)):
             child.process.kill()
             child.process.wait()
         elif "stop" in command and (child := self._children.pop(command["stop"], None)):
             self._stop([child])
+            if command["stop"] in self._listening:
+                self._listening.pop(command["stop"]).close()
+
+    def _listen(self, name: str, port: int) -> None:
+        """Open a port here, where it cannot be lost: between asking for a free one and binding it, others take it."""
+        for wanted in (*range(port, min(port + _NEAR_PORTS, 65_536)), 0):
+            listening = socket.socket()
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listening.bind(("127.0.0.1", wanted))
+                listening.listen(_BACKLOG)  # only now a second one that was bound as well is refused
+            except OSError:
+                listening.close()
+                continue
+            break
+        else:
+            raise ServerError(f"no port of loopback can be opened for {name}")
+        self._listening[name] = listening
+        _emit({"listening": name, "port": listening.getsockname()[1]})
 
     def _start(self, name: str, argv: list[str], environment: dict[str, str], log: Path) -> None:
         if name in self._children:  # asked for twice, as after a move: never two of one name
             self._stop([self._children.pop(name)])
+        descriptor = self._listening[name].fileno() if name in self._listening else None
         with log.open("ab") as output:
             process = subprocess.Popen(
-                argv,
+                [one.replace("{fd}", str(descriptor)) for one in argv],
+                pass_fds=() if descriptor is None else (descriptor,),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -167,6 +196,7 @@ def _locked(lock: IO[str]) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Run until the parent is gone."""
+    take_out_others()
     home = Path(arguments[0])
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (home / "lock").open("w")

@@ -1,10 +1,12 @@
 """Prepare and start the local Valkey."""
 
+import os
 import shutil
 import signal
 import socket
 from pathlib import Path
 
+from pipeline.files import replace_file
 from pipeline.local.servers import (
     Server,
     ServerError,
@@ -42,13 +44,17 @@ def start_valkey(home: Path, port: int | None = None) -> Server:
 
 def _settings(home: Path, path: Path, port: int | None, password: str) -> Path:
     file = home / "valkey.conf"  # a file of mode 0600: arguments can be read by every account
-    file.touch(mode=0o600)
-    file.write_text(
-        f'port {port or 0}\nbind 127.0.0.1\nunixsocket "{path}"\nunixsocketperm 700\ndir "{path.parent}"\n'
-        f'appendonly no\nsave ""\nmaxmemory-policy noeviction\nrequirepass {password}\ndaemonize no\n',
-        "utf-8",
+    text = (
+        f"port {port or 0}\nbind 127.0.0.1\nunixsocket {_quoted(path)}\nunixsocketperm 700\ndir {_quoted(path.parent)}\n"
+        f'appendonly no\nsave ""\nmaxmemory-policy noeviction\nrequirepass {password}\ndaemonize no\n'
     )
+    replace_file(file, os.fsencode(text))
     return file
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _answers(path: Path, password: str) -> bool:

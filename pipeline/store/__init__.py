@@ -11,6 +11,7 @@ cancellation      settle a job without a run
 replays           SQL for replay numbers and current outcomes
 recovery          requeue lost chunks, expire jobs, count runnable chunks
 dead_letters      list, replay and discard failed outcomes
+job_records       find jobs; all that is stored of one, and its history
 queries           read-only questions about jobs and queues
 queue_depths      queued jobs by model, lane and tenant
 answer_cache      answers by question

@@ -41,6 +41,14 @@ _TCP = {
     "tcp_user_timeout": 10_000,
     "connect_timeout": 5,
 }
+# What libpq would take from PGSSLMODE and the like if the URL leaves it out: its own defaults.
+_MODES = {
+    "sslmode": "prefer",
+    "gssencmode": "disable",
+    "channel_binding": "prefer",
+    "target_session_attrs": "any",
+    "load_balance_hosts": "disable",
+}
 _POOLER = re.compile(r"(?<=[?&])pooler=([^&]*)&?")
 
 
@@ -58,10 +66,12 @@ class Address:
 
     def arguments(self) -> dict[str, Any]:
         """Return keyword arguments of psycopg's connect, beside the URL."""
-        found: dict[str, Any] = {"application_name": "yyc3", "client_encoding": "utf8", **_TCP}
+        url = conninfo_to_dict(self.url)
+        modes = {name: value for name, value in _MODES.items() if name not in url}
+        found: dict[str, Any] = {"application_name": "yyc3", "client_encoding": "utf8", **_TCP, **modes}
         if self.pooled:
             return found | {"prepare_threshold": None}
-        given = conninfo_to_dict(self.url).get("options") or ""
+        given = url.get("options") or ""
         ours = " ".join(f"-c {name}={value}" for name, value in ROLE_SETTINGS.items())
         return found | {"options": f"{given} {ours}".strip()}
 

@@ -48,11 +48,12 @@ _DEAD = """o.state = 'failed' AND NOT EXISTS (
     SELECT 1 FROM dead_letter_decisions d WHERE d.job_id = o.job_id AND d.replay = o.replay)"""
 
 
-def _where(selected: DeadLetterFilter) -> tuple[str, dict[str, Any]]:
-    """Return FROM and WHERE of the selected dead letters, and the arguments."""
+def _where(selected: DeadLetterFilter, *, with_jobs: bool = True) -> tuple[str, dict[str, Any]]:
+    """Return FROM and WHERE of the selected dead letters, and the arguments; without the rows of jobs if they say nothing."""
     arguments = {name: value for name in _CONDITIONS if (value := getattr(selected, name)) is not None}
     conditions = " AND ".join([_DEAD, *[_CONDITIONS[name] for name in arguments]])
-    return f"FROM outcomes o JOIN jobs j ON j.job_id = o.job_id WHERE {conditions}", arguments
+    jobs = "JOIN jobs j ON j.job_id = o.job_id" if with_jobs or selected.batch_id is not None else ""
+    return f"FROM outcomes o {jobs} WHERE {conditions}", arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class DeadLetterGroup:
 
 async def group_dead_letters(database: Database, selected: DeadLetterFilter) -> list[DeadLetterGroup]:
     """Count dead letters by code and model, the largest group first."""
-    source, arguments = _where(selected)
+    source, arguments = _where(selected, with_jobs=False)
     async with database.connection() as connection:
         cursor = await connection.execute(
             f"""SELECT o.code, o.model, count(*) AS jobs, min(o.settled_at) AS first_at, max(o.settled_at) AS last_at,
@@ -106,33 +107,6 @@ async def list_dead_letters(database: Database, selected: DeadLetterFilter, limi
             {**arguments, "limit": limit},
         )
         return [DeadLetter(**{**row, "code": ErrorCode(row["code"])}) for row in await cursor.fetchall()]
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEvent:
-    """One event in the history of a job: a failed attempt, an outcome, or a decision."""
-
-    at: datetime
-    replay: int
-    what: str
-    code: ErrorCode | None
-    message: str | None
-    endpoint: str | None
-
-
-async def history(database: Database, job_id: JobId) -> list[HistoryEvent]:
-    """Return the history of a job in order; empty for a job without events."""
-    async with database.connection() as connection:
-        cursor = await connection.execute(
-            """SELECT at, replay, 'attempt ' || attempt || ' failed' AS what, code, NULL AS message, endpoint
-               FROM failed_attempts WHERE job_id = %(job)s
-               UNION ALL SELECT settled_at, replay, state, code, message, endpoint FROM outcomes WHERE job_id = %(job)s
-               UNION ALL SELECT at, replay, decision, NULL, NULL, NULL FROM dead_letter_decisions WHERE job_id = %(job)s
-               ORDER BY replay, at""",
-            {"job": job_id},
-        )
-        rows = await cursor.fetchall()
-    return [HistoryEvent(**{**row, "code": ErrorCode(row["code"]) if row["code"] else None}) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,12 @@ SELECT run_id, cancelled FROM chunks WHERE run_id = ANY(%(runs)s) AND state = 'r
 """
 # The crash that recovery counted when the lease of this run ended: its worker lives.
 _TAKE_BACK = """
-UPDATE chunks c SET crashes = c.crashes - 1
-FROM unnest(%s::bigint[], %s::int[]) AS lost(first_job_id, fence)
+WITH lost AS (
+    SELECT * FROM unnest(%s::bigint[], %s::int[]) AS lost(first_job_id, fence)
+), told AS (
+    UPDATE lost_runs r SET lives = true FROM lost WHERE r.first_job_id = lost.first_job_id AND r.fence = lost.fence
+)
+UPDATE chunks c SET crashes = c.crashes - 1 FROM lost
 WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1 AND c.crashes > 0 AND c.state <> 'done'
 """
 

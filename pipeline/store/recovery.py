@@ -26,7 +26,7 @@ WHERE state = 'running' AND (lease_expires_at < now() OR lease_expires_at > now(
 # The counters of settled rows stay with the first half: sums over a batch stay right.
 _REQUEUE_LOST = """
 WITH lost AS (
-    SELECT c.first_job_id, c.rows FROM chunks c
+    SELECT c.first_job_id, c.rows, c.fence, c.tenant, c.worker FROM chunks c
     JOIN unnest(%(chunks)s::bigint[], %(fences)s::int[], %(ends)s::timestamptz[]) AS seen(first_job_id, fence, lease_end)
       ON seen.first_job_id = c.first_job_id AND seen.fence = c.fence AND seen.lease_end = c.lease_expires_at
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c SKIP LOCKED
@@ -37,6 +37,9 @@ WITH lost AS (
            c.reply_to, c.fence + 1, 0, c.rounds, 'worker_lost', c.created_at, c.started_at,
            c.bytes - c.bytes / 2
     FROM chunks c JOIN lost USING (first_job_id) WHERE c.rows > 1
+), told AS (
+    INSERT INTO lost_runs (first_job_id, fence, rows, tenant, worker)
+    SELECT first_job_id, fence, rows, tenant, worker FROM lost ON CONFLICT DO NOTHING
 )
 UPDATE chunks c SET state = 'queued', run_id = NULL, lease_expires_at = NULL, fence = c.fence + 1,
     crashes = CASE WHEN c.rows > 1 THEN 0 ELSE c.crashes + 1 END,
@@ -51,7 +54,7 @@ WITH poison AS (
 ), stored AS (
     INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message, model)
     SELECT j.job_id, {current_replay("j.job_id")}, j.tenant, j.kind, 'failed', 'crashed_worker',
-           'every worker that took this job was lost; see the worker logs', c.model
+           'every worker that took this job was lost; their names and times are in its history', c.model
     FROM poison JOIN chunks c USING (first_job_id) JOIN jobs j ON j.job_id = poison.first_job_id
     ON CONFLICT DO NOTHING RETURNING job_id
 )

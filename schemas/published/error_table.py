@@ -12,6 +12,7 @@ _IN_BOTH = f"{_IN_AN_OUTCOME}; {_WAITING}"
 _WHERE = {
     ErrorCode.UNKNOWN_MODEL: _AT_SUBMIT,
     ErrorCode.INVALID_SETTING: "when a client or a command starts",
+    ErrorCode.UNWRITABLE_FILE: "where a command writes a file",
     ErrorCode.INVALID_JOB: _AT_SUBMIT,
     ErrorCode.DUPLICATE_JOB: _AT_SUBMIT,
     ErrorCode.QUEUE_SATURATED: f"{_AT_SUBMIT}; both have `retry_after_seconds`",
@@ -21,6 +22,7 @@ _WHERE = {
     ErrorCode.STORE_UNAVAILABLE: "in any call; the intake queue waits instead",
     ErrorCode.UNSTORABLE_VALUE: _IN_AN_OUTCOME,
     ErrorCode.JOB_NOT_FOUND: "when a job is requested",
+    ErrorCode.BATCH_NOT_FOUND: "when a batch is requested",
     ErrorCode.ENGINE_UNAVAILABLE: f"{_WAITING}, as long as it takes",
     ErrorCode.ENGINE_OVERLOADED: f"{_WAITING}, as long as it takes",
     ErrorCode.ENGINE_TIMEOUT: _IN_BOTH,

@@ -55,6 +55,8 @@ async def serve(options: SimulatorOptions, ready: Callable[[str], None] | None =
 
 
 def _listen(options: SimulatorOptions) -> socket.socket:
+    if options.descriptor is not None:
+        return socket.socket(fileno=options.descriptor)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

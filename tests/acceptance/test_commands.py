@@ -137,7 +137,7 @@ def test_health_without_servers_names_them_in_one_sentence_each(sandbox: Sandbox
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (("submit", "intent", "--text", ""), 2, "text: String should have at least 1 character"),
+        (("submit", "intent", "--text", ""), 2, "text: is empty"),
         (("submit", "intent", "--text", "x", "--model", "gpt-9"), 2, "'gpt-9' is not in models.toml"),
         (("submit", "chat", "--text", "x", "--temperature", "9"), 2, "sampling.temperature"),
         (("submit", "intent", "--text", "@/absent"), 2, "/absent cannot be read"),

@@ -73,7 +73,7 @@ def test_more_labels_than_alternatives_have_no_confidence(running: Sandbox) -> N
 
 def test_a_bad_job_is_refused_with_a_sentence_that_names_the_field(sandbox: Sandbox) -> None:
     with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
-        with pytest.raises(InvalidJob, match=r"text: .*at most 20000"):
+        with pytest.raises(InvalidJob, match=r"text: .*at most 20,000"):
             client.submit({"kind": "intent", "text": "x" * 20_001})
         with pytest.raises(InvalidJob, match="provide exactly one of text"):
             client.submit({"kind": "sentiment"})

@@ -7,15 +7,23 @@ from typing import BinaryIO
 from pydantic import ValidationError
 
 from pipeline.calls.readers.reader import BadLine, Reader
+from pipeline.calls.readers.recognition import not_json_lines
 from schemas.calls import Call
-from schemas.errors import first_problem
+from schemas.errors import InvalidCall
+from schemas.problems import first_problem
 
+_HEAD_BYTES = 65_536
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
 def read(file: Path) -> Iterator[Call | BadLine]:
-    """Yield the calls of a file; empty lines are skipped."""
+    """Yield the calls of a file; empty lines are skipped.
+
+    Raises:
+        InvalidCall: its first bytes are not JSON Lines; also of a pipe, which can be looked into only here.
+    """
     with file.open("rb") as stream:
+        refuse_others(file, stream.peek(_HEAD_BYTES)[:_HEAD_BYTES])
         for number, line in _lines(stream):
             if len(line) > MAX_LINE_BYTES:
                 yield BadLine(file, number, f"longer than {MAX_LINE_BYTES // 1024 // 1024} MiB")
@@ -24,6 +32,17 @@ def read(file: Path) -> Iterator[Call | BadLine]:
                     yield Call.model_validate_json(line)
                 except ValidationError as error:
                     yield BadLine(file, number, first_problem(error))
+
+
+def refuse_others(file: Path, head: bytes) -> None:
+    """Raise for a file that begins as no file of this format does.
+
+    Raises:
+        InvalidCall: says what it is.
+    """
+    reason = not_json_lines(head)
+    if reason is not None:
+        raise InvalidCall(f"{file} {reason.replace('FILE', str(file))}")
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -37,4 +56,9 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
-READER = Reader("jsonl", lambda _file, _head: True, read)
+def _recognizes(file: Path, head: bytes) -> bool:
+    refuse_others(file, head)  # no reader after this one would read it
+    return True
+
+
+READER = Reader("jsonl", _recognizes, read)

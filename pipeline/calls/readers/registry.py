@@ -22,7 +22,7 @@ def read_calls(files: Sequence[Path]) -> Iterator[Call | BadLine]:
     """Yield the calls of the files in their order.
 
     Raises:
-        InvalidCall: a file cannot be opened. All are opened before the first one is read.
+        InvalidCall: a file cannot be opened, or no reader reads it. All are opened before the first one is read.
     """
     for file, reader in [(file, _reader_of(file)) for file in files]:
         yield from reader.read(file)
@@ -35,4 +35,4 @@ def _reader_of(file: Path) -> Reader:
             head = stream.read(_HEAD_BYTES) if file.is_file() else b""
     except OSError as error:
         raise InvalidCall(f"{file} cannot be read: {error.strerror or error}") from error
-    return next((reader for reader in READERS if reader.recognizes(file, head)), READERS[-1])
+    return next(reader for reader in READERS if reader.recognizes(file, head))

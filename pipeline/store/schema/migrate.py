@@ -23,7 +23,8 @@ _LONGEST_SECONDS = 600.0
 def alembic_config(connection: sa.Connection | None = None) -> Config:
     """Return the configuration of Alembic; env.py reads the connection from its attributes."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    folder = str(Path(__file__).with_name("migrations"))
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # it is read by a ConfigParser
     config.attributes["connection"] = connection
     return config
 

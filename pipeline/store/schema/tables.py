@@ -74,6 +74,8 @@ jobs = sa.Table(
     comment="Accepted jobs, insert-only. Rows leave with their partition.",
 )
 
+sa.Index("ix_jobs_created_at", jobs.c.created_at, postgresql_using="brin", postgresql_with={"autosummarize": "on"})
+
 # A unique constraint of a partitioned table must contain the partition key.
 idempotency_keys = sa.Table(
     "idempotency_keys",
@@ -84,6 +86,8 @@ idempotency_keys = sa.Table(
     sa.Column("payload_hash", sa.LargeBinary, nullable=False),
     comment="Keys of single jobs. Rows stay as long as their jobs.",
 )
+
+sa.Index("ix_idempotency_keys_job_id", idempotency_keys.c.job_id)
 
 chunks = sa.Table(
     "chunks",
@@ -139,11 +143,8 @@ sa.Index(
     chunks.c.last_code,
     postgresql_where=sa.text("state = 'queued' AND last_code IS NOT NULL"),
 )
-sa.Index(
-    "ix_chunks_deadline",
-    chunks.c.deadline,
-    postgresql_where=sa.text("state = 'queued' AND deadline IS NOT NULL"),
-)
+_HAS_DEADLINE = sa.text("state = 'queued' AND deadline IS NOT NULL")
+sa.Index("ix_chunks_deadline", chunks.c.deadline, postgresql_where=_HAS_DEADLINE)
 sa.Index("ix_chunks_running", chunks.c.lease_expires_at, postgresql_where=sa.text("state = 'running'"))
 sa.Index("ix_chunks_run_id", chunks.c.run_id, postgresql_where=sa.text("state = 'running'"))
 sa.Index("ix_chunks_batch_id", chunks.c.batch_id, chunks.c.first_job_id)
@@ -212,9 +213,8 @@ outcomes = sa.Table(
     postgresql_partition_by="RANGE (job_id)",
     comment="What became of jobs, one row a job and replay, insert-only. Rows leave with their partition.",
 )
-sa.Index(
-    "ix_outcomes_unsuccessful", outcomes.c.state, outcomes.c.job_id, postgresql_where=sa.text("state <> 'succeeded'")
-)
+_UNSUCCESSFUL = sa.text("state <> 'succeeded'")
+sa.Index("ix_outcomes_unsuccessful", outcomes.c.state, outcomes.c.job_id, postgresql_where=_UNSUCCESSFUL)
 
 failed_attempts = sa.Table(
     "failed_attempts",
@@ -227,6 +227,19 @@ failed_attempts = sa.Table(
     sa.Column("endpoint", sa.Text),
     _instant("at"),
     comment="Engine attempts that failed and count against the job. Rows stay as long as their jobs.",
+)
+
+lost_runs = sa.Table(
+    "lost_runs",
+    metadata,
+    _id("first_job_id"),
+    sa.Column("fence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    _tenant(),
+    sa.Column("worker", sa.Text),
+    sa.Column("lives", sa.Boolean, nullable=False, server_default=sa.false()),
+    _instant("at"),
+    comment="Workers that were lost while they held these jobs. Rows stay as long as their jobs.",
 )
 
 dead_letter_decisions = sa.Table(

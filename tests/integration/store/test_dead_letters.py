@@ -8,7 +8,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipeline.operations.dead_letters import discard, replay
-from pipeline.store import Database, cancellation, dead_letters, queries, queue_depths, recovery, settlement
+from pipeline.store import (
+    Database,
+    cancellation,
+    dead_letters,
+    job_records,
+    queries,
+    queue_depths,
+    recovery,
+    settlement,
+)
 from pipeline.store.batches import StoredBatch, batch_progress
 from pipeline.store.dead_letters import DeadLetterFilter
 from pipeline.store.settlement import ChunkState, Settlement
@@ -111,7 +120,7 @@ async def test_a_replay_runs_only_the_failed_rows_and_keeps_their_history(databa
     assert (progress.succeeded, progress.failed, progress.finished) == (30, 0, True)
     after = sandbox.query("SELECT job_id, replay, state, xmin::text FROM outcomes WHERE replay = 0 ORDER BY job_id")
     assert after == before
-    history = [(one.replay, one.what) for one in await dead_letters.history(database, dead[0])]
+    history = [(one.replay, one.what) for one in await job_records.history(database, dead[0])]
     assert history == [(0, "failed"), (0, "replayed"), (1, "succeeded")]
 
 

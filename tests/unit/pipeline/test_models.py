@@ -30,7 +30,7 @@ def test_an_endpoint_may_be_named_with_or_without_v1(url: str) -> None:
         ("[models.x]\nkinds=['chat']\nport=0", r"models\.x: port: "),
         ("[models.x]\nkinds=['chat']\nport=80\nmax_num_seq=3", r"models\.x: max_num_seq: "),
         ("[models.x]\nkinds=['chat']\nport=80\nendpoints=['gpu:1']", "an endpoint is a URL"),
-        ("[models.x", "cannot be read"),
+        ("[models.x", "is not TOML"),
     ],
 )
 def test_a_mistake_in_the_models_file_is_one_sentence_that_names_it(tmp_path: Path, text: str, complaint: str) -> None:

@@ -1,0 +1,61 @@
+"""English or Chinese at the terminal: YYC3_LANG, else the locale. JSON, logs and errors for programs stay English.
+
+The code has its messages in English, where they arise. `messages.zh.json` has for each the Chinese form, by the English one
+with `{}` in place of what varies:
+
+    "job {} is stored; see: yyc3 jobs show {}": "任务 {} 已保存；查看：yyc3 jobs show {}"
+
+`{0}`, `{1}` change the order. What fills a place is translated too if it is a message itself.
+"""
+
+import json
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+_CATALOGUE = Path(__file__).with_name("messages.zh.json")
+_PLACE = re.compile(r"\{(\d*)\}")
+
+
+def is_chinese() -> bool:
+    """Whether people here read Chinese."""
+    chosen = (os.environ.get(name, "") for name in ("YYC3_LANG", "LC_ALL", "LC_MESSAGES", "LANG"))
+    return next((one for one in chosen if one), "").lower().startswith("zh")
+
+
+def translated(text: str) -> str:
+    """Return a text of ours in the language of this terminal; one that is not in the catalogue as it is."""
+    return _chinese(text) if is_chinese() else text
+
+
+def _chinese(text: str) -> str:
+    exact, patterns = _catalogue()
+    bare = text.strip()
+    if bare in exact:
+        return text.replace(bare, exact[bare])
+    for pattern, form in patterns:
+        found = pattern.fullmatch(text)
+        if found is not None:
+            return _filled(form, [_chinese(value) if value.strip() else value for value in found.groups()])
+    return text
+
+
+def _filled(form: str, values: list[str]) -> str:
+    following = iter(range(len(values)))
+    return _PLACE.sub(lambda place: values[int(place[1]) if place[1] else next(following)], form)
+
+
+@cache
+def _catalogue() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+    """Return messages without places, and patterns of the others: those with more text of their own first."""
+    messages: dict[str, str] = json.loads(_CATALOGUE.read_text(encoding="utf-8"))
+    exact = {english: chinese for english, chinese in messages.items() if not _PLACE.search(english)}
+    with_places = [(english, chinese) for english, chinese in messages.items() if english not in exact]
+    with_places.sort(key=lambda one: -len(_PLACE.sub("", one[0])))
+    return exact, [(_pattern(english), chinese) for english, chinese in with_places]
+
+
+def _pattern(english: str) -> re.Pattern[str]:
+    pieces = _PLACE.split(english)[::2]
+    return re.compile("(.*?)".join(re.escape(piece) for piece in pieces), re.DOTALL)

@@ -1,0 +1,35 @@
+"""Times as people write and read them."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from schemas.errors import InvalidSetting
+
+TIMES = "90m, 2h, 3d, or a time like 2026-11-22T03:00+08:00"
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def instant(option: str, text: str | None) -> datetime | None:
+    """Return the time that an option names: so long ago, or a time, of this place if it names none.
+
+    Raises:
+        InvalidSetting: names the option.
+    """
+    if text is None:
+        return None
+    ago = _AGO.fullmatch(text.strip())
+    try:
+        if ago:
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        found = datetime.fromisoformat(text.strip())
+        return (found if found.tzinfo else found.astimezone()).astimezone(UTC)
+    except OverflowError:
+        raise InvalidSetting(f"{option}: {text} is further away than dates reach") from None
+    except ValueError:
+        raise InvalidSetting(f"{option}: {text} is not like {TIMES}") from None
+
+
+def when(at: datetime) -> str:
+    """Return a time for people, of this place."""
+    return at.astimezone().isoformat(" ", "seconds")
