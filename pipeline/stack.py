@@ -173,8 +173,9 @@ class Stack:
         app = Wiring(self._settings).celery_app()  # it reads the addresses that were just stored
         self._wait(lambda: _nodes(app) > len(Lane), "the workers")
         app.close()
-        if self.addresses.flower_url:
-            self._wait(lambda: _answers(f"{self.addresses.flower_url}/healthcheck"), "Flower")
+        flower = f"{self.addresses.flower_url}/healthcheck"
+        if self._flower and not wait_until(lambda: _answers(flower), _READY_SECONDS):
+            self._on_step(f"Flower does not answer; everything else runs; see {self.folder / 'flower.log'}")
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         if not wait_until(ready, _READY_SECONDS):

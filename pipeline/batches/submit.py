@@ -4,8 +4,8 @@ import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pipeline.broker import MAX_OPEN_DOORBELLS, Publisher
 from pipeline.jobs.admission import QueueLimits
@@ -13,6 +13,7 @@ from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import publish_doorbells
 from pipeline.policies.chunking import chunk_rows
 from pipeline.store import Database, batches, queries
+from pipeline.store.batch_rows import BatchRows
 from pipeline.store.batches import NewBatch
 from pipeline.store.ids import JobIds
 from pipeline.store.new_rows import NewChunk, NewJob
@@ -71,55 +72,107 @@ class BatchSubmitter:
             QueueSaturated: the queue is full; nothing was stored, `retry_after_seconds` says when to submit again.
             StoreUnavailable: nothing is known to be stored.
         """
+        with self.draft(name=name, tenant=tenant, idempotency_key=idempotency_key) as draft:
+            await draft.add(jobs)
+            return await draft.submit()
+
+    def draft(self, *, name: str, tenant: str | None, idempotency_key: str | None) -> "BatchDraft":
+        """Begin a batch whose jobs come little by little; see submit_many.
+
+        Raises:
+            InvalidJob: names the field.
+        """
         for field, value in (("name", name), ("idempotency_key", idempotency_key or "-")):
             if not value or len(value) > 200 or not can_be_stored(value):
                 raise InvalidJob(f"{field}: must have 1 to 200 characters, without NUL and without half characters")
         if tenant is not None and not re.fullmatch(TENANT_PATTERN, tenant):
             raise InvalidJob("tenant: must have 1 to 64 letters, digits, dots, dashes or underlines of ASCII")
-        new = await self._prepare_all(jobs, tenant)
-        tenant = new[0].tenant
-        digest = sha256(b"".join(job.payload_hash for job in new)).digest()[:16]
-        models = {job.model for job in new}
-        slots = max(self._preparer.slots(model) for model in models)
-        rows = chunk_rows(len(new), await self._slowest_rate(models), slots)
+        return BatchDraft(self, self._preparer, name, tenant, idempotency_key)
+
+    async def store(self, rows: BatchRows, batch: NewBatch) -> Batch:
+        """Store the rows of a draft and publish their doorbells."""
         await self._limits.refresh()
-        with self._limits.reserve_batch(new, tenant) as admit:
-            stored = await batches.insert_batch(
-                self._database,
-                self._ids,
-                new,
-                NewBatch(name, tenant, idempotency_key, digest),
-                chunk_rows=rows,
-                admit=admit,
-            )
+        with self._limits.reserve_batch(rows.jobs_of, batch.tenant) as admit:
+            stored = await batches.insert_batch(self._database, self._ids, rows, batch, admit=admit)
         await publish_doorbells(self._publisher, _open_doorbells(stored.chunks))
         return Batch(stored.batch_id, stored.job_ids)
 
-    async def _prepare_all(self, jobs: Iterable[Job | dict[str, Any]], tenant: str | None) -> list[NewJob]:
-        new: list[NewJob] = []
-        for position, job in enumerate(jobs):
+    async def chunk_rows(self, rows: BatchRows) -> int:
+        """Return the rows of a chunk, for the jobs that are known so far."""
+        slots = max(self._preparer.slots(model) for model in rows.jobs_of)
+        rates = [await queries.rows_per_second(self._database, model) for model in rows.jobs_of]
+        return chunk_rows(len(rows), min((rate for rate in rates if rate is not None), default=None), slots)
+
+
+class BatchDraft:
+    """Jobs of a batch that is not stored yet; a context manager. Its memory does not grow with their requests."""
+
+    def __init__(
+        self,
+        submitter: BatchSubmitter,
+        preparer: Preparer,
+        name: str,
+        tenant: str | None,
+        idempotency_key: str | None,
+    ) -> None:
+        self._submitter = submitter
+        self._preparer = preparer
+        self._name = name
+        self._tenant = tenant
+        self._key = idempotency_key
+        self._rows = BatchRows()
+        self._chunk_rows: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._rows.__exit__(kind, value, traceback)
+
+    async def add(self, jobs: Iterable[Job | dict[str, Any]]) -> None:
+        """Check the next jobs, in their order.
+
+        Raises:
+            InvalidJob, UnknownModel: names the position of the job.
+        """
+        for position, job in enumerate(jobs, start=len(self._rows)):
             if position >= MAX_BATCH_JOBS:
                 raise InvalidJob(f"a batch has at most {MAX_BATCH_JOBS:,} jobs; submit the rest as another batch")
-            try:
-                prepared = await self._preparer.prepare(job, tenant)
-            except (InvalidJob, UnknownModel) as error:
-                raise type(error)(f"job {position}: {error.message}", position=position) from error
-            if prepared.idempotency_key is not None:
-                raise InvalidJob(
-                    f"job {position}: idempotency_key: in a batch only the batch has a key; leave it out",
-                    position=position,
-                )
-            tenant = tenant or prepared.tenant
-            new.append(prepared)
+            if self._rows.has_full_window:
+                await self._close_window()
+            self._rows.add(await self._prepare(job, position))
             if position % _YIELD_JOBS == _YIELD_JOBS - 1:
                 await asyncio.sleep(0)  # let other callers of this loop run
-        if not new:
-            raise InvalidJob("a batch has at least one job")
-        return new
 
-    async def _slowest_rate(self, models: Iterable[str]) -> float | None:
-        rates = [await queries.rows_per_second(self._database, model) for model in models]
-        return min((rate for rate in rates if rate is not None), default=None)
+    async def submit(self) -> Batch:
+        """Store them, all or none; see BatchSubmitter.submit_many."""
+        if not self._rows:
+            raise InvalidJob("a batch has at least one job")
+        await self._close_window()
+        assert self._tenant is not None, "the first job has one"
+        return await self._submitter.store(
+            self._rows, NewBatch(self._name, self._tenant, self._key, self._rows.payload_hash)
+        )
+
+    async def _prepare(self, job: Job | dict[str, Any], position: int) -> NewJob:
+        try:
+            prepared = await self._preparer.prepare(job, self._tenant)
+        except (InvalidJob, UnknownModel) as error:
+            raise type(error)(f"job {position}: {error.message}", position=position) from error
+        if prepared.idempotency_key is not None:
+            raise InvalidJob(
+                f"job {position}: idempotency_key: in a batch only the batch has a key; leave it out",
+                position=position,
+            )
+        self._tenant = self._tenant or prepared.tenant
+        return prepared
+
+    async def _close_window(self) -> None:
+        if self._chunk_rows is None:
+            self._chunk_rows = await self._submitter.chunk_rows(self._rows)
+        self._rows.close_window(self._chunk_rows)
 
 
 def _open_doorbells(chunks: Sequence[NewChunk]) -> list[Doorbell]:

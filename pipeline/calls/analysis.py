@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import uuid4
 
@@ -14,6 +14,7 @@ from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.store import Database, batches, queries
 from schemas.calls import Call, CallReport
 from schemas.errors import ErrorCode, InvalidJob
+from schemas.ids import BatchId
 from schemas.job import Job
 from schemas.results import Outcome
 
@@ -26,14 +27,22 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class AnalysisProgress:
-    """Progress in jobs and calls; `waits_for` is why a job waits for another attempt."""
+    """Progress in jobs and calls.
+
+    Attributes:
+        cached: of the succeeded, those that were answered from the cache.
+        waits_for: why a job waits for another attempt.
+        batch_ids: batches that were submitted, and whose jobs may be running.
+    """
 
     calls: int = 0
     jobs: int = 0
     settled: int = 0
     succeeded: int = 0
     failed: int = 0
+    cached: int = 0
     waits_for: ErrorCode | None = None
+    batch_ids: list[BatchId] = field(default_factory=list)
 
 
 async def analyze(
@@ -43,6 +52,7 @@ async def analyze(
     *,
     name: str,
     model: str | None = None,
+    cache: bool = True,
     on_progress: Callable[[AnalysisProgress], None] = lambda _: None,
 ) -> AsyncIterator[CallReport]:
     """Yield reports in the order of the calls.
@@ -54,7 +64,7 @@ async def analyze(
     """
     analysis = _Analysis(submitter, database, name, on_progress)
     in_flight: deque[tuple[list[PlannedCall], Batch | None]] = deque()
-    for window in _windows(calls, model):
+    for window in _windows(calls, model, cache):
         in_flight.append((window, await analysis.submit(window)))
         if len(in_flight) == _CONCURRENT_WINDOWS:
             async for report in analysis.reports(*in_flight.popleft()):
@@ -64,11 +74,11 @@ async def analyze(
             yield report
 
 
-def _windows(calls: Iterable[Call], model: str | None) -> Iterator[list[PlannedCall]]:
+def _windows(calls: Iterable[Call], model: str | None, cache: bool) -> Iterator[list[PlannedCall]]:
     window: list[PlannedCall] = []
     jobs = 0
     for call in calls:
-        planned = plan(call, model)
+        planned = plan(call, model, cache=cache)
         if window and jobs + len(planned.jobs) > _WINDOW_JOBS:
             yield window
             window, jobs = [], 0
@@ -136,6 +146,8 @@ class _Analysis:
                 continue
             self._progress.calls += len(window)
             self._progress.jobs += len(jobs)
+            self._progress.batch_ids.append(batch.batch_id)
+            self._on_progress(self._progress)
             return batch
         self._progress.calls += len(window)
         return None
@@ -163,4 +175,6 @@ class _Analysis:
             await asyncio.sleep(_LOOK_SECONDS)
         self._finished_jobs = progress.settled
         progress.succeeded += state.succeeded
+        progress.cached += state.cached
+        progress.batch_ids.remove(batch.batch_id)
         progress.failed += state.settled - state.succeeded

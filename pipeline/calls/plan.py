@@ -24,11 +24,11 @@ class PlannedCall:
         self.problems.append(CallProblem(code=error.code, message=error.message, turn_index=turn_index))
 
 
-def plan(call: Call, model: str | None = None) -> PlannedCall:
+def plan(call: Call, model: str | None = None, *, cache: bool = True) -> PlannedCall:
     """Return the jobs of a call: its intent, its sentiment, then the sentiment of each customer turn."""
     planned = PlannedCall(call)
     turns = [{"speaker": turn.speaker, "text": turn.text} for turn in call.turns]
-    common = {"language": call.language, "model": model, "tags": {"call_id": call.call_id}}
+    common = {"language": call.language, "model": model, "tags": {"call_id": call.call_id}, "cache": cache}
     wanted: list[tuple[int | None, dict[str, object]]] = [
         (None, {"kind": "intent", "turns": turns, **common}),
         (None, {"kind": "sentiment", "turns": turns, **common}),

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from pipeline.calls import AnalysisProgress, BadLine, read_calls
 from pipeline.calls import analyze as analyze_calls
-from pipeline.cli.console import Exit, command, err, print_json, tell, wiring
+from pipeline.cli.console import Exit, command, err, goes_on, print_json, tell, wiring
 from pipeline.files import OutputFile
 from pipeline.wiring import Wiring
 from schemas.calls import Call, CallReport
@@ -34,6 +34,7 @@ class Summary:
     intents: Counter[str] = field(default_factory=Counter)
     sentiments: Counter[str] = field(default_factory=Counter)
     reports: list[CallReport] = field(default_factory=list)
+    first_call: Call | None = None
 
     def as_json(self) -> dict[str, object]:
         """Return the closing JSON object."""
@@ -42,6 +43,7 @@ class Summary:
             "jobs": self.progress.jobs,
             "succeeded": self.progress.succeeded,
             "failed": self.progress.failed,
+            "cached": self.progress.cached,
             "skipped_lines": self.skipped_lines,
             "seconds": round(self.seconds, 3),
             "jobs_per_second": round(self.progress.jobs / self.seconds, 1) if self.seconds else 0.0,
@@ -64,7 +66,14 @@ class Summary:
 
 
 def run_analysis(
-    wired: Wiring, files: list[Path], target: OutputFile | None, *, model: str | None, quiet: bool, keep: int = 0
+    wired: Wiring,
+    files: list[Path],
+    target: OutputFile | None,
+    *,
+    model: str | None,
+    quiet: bool,
+    keep: int = 0,
+    cache: bool = True,
 ) -> Summary:
     """Analyse files with a progress bar on stderr.
 
@@ -75,6 +84,7 @@ def run_analysis(
         model: entry of models.toml; None for the first one that supports the kinds.
         quiet: no progress bar.
         keep: how many reports the summary keeps.
+        cache: whether answers of earlier jobs are used.
     """
     summary = Summary()
     bar = _bar()
@@ -88,6 +98,7 @@ def run_analysis(
                 _good_lines(read_calls(files), summary),
                 name=_batch_name(files),
                 model=model,
+                cache=cache,
                 on_progress=show.update,
             )
             async for report in reports:
@@ -114,6 +125,7 @@ def _good_lines(lines: Iterator[Call | BadLine], summary: Summary) -> Iterator[C
             summary.skipped_lines += 1
             tell(str(line))
         else:
+            summary.first_call = summary.first_call or line
             yield line
 
 
@@ -146,7 +158,21 @@ class _Shown:
             self._reasons.add(reason)
             tell(f"some jobs wait for another attempt: {reason}; see: yyc3 health")
         self._summary.progress = progress
+        if progress.batch_ids:
+            numbers = ", ".join(map(str, progress.batch_ids))
+            goes_on(f"submitted jobs continue; ask for them: yyc3 jobs list --batch {numbers}")
         self._bar.update(self._task, completed=progress.settled, total=progress.jobs)
+
+
+def counted(summary: Summary) -> str:
+    """Return the counts of an analysis in words."""
+    done = summary.progress
+    counts = [f"{done.calls} calls", f"{done.jobs} jobs", f"{done.succeeded} succeeded", f"{done.failed} failed"]
+    if done.cached:
+        counts.append(f"{done.cached} of them answered from the cache")
+    if summary.skipped_lines:
+        counts.append(f"{summary.skipped_lines} lines skipped")
+    return ", ".join([*counts, f"{summary.seconds:.1f} s"])
 
 
 @calls.command("analyze")
@@ -168,9 +194,5 @@ def analyze(
     if as_json:
         print_json(summary.as_json())
     else:
-        done = summary.progress
-        tell(
-            f"{done.calls} calls, {done.jobs} jobs, {done.succeeded} succeeded, {done.failed} failed, "
-            f"{summary.skipped_lines} lines skipped, {summary.seconds:.1f} s; reports in {to}"
-        )
+        tell(f"{counted(summary)}; reports in {to}")
     raise typer.Exit(summary.exit_code)

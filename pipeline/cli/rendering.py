@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 
 from pipeline import kinds
-from pipeline.cli.console import print_json, say_as_is, shown, table, tell
+from pipeline.cli.console import goes_on, print_json, say_as_is, shown, table, tell
 from pipeline.cli.times import when
 from pipeline.store.job_records import HistoryEvent
 from schemas.ids import JobId
@@ -24,6 +24,7 @@ def print_outcome(job_id: JobId, outcome: Outcome, as_json: bool) -> None:
 def print_stream(events: Iterator[StreamEvent], as_json: bool) -> Outcome:
     """Print an answer as it is generated; as JSON one event a line."""
     for event in events:
+        goes_on(f"job {event.job_id} continues; ask again: yyc3 jobs show {event.job_id}")
         if as_json:
             print_json(event)
         match event:

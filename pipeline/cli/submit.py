@@ -2,14 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import Exit, command, print_json, say, tell, with_options
+from pipeline.cli.console import Exit, command, goes_on, print_json, say, tell, with_options
 from pipeline.cli.rendering import print_outcome, print_stream
+from pipeline.cli.times import instant
 from pipeline.client import Client
 from pipeline.images.decoding import data_url, sniff_type
 from schemas.errors import InvalidJob, ResultTimeout
@@ -19,7 +19,7 @@ from schemas.results import JobState, Outcome
 
 _QUIET_SECONDS = 3.0
 submit = typer.Typer(help="Submit one job.", no_args_is_help=True)
-Text = Annotated[str, typer.Option("--text", help="The utterance; @FILE reads a file.")]
+Text = Annotated[str, typer.Option("--text", help="The utterance; @FILE reads a file, @@ is an @.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", help="NAME or NAME=description; repeat it. Default: call-centre labels.")
 ]
@@ -37,7 +37,9 @@ class SubmitOptions:
     ] = None
     tenant: Annotated[str, typer.Option(help="A label to count by.")] = "default"
     priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0
-    deadline: Annotated[datetime | None, typer.Option(help="Expire the job after this time (local time).")] = None
+    deadline: Annotated[
+        str | None, typer.Option(help="Expire the job after this time, such as 2026-11-22T03:00+08:00.")
+    ] = None
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the answer as it is generated (chat, code, vision).")
@@ -54,7 +56,7 @@ class SubmitOptions:
             "idempotency_key": self.key,
             "tenant": self.tenant,
             "priority": self.priority,
-            "deadline": self.deadline.astimezone() if self.deadline else None,
+            "deadline": instant("--deadline", self.deadline),
         }
         return job | {name: value for name, value in given.items() if value is not None}
 
@@ -140,17 +142,27 @@ def vision(
             job["answer_schema"] = json.loads(_text(schema))
         except json.JSONDecodeError as error:
             raise InvalidJob(f"schema: is not JSON: {error}") from None
+        except RecursionError:
+            raise InvalidJob("schema: is nested too deep") from None
     job |= {"sampling": {"max_tokens": max_tokens}} if max_tokens else {}
     _submit(job, options)
 
 
 def _text(value: str) -> str:
+    """Return a text, or that of a file; a second @ stands for one of the text."""
     if not value.startswith("@"):
         return value
+    if value.startswith("@@"):
+        return value[1:]
     try:
-        return Path(value[1:]).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidJob(f"text: {value[1:]} cannot be read as UTF-8 text: {error}") from error
+        return Path(value[1:]).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise InvalidJob(f"text: {value[1:]} is not text in UTF-8; convert it, or send it as an image") from None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no file has such a name"
+        raise InvalidJob(
+            f"text: {value[1:]} cannot be read: {reason}; a text that begins with @ is written @@"
+        ) from None
 
 
 def _image(given: str) -> str:
@@ -162,8 +174,9 @@ def _image(given: str) -> str:
         if size > MAX_IMAGE_BYTES:
             raise InvalidJob(f"image: {given} is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
         raw = Path(given).read_bytes()
-    except OSError as error:
-        raise InvalidJob(f"image: {given} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no file has such a name"
+        raise InvalidJob(f"image: {given} cannot be read: {reason}") from None
     try:
         return data_url(sniff_type(raw).lower(), raw)
     except ValueError as error:
@@ -179,6 +192,7 @@ def _submit(job: dict[str, Any], options: SubmitOptions) -> None:
                 outcome = print_stream(client.stream(job, options.timeout), options.as_json)
                 raise typer.Exit(Exit.DONE if outcome.state is JobState.SUCCEEDED else Exit.SOME_FAILED)
             job_id = client.submit(job)
+            goes_on(f"job {job_id} continues; ask again: yyc3 jobs show {job_id}")
             if not options.wait:
                 _print_submitted(job_id, options.as_json)
                 return

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from pipeline.batches import Batch, BatchSubmitter
+from pipeline.batches import Batch, BatchDraft, BatchSubmitter
 from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.jobs.cancel import cancel
 from pipeline.jobs.follow import follow
@@ -21,6 +21,8 @@ from pipeline.store.batches import BatchProgress
 from pipeline.wiring import Adapters, Wiring
 from schemas.errors import InvalidJob, JobNotFound, ResultTimeout
 from schemas.ids import BatchId, JobId
+from schemas.ids import batch_id as as_batch_id
+from schemas.ids import job_id as as_job_id
 from schemas.job import Job
 from schemas.jobs import StreamedJob, parse_job
 from schemas.results import JobState, Outcome
@@ -121,6 +123,10 @@ class AsyncClient:
         """
         return await self._open.batches.submit_many(jobs, name=name, tenant=tenant, idempotency_key=idempotency_key)
 
+    def draft_batch(self, *, name: str, tenant: str | None, idempotency_key: str | None) -> BatchDraft:
+        """Begin a batch whose jobs come little by little, see submit_many: `with`, then `add` and `submit`."""
+        return self._open.batches.draft(name=name, tenant=tenant, idempotency_key=idempotency_key)
+
     async def result(self, job_id: JobId, timeout: float | timedelta | None = None) -> Outcome:  # noqa: ASYNC109 - part of the promise
         """Wait until a job is settled, whichever client submitted it; without `timeout` as long as it takes.
 
@@ -130,7 +136,7 @@ class AsyncClient:
         """
         try:
             async with asyncio.timeout(_seconds(timeout)):
-                return await self._open.waiter.outcome(job_id)
+                return await self._open.waiter.outcome(as_job_id(job_id))
         except TimeoutError as error:
             raise _not_finished(job_id) from error
 
@@ -166,6 +172,7 @@ class AsyncClient:
             JobNotFound: there is no such job.
             ResultTimeout: it did not end within `timeout`, counted from this call.
         """
+        job_id = as_job_id(job_id)
         events = follow(self._open.waiter, self._open.adapters.stream_reader, job_id)
         seconds = _seconds(timeout)
         end = None if seconds is None else asyncio.get_running_loop().time() + seconds
@@ -187,6 +194,7 @@ class AsyncClient:
         Raises:
             JobNotFound: there is no such job.
         """
+        job_id = as_job_id(job_id)
         found = await queries.outcomes_of(self._open.adapters.database, [job_id])
         if job_id not in found:
             raise JobNotFound(f"there is no job {job_id}", job_id=job_id)
@@ -205,11 +213,15 @@ class AsyncClient:
             JobNotFound: there is no such job.
         """
         adapters = self._open.adapters
-        return await cancel(adapters.database, adapters.notifier, adapters.stream_writer, job_id)
+        return await cancel(adapters.database, adapters.notifier, adapters.stream_writer, as_job_id(job_id))
 
     async def batch_progress(self, batch_id: BatchId) -> BatchProgress:
-        """Return the progress of a batch."""
-        return await batches.batch_progress(self._open.adapters.database, batch_id)
+        """Return the progress of a batch.
+
+        Raises:
+            BatchNotFound: there is no such batch.
+        """
+        return await batches.batch_progress(self._open.adapters.database, as_batch_id(batch_id))
 
     async def watch_batch(self, batch_id: BatchId) -> AsyncIterator[BatchProgress]:
         """Yield the progress of a batch four times a second until every job is settled."""
@@ -221,5 +233,9 @@ class AsyncClient:
             await asyncio.sleep(_PROGRESS_SECONDS)
 
     def batch_outcomes(self, batch_id: BatchId) -> AsyncIterator[Outcome]:
-        """Yield the outcomes of a batch in the order in which its jobs were submitted, including unsettled jobs."""
-        return batches.batch_outcomes(self._open.adapters.database, batch_id)
+        """Yield the outcomes of a batch in the order in which its jobs were submitted, including unsettled jobs.
+
+        Raises:
+            BatchNotFound: there is no such batch.
+        """
+        return batches.batch_outcomes(self._open.adapters.database, as_batch_id(batch_id))

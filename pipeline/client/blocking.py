@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from functools import wraps
+from itertools import islice
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -11,6 +12,7 @@ from pipeline.batches import Batch
 from pipeline.client.asynchronous import FORKED, NOT_OPEN, AsyncClient
 from schemas.job import Job
 
+_JOBS_AT_ONCE = 1_000
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -78,8 +80,11 @@ class Client:
     ) -> Batch:
         """Store jobs for the bulk lane, all or none, in their order; see AsyncClient.submit_many."""
         # Consumed here: the caller's generator may use this client, and must not run on the client's loop.
-        given = list(jobs)
-        return self._run(self._async.submit_many(given, name=name, tenant=tenant, idempotency_key=idempotency_key))
+        given = iter(jobs)
+        with self._async.draft_batch(name=name, tenant=tenant, idempotency_key=idempotency_key) as draft:
+            while some := list(islice(given, _JOBS_AT_ONCE)):
+                self._run(draft.add(some))
+            return self._run(draft.submit())
 
     submit_many.__doc__ = AsyncClient.submit_many.__doc__
 

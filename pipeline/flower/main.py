@@ -21,6 +21,7 @@ def run_flower(wiring: Wiring, *, port: int, address: str = "127.0.0.1", descrip
     install()
     if descriptor is not None:
         listening = socket.socket(fileno=descriptor)
+        listening.setblocking(False)
         flower.app.bind_sockets = lambda *_, **__: [listening]
     app = wiring.celery_app()
     columns = ",".join(["state", *CHUNK_COLUMNS, "received", "runtime", "worker", "uuid"])

@@ -23,13 +23,9 @@ _JPEG_QUALITY = 90
 _SCAN, _MAX_SCANS = b"\xff\xda", 64  # each is decoded over the whole image
 _LARGEST_PNG_BYTES = 4 * 1024 * 1024
 _DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]*);base64,", re.IGNORECASE)
-# Type, first bytes, last bytes. A WebP has its length in its header.
-_TYPES = (
-    ("PNG", b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"),
-    ("JPEG", b"\xff\xd8\xff", b"\xff\xd9"),
-    ("GIF", b"GIF8", b";"),
-    ("WEBP", b"RIFF", b""),
-)
+_TYPES = (("PNG", b"\x89PNG\r\n\x1a\n"), ("JPEG", b"\xff\xd8\xff"), ("GIF", b"GIF8"), ("WEBP", b"RIFF"))
+_ARCHIVES = (b"Rar!\x1a\x07", b"7z\xbc\xaf\x27\x1c", b"\xfd7zXZ\x00")
+_OTHER_LETTERS = str.maketrans("-_", "+/", " \t\r\n")  # URL-safe ones, and lines as `base64 FILE` writes them
 _KNOWN = "PNG, JPEG, WebP or GIF"
 
 
@@ -41,32 +37,35 @@ def decode_data_url(url: str) -> bytes:
     try:
         raw = base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("has characters that are not base64") from None
+        raw = _decode_unusual(url[head.end() :])
     claimed, found = head["type"].lower().removeprefix("image/").replace("jpg", "jpeg"), sniff_type(raw)
     if claimed != found.lower():
         raise ValueError(f"is declared as {head['type'][:40] or 'nothing'} and is {found}; declare its own type")
     return raw
 
 
+def _decode_unusual(letters: str) -> bytes:
+    """Decode base64 with line ends, in the letters for URLs, or without its padding."""
+    letters = letters.translate(_OTHER_LETTERS).rstrip("=")
+    try:
+        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("has characters that are not base64") from None
+
+
 def sniff_type(raw: bytes) -> str:
     """Return the type of an image, whatever it claims to be."""
     if len(raw) > MAX_IMAGE_BYTES:
         raise ValueError(f"is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
-    for name, beginning, ending in _TYPES:
+    for name, beginning in _TYPES:
         if raw.startswith(beginning) and (name != "WEBP" or raw[8:12] == b"WEBP"):
-            _refuse_two_in_one(raw, name, ending)
+            _refuse_two_in_one(raw, name)
             return name
     raise ValueError(f"is not an image of a known type; send {_KNOWN}")
 
 
-def _refuse_two_in_one(raw: bytes, name: str, ending: bytes) -> None:
-    """Refuse a file that is an image for one program and something else for another."""
-    end = len(raw.rstrip(b"\x00")) if name != "WEBP" else len(raw)
-    whole = (
-        raw.endswith(ending, 0, end) if ending else int.from_bytes(raw[4:8], "little") + 8 in {len(raw), len(raw) - 1}
-    )
-    if not whole:
-        raise ValueError(f"does not end as a {name} does: it is cut, or has trailing data; save it again")
+def _refuse_two_in_one(raw: bytes, name: str) -> None:
+    """Refuse an archive that is an image as well; other bytes behind an image, which cameras write, are left out anyway."""
     if name == "JPEG" and raw.count(_SCAN) > _MAX_SCANS:
         raise ValueError(f"has more than {_MAX_SCANS} scans, which no JPEG needs; save it again")
     if _is_archive(raw):
@@ -74,6 +73,8 @@ def _refuse_two_in_one(raw: bytes, name: str, ending: bytes) -> None:
 
 
 def _is_archive(raw: bytes) -> bool:
+    if any(beginning in raw for beginning in _ARCHIVES):
+        return True
     if not zipfile.is_zipfile(BytesIO(raw)):  # four bytes that any image may have by chance
         return False
     try:
@@ -109,7 +110,7 @@ def _decode(raw: bytes, name: str) -> "Image":
                     raise Image.DecompressionBombError
                 if name == "JPEG":
                     image.draft("RGB", (LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
-                plain = ImageOps.exif_transpose(image)
+                plain = ImageOps.exif_transpose(_in_eight_bits(image))
                 plain = plain.convert("RGBA" if plain.has_transparency_data else "RGB")
                 plain.thumbnail((LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
                 return plain
@@ -117,6 +118,16 @@ def _decode(raw: bytes, name: str) -> "Image":
         raise ValueError(f"has more than {MAX_PIXELS // 1_000_000} million pixels; send a smaller one") from None
     except Exception as error:  # noqa: BLE001 - a damaged image makes Pillow raise anything
         raise ValueError(f"is a damaged {name} ({type(error).__name__}); save it again") from None
+
+
+def _in_eight_bits(image: "Image") -> "Image":
+    """Scale grey of 16 bits, as scanners write it: Pillow would cut it off, and a page would be white."""
+    if not image.mode.startswith("I"):
+        return image
+    exif = image.getexif()
+    scaled = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    scaled.info["exif"] = exif.tobytes()  # its orientation
+    return scaled
 
 
 def _opaque(image: "Image") -> "Image":

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from pipeline.models import ModelEntry, Models
@@ -52,13 +52,13 @@ class QueueLimits:
         return refusal
 
     @contextmanager
-    def reserve_batch(self, jobs: Sequence[NewJob], tenant: str) -> Iterator[Callable[[], None]]:
-        """Reserve room for a batch of bulk jobs while it is being stored.
+    def reserve_batch(self, jobs_of: Mapping[str, int], tenant: str) -> Iterator[Callable[[], None]]:
+        """Reserve room for a batch of bulk jobs, counted by model, while it is being stored.
 
         Yields a function that reserves room for all jobs or raises QueueSaturated. Until its commit a
         batch is not part of the depths, so reservations are counted apart.
         """
-        counts = Counter((job.model, tenant) for job in jobs)
+        counts = Counter({(model, tenant): jobs for model, jobs in jobs_of.items()})
         reserved = Counter[tuple[str, str]]()
 
         def admit() -> None:

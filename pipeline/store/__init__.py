@@ -4,6 +4,7 @@ database          the connection pool; foreign errors translated
 ids               job ids, allocated in blocks; partitions
 new_rows          jobs and chunks on their way into the store
 submission        store jobs that callers wait for
+batch_rows        the jobs of a batch before they are stored
 batches           store batches; their progress and outcomes
 claims            claim chunks, renew leases
 settlement        store outcomes, each job once

@@ -1,19 +1,23 @@
 """Store batches, and read their progress and outcomes."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import asyncio
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from itertools import islice
+from typing import Protocol, TypeVar, cast
 
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from pipeline.store import queries
+from pipeline.store.batch_rows import WINDOW_ROWS, BatchRows, Gathered
 from pipeline.store.database import Database
 from pipeline.store.ids import JobIds
-from pipeline.store.new_rows import NewChunk, NewJob, cut, new_chunk
+from pipeline.store.new_rows import NewChunk
 from schemas.doorbells import Lane
-from schemas.errors import DuplicateJob, ErrorCode
+from schemas.errors import BatchNotFound, DuplicateJob, ErrorCode
 from schemas.ids import BatchId, JobId
 from schemas.results import Outcome
 
@@ -44,8 +48,7 @@ INSERT INTO batches (tenant, idempotency_key, payload_hash, name, jobs) VALUES (
 ON CONFLICT DO NOTHING RETURNING batch_id
 """
 _COPY_ROWS = 20_000
-WINDOW_ROWS = 50_000
-"""Jobs of a batch among which those of one model and priority are gathered into chunks."""
+_PAUSE_ROWS = 1_000
 
 _COPY_JOBS = {
     "job_id": "int8",
@@ -71,13 +74,7 @@ _COPY_CHUNKS = {
 
 
 async def insert_batch(
-    database: Database,
-    ids: JobIds,
-    new: Sequence[NewJob],
-    batch: NewBatch,
-    *,
-    chunk_rows: int,
-    admit: Callable[[], None],
+    database: Database, ids: JobIds, rows: BatchRows, batch: NewBatch, *, admit: Callable[[], None]
 ) -> StoredBatch:
     """Store jobs submitted together, in their order, in one transaction with COPY.
 
@@ -86,68 +83,44 @@ async def insert_batch(
     Raises:
         DuplicateJob: the key was used for another batch.
     """
-    gathered = list(_gathered(new, chunk_rows))
     # Before the transaction: it holds a connection, and allocating ids may need another one of the same pool.
-    firsts = await ids.allocate([len(positions) for positions in gathered])
-    chunks = [
-        new_chunk(JobId(first), [new[position] for position in positions], batch.tenant, Lane.BULK)
-        for first, positions in zip(firsts, gathered, strict=True)
-    ]
-    job_ids = [JobId(0)] * len(new)
-    for first, positions in zip(firsts, gathered, strict=True):
-        for offset, position in enumerate(positions):
-            job_ids[position] = JobId(first + offset)
+    firsts = await ids.allocate([len(gathered.positions) for gathered in rows.chunks])
+    job_ids = array("q", bytes(8 * len(rows)))
+    for first, gathered in zip(firsts, rows.chunks, strict=True):
+        for offset, position in enumerate(gathered.positions):
+            job_ids[position] = first + offset
+        await asyncio.sleep(0)  # let others of this loop run
+    chunks = [_chunk(first, one, batch.tenant) for first, one in zip(firsts, rows.chunks, strict=True)]
     async with database.transaction() as connection:
-        arguments = (batch.tenant, batch.idempotency_key, batch.payload_hash, batch.name, len(new))
+        arguments = (batch.tenant, batch.idempotency_key, batch.payload_hash, batch.name, len(rows))
         row = await (await connection.execute(_INSERT_BATCH, arguments)).fetchone()
         if row is not None:
             admit()
             batch_id = BatchId(row["batch_id"])
-            await _copy_jobs(connection, batch_id, job_ids, new)
+            await _copy_jobs(connection, batch_id, batch.tenant, job_ids, rows)
             await _copy_chunks(connection, batch_id, chunks)
-            return StoredBatch(batch_id, job_ids, chunks)
+            return StoredBatch(batch_id, cast("list[JobId]", job_ids.tolist()), chunks)
     return await _known_batch(database, batch)
 
 
-def _gathered(new: Sequence[NewJob], chunk_rows: int) -> Iterator[list[int]]:
-    """Yield the positions of each chunk: jobs of one model and priority, gathered over a window of the batch.
-
-    So a mix of models and priorities makes as few chunks as a sorted batch. Within a window the ids do not
-    follow the positions; the windows follow each other, so a reader needs one window to put it in order.
-    """
-    for start in range(0, len(new), WINDOW_ROWS):
-        alike: dict[tuple[str, int], list[int]] = {}
-        for position in range(start, min(start + WINDOW_ROWS, len(new))):
-            alike.setdefault((new[position].model, new[position].priority), []).append(position)
-        for positions in alike.values():
-            begin = 0
-            for length in cut([new[position] for position in positions], chunk_rows):
-                yield positions[begin : begin + length]
-                begin += length
+def _chunk(first: int, one: Gathered, tenant: str) -> NewChunk:
+    rows = len(one.positions)
+    return NewChunk(JobId(first), rows, one.model, tenant, Lane.BULK, one.priority, one.deadline, one.bytes)
 
 
 async def _copy_jobs(
-    connection: AsyncConnection[DictRow], batch_id: BatchId, job_ids: Sequence[JobId], new: Sequence[NewJob]
+    connection: AsyncConnection[DictRow], batch_id: BatchId, tenant: str, job_ids: Sequence[int], rows: BatchRows
 ) -> None:
     statement = f"COPY jobs ({', '.join(_COPY_JOBS)}) FROM STDIN (FORMAT BINARY)"
-    for start in range(0, len(new), _COPY_ROWS):  # a statement has a time limit
-        rows = range(start, min(start + _COPY_ROWS, len(new)))
+    left = enumerate(rows.rows())
+    for _ in range(0, len(rows), _COPY_ROWS):  # a statement has a time limit
         async with connection.cursor().copy(statement) as copy:
             copy.set_types([*_COPY_JOBS.values()])
-            for position in rows:
-                job = new[position]
-                await copy.write_row(
-                    (
-                        job_ids[position],
-                        batch_id,
-                        position,
-                        job.kind,
-                        job.tenant,
-                        job.deadline,
-                        job.streamed,
-                        job.request,
-                    )
-                )
+            for position, (kind, deadline, streamed, request) in islice(left, _COPY_ROWS):
+                job_id = job_ids[position]
+                await copy.write_row((job_id, batch_id, position, kind, tenant, deadline, streamed, request))
+                if position % _PAUSE_ROWS == 0:
+                    await asyncio.sleep(0)  # let others of this loop run
 
 
 async def _copy_chunks(connection: AsyncConnection[DictRow], batch_id: BatchId, chunks: Sequence[NewChunk]) -> None:
@@ -214,7 +187,11 @@ class BatchProgress:
 
 
 async def batch_progress(database: Database, batch_id: BatchId) -> BatchProgress:
-    """Return the sums over the chunks of a batch."""
+    """Return the sums over the chunks of a batch.
+
+    Raises:
+        BatchNotFound: there is no such batch.
+    """
     async with database.connection() as connection:
         cursor = await connection.execute(
             """SELECT coalesce(sum(rows), 0)::bigint AS jobs, coalesce(sum(succeeded), 0)::bigint AS succeeded,
@@ -225,7 +202,8 @@ async def batch_progress(database: Database, batch_id: BatchId) -> BatchProgress
             (batch_id,),
         )
         row = await cursor.fetchone()
-    assert row is not None
+    if row is None or not row["jobs"]:  # chunks are stored with their batch
+        raise BatchNotFound(f"there is no batch {batch_id}", batch_id=batch_id)
     return BatchProgress(**{**row, "last_code": ErrorCode(row["last_code"]) if row["last_code"] else None})
 
 
@@ -271,7 +249,10 @@ async def _chunks_of(database: Database, batch_id: BatchId) -> list[DictRow]:
             "SELECT first_job_id, rows, model, priority FROM chunks WHERE batch_id = %s ORDER BY first_job_id",
             (batch_id,),
         )
-        return await cursor.fetchall()
+        found = await cursor.fetchall()
+    if not found:
+        raise BatchNotFound(f"there is no batch {batch_id}", batch_id=batch_id)
+    return found
 
 
 async def _by_position(database: Database, job_ids: list[JobId]) -> list[JobId]:

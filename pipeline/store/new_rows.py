@@ -50,12 +50,14 @@ def new_chunk(first_job_id: JobId, jobs: Sequence[NewJob], tenant: str, lane: La
     return NewChunk(first_job_id, len(jobs), jobs[0].model, tenant, lane, jobs[0].priority, deadline, size)
 
 
-def cut(jobs: Sequence[NewJob], chunk_rows: int) -> list[int]:
-    """Return lengths of the chunks of these neighbours: at most `chunk_rows` rows and LARGEST_CHUNK_BYTES each."""
+def cut(sizes: Sequence[int], chunk_rows: int) -> list[int]:
+    """Return lengths of the chunks of neighbours with requests of these sizes.
+
+    A chunk has at most `chunk_rows` rows and LARGEST_CHUNK_BYTES.
+    """
     lengths: list[int] = []
     rows = weight = 0
-    for job in jobs:
-        size = len(job.request)
+    for size in sizes:
         if rows and (rows == chunk_rows or weight + size > LARGEST_CHUNK_BYTES):
             lengths.append(rows)
             rows = weight = 0

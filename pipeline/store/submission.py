@@ -128,7 +128,7 @@ async def _place(ids: JobIds, fresh: Mapping[int, NewJob], chunk_rows: int) -> _
     groups: list[list[int]] = []
     for indexes in alike.values():
         start = 0
-        for length in cut([fresh[i] for i in indexes], chunk_rows):
+        for length in cut([len(fresh[i].request) for i in indexes], chunk_rows):
             groups.append(indexes[start : start + length])
             start += length
     firsts = await ids.allocate([len(group) for group in groups])

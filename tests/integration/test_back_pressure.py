@@ -21,9 +21,9 @@ def limits_of(database: Database, **fields: Any) -> QueueLimits:
     return QueueLimits(Models({"m": ModelEntry.model_validate({**ENTRY, **fields})}), database)
 
 
-def store(queue_limits: QueueLimits, jobs: list[NewJob], tenant: str) -> None:
+def store(queue_limits: QueueLimits, jobs: int, tenant: str) -> None:
     """Reserve room for a batch, as its storing does."""
-    with queue_limits.reserve_batch(jobs, tenant) as admit:
+    with queue_limits.reserve_batch({"m": jobs}, tenant) as admit:
         admit()
 
 
@@ -36,9 +36,9 @@ async def test_a_batch_that_does_not_fit_is_refused_with_depth_and_delay(databas
     await settlement.settle(database, [succeeded(await claim_queued(database))])
     queue_limits = limits_of(database, max_queued_bulk=100)
     await queue_limits.refresh()
-    store(queue_limits, [job()] * 40, "default")
+    store(queue_limits, 40, "default")
     with pytest.raises(QueueSaturated, match=r"m\.bulk has 90 jobs and accepts 100; submit again in 60 s") as raised:
-        store(queue_limits, [job()] * 20, "default")
+        store(queue_limits, 20, "default")
     assert raised.value.retryable
     facts = raised.value.facts
     assert (facts["queue"], facts["depth"], facts["limit"]) == ("m.bulk", 90, 100)
@@ -49,7 +49,7 @@ async def test_a_batch_larger_than_the_limit_is_refused_without_a_delay(database
     queue_limits = limits_of(database, max_queued_bulk=100)
     await queue_limits.refresh()
     with pytest.raises(QueueSaturated, match="accepts 100 jobs and 101 were submitted at once; split them") as raised:
-        store(queue_limits, [job()] * 101, "default")
+        store(queue_limits, 101, "default")
     assert "retry_after_seconds" not in raised.value.facts
 
 
@@ -58,8 +58,8 @@ async def test_a_tenant_has_its_share_and_leaves_the_rest_to_other_tenants(datab
     queue_limits = limits_of(database, max_queued_bulk=100, max_tenant_share=0.5)
     await queue_limits.refresh()
     with pytest.raises(QueueSaturated, match="has 45 jobs of tenant loud and accepts 50"):
-        store(queue_limits, [job()] * 10, "loud")
-    store(queue_limits, [job()] * 50, "quiet")
+        store(queue_limits, 10, "loud")
+    store(queue_limits, 50, "quiet")
 
 
 async def test_each_lane_has_its_own_limit_and_running_jobs_do_not_count(database: Database) -> None:
@@ -68,11 +68,11 @@ async def test_each_lane_has_its_own_limit_and_running_jobs_do_not_count(databas
     await queue_limits.refresh()
     assert [queue_limits.admit_one(job()) is None for _ in range(3)] == [True, True, False]
     with pytest.raises(QueueSaturated):
-        store(queue_limits, [job()], "default")
+        store(queue_limits, 1, "default")
     await claim_queued(database)
     queue_limits = limits_of(database, max_queued_bulk=10)
     await queue_limits.refresh()
-    store(queue_limits, [job()] * 10, "default")
+    store(queue_limits, 10, "default")
 
 
 @pytest.fixture
@@ -115,13 +115,13 @@ def test_limits_must_be_above_zero() -> None:
 async def test_a_batch_counts_while_it_is_stored_and_not_if_that_fails(database: Database) -> None:
     queue_limits = limits_of(database, max_queued_bulk=100)
     await queue_limits.refresh()
-    with queue_limits.reserve_batch([job()] * 80, "default") as admit:
+    with queue_limits.reserve_batch({"m": 80}, "default") as admit:
         admit()
         queue_limits._refreshed_at = None
         await queue_limits.refresh()  # its commit is not visible yet
         with pytest.raises(QueueSaturated, match="has 80 jobs"):
-            store(queue_limits, [job()] * 30, "default")
-    with pytest.raises(ZeroDivisionError), queue_limits.reserve_batch([job()] * 20, "default") as admit:
+            store(queue_limits, 30, "default")
+    with pytest.raises(ZeroDivisionError), queue_limits.reserve_batch({"m": 20}, "default") as admit:
         admit()
         _ = 1 / 0
-    store(queue_limits, [job()] * 20, "default")
+    store(queue_limits, 20, "default")

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline.store import Database, batches, claims, recovery, settlement, submission
+from pipeline.store.batch_rows import BatchRows
 from pipeline.store.batches import NewBatch, StoredBatch
 from pipeline.store.cancellation import SettledWithoutRun
 from pipeline.store.claims import Claim
@@ -67,15 +68,14 @@ async def store_batch(
     ids: JobIds | None = None,
 ) -> StoredBatch:
     """Store a batch: these jobs, or so many intent jobs of the same tenant."""
-    rows = [new_job(f"row {i}", tenant=tenant) for i in range(jobs)] if isinstance(jobs, int) else jobs
-    return await batches.insert_batch(
-        database,
-        ids or JobIds(database),
-        rows,
-        NewBatch("b", tenant, key, payload),
-        chunk_rows=chunk_rows,
-        admit=admit_all,
-    )
+    with BatchRows() as rows:
+        for job in [new_job(f"row {i}", tenant=tenant) for i in range(jobs)] if isinstance(jobs, int) else jobs:
+            if rows.has_full_window:
+                rows.close_window(chunk_rows)
+            rows.add(job)
+        rows.close_window(chunk_rows)
+        batch = NewBatch("b", tenant, key, payload)
+        return await batches.insert_batch(database, ids or JobIds(database), rows, batch, admit=admit_all)
 
 
 async def claim_next(database: Database, lane: Lane = Lane.BULK, lease: timedelta = LEASE) -> Claim | None:
