@@ -197,9 +197,14 @@ def _variable(field: str) -> str:
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"YYC3_{field.upper()}"
 
 
+def variables() -> list[str]:
+    """Return the variables of all settings."""
+    return [_variable(name) for name in Settings.model_fields]
+
+
 def names_in_dotenv() -> list[str]:
     """Return the settings that come from the file .env of the current folder, not from the environment."""
-    names = {_variable(name) for name in Settings.model_fields}
+    names = set(variables())
     given = {str(name).upper() for name, value in os.environ.items() if value}
     try:
         found = dotenv_values(_DOTENV, encoding="utf-8-sig") if Path(_DOTENV).is_file() else {}

@@ -4,19 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
-import uvloop
 from celery import Celery
 
 from pipeline.batches import BatchSubmitter
 from pipeline.broker import Notifier, Publisher, make_app
 from pipeline.concurrency.cancellation import cancel_and_wait
-from pipeline.engine import EngineClient, EnginePool
-from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.images import ImageSanitizer
 from pipeline.jobs.admission import QueueLimits
 from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import Submitter
@@ -33,6 +31,10 @@ from pipeline.streams import StreamReader, StreamWriter
 from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
 from schemas.ids import JobId
+
+if TYPE_CHECKING:
+    from pipeline.engine import EngineClient, EnginePool
+    from pipeline.images.fetching import Fetcher
 
 _log = structlog.get_logger(__name__)
 _FOLLOW_SECONDS = 1.0
@@ -51,6 +53,12 @@ def _stamps(*files: Path) -> list[tuple[int, int] | None]:
     return [stamp(file) for file in files]
 
 
+def _fetcher(settings: Settings) -> "Fetcher":
+    from pipeline.images.fetching import Fetcher
+
+    return Fetcher(settings.image_hosts_allowed)
+
+
 async def _tell(listeners: Sequence[Callable[[], Awaitable[None]]]) -> None:
     for problem in await asyncio.gather(*[changed() for changed in listeners], return_exceptions=True):
         if isinstance(problem, Exception):
@@ -66,12 +74,24 @@ class Adapters:
     database: Database
     publisher: Publisher
     notifier: Notifier
-    engine: EngineClient
     images: ImageSanitizer
     stream_writer: StreamWriter
     stream_reader: StreamReader
     on_models: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     """Awaited when the entries of `models` were replaced."""
+
+    @cached_property
+    def engine(self) -> "EngineClient":
+        """Requests to endpoints; a program that only submits needs none of its packages."""
+        from pipeline.engine import EngineClient
+
+        key = self.settings.ai_api_key
+        return EngineClient(self.settings.request_timeout, key.get_secret_value() if key else None)
+
+    async def close_engine(self) -> None:
+        """Close it, if it was used."""
+        if "engine" in self.__dict__:
+            await self.engine.close()
 
     @cached_property
     def _submission(self) -> tuple[Database, Publisher, Preparer, JobIds, QueueLimits]:
@@ -102,8 +122,10 @@ class Adapters:
         name = name or process_name(role)
         return Presence(self.database, role, name, self.models, self.settings.lease, holds)
 
-    def pool(self, model: str, lane: Lane) -> EnginePool:
+    def pool(self, model: str, lane: Lane) -> "EnginePool":
         """Return the endpoints of a model, as a lane may use them; they follow models.toml."""
+        from pipeline.engine import EnginePool
+
         pool = EnginePool(self.models[model], self.engine, gives_way=lane is Lane.BULK)
 
         async def update() -> None:
@@ -226,19 +248,22 @@ class Wiring:
         return make_app(self.broker_url, **options)
 
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
-        """Return the factory of uvloop."""
-        return uvloop.new_event_loop
+        """Return the factory of uvloop; a program that only submits may do without it."""
+        try:
+            from uvloop import new_event_loop
+        except ImportError:
+            return asyncio.new_event_loop
+        return new_event_loop
 
     @asynccontextmanager
     async def adapters(self) -> AsyncIterator[Adapters]:
         """Open connections for the running loop; they are closed at the end."""
-        settings, key = self.settings, self.settings.ai_api_key
+        settings = self.settings
         database = await Database(self.database_url).open()
         writer, reader = StreamWriter(self.redis_url), StreamReader(self.redis_url)
         publisher, notifier = Publisher(self.broker_url), Notifier(self.redis_url)
-        engine = EngineClient(settings.request_timeout, key.get_secret_value() if key else None)
-        images = ImageSanitizer(Fetcher(settings.image_hosts_allowed))
-        adapters = Adapters(settings, self.models, database, publisher, notifier, engine, images, writer, reader)
+        images = ImageSanitizer(partial(_fetcher, settings))
+        adapters = Adapters(settings, self.models, database, publisher, notifier, images, writer, reader)
         following = asyncio.create_task(self._follow_models(adapters.on_models))
         try:
             yield adapters
@@ -247,7 +272,7 @@ class Wiring:
             images.close()
             await reader.close()
             await writer.close()
-            await engine.close()
+            await adapters.close_engine()
             await notifier.close()
             await publisher.close()
             await database.close()

@@ -13,6 +13,10 @@ from typing import NoReturn
 from pipeline.environment import take_out_others
 
 _BUG, _BAD_OUTPUT, _STOPPED = 4, 2, 130
+_EXTRAS = {
+    "worker": {"aiohttp", "alembic", "hiredis", "httpx", "httpx_aiohttp", "sqlalchemy", "uvloop"},
+    "local": {"flower", "tornado"},
+}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -38,6 +42,14 @@ def _command(*, debug: bool) -> int:
         from pipeline.cli.app import run_command
 
         return run_command()
+    except ImportError as error:
+        extra = next(
+            (extra for extra, modules in _EXTRAS.items() if (error.name or "").partition(".")[0] in modules), None
+        )
+        if extra is None or debug:
+            return _unexpected(error, debug=debug)
+        _say(f"error: this command needs more packages: pip install 'yyc3-ai-call[{extra}]'")
+        return _BAD_OUTPUT
     except OSError as error:
         if error.errno not in _DISK or debug:
             return _unexpected(error, debug=debug)

@@ -1,20 +1,30 @@
 """`yyc3 health`: check every part, with advice."""
 
 import asyncio
-from typing import Annotated
+import socket
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.console import Exit, command, out, print_json, say, wiring
-from pipeline.operations import health as checks
-from pipeline.operations.health import Finding
+from pipeline.cli.console import Exit, command, out, print_json, say, wiring, with_database
+from pipeline.store import processes
+
+if TYPE_CHECKING:
+    from pipeline.operations.health import Finding
 
 
 @command
 def health(
+    here: Annotated[
+        bool, typer.Option("--here", help="Only whether a worker, intake, recovery or Flower of this host is heard of.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each part.")] = False,
 ) -> None:
     """Check Redis, Postgres, the broker, each endpoint with one small completion, and the workers."""
+    if here:
+        _check_this_host(as_json)
+        return
+    from pipeline.operations import health as checks
 
     async def check() -> bool:
         well = True
@@ -30,7 +40,20 @@ def health(
         raise typer.Exit(Exit.UNREACHABLE)
 
 
-def _print(finding: Finding, *, as_json: bool) -> None:
+def _check_this_host(as_json: bool) -> None:
+    """For a container: its only process reports itself every five seconds."""
+    host = socket.gethostname()
+    own = [one for one in with_database(processes.seen) if one.heartbeat.name.partition("@")[2] == host]
+    living = [one.heartbeat.name for one in own if not one.silent]
+    if as_json:
+        print_json({"host": host, "processes": living})
+    else:
+        say(", ".join(living) or "no process of this host is heard of")
+    if not living:
+        raise typer.Exit(Exit.UNREACHABLE)
+
+
+def _print(finding: "Finding", *, as_json: bool) -> None:
     if as_json:
         print_json(finding.as_json())
         return

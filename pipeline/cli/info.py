@@ -2,11 +2,12 @@
 
 import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.cli.console import AsJson, command, print_json, say, wiring
-from pipeline.operations.health import endpoints
+from pipeline.settings import names_in_dotenv
 from pipeline.wiring import Wiring
 
 _SHOWN = {"host", "port", "virtual_host", "db"}
@@ -24,6 +25,7 @@ def info(as_json: AsJson = False) -> None:
 
 def describe(wired: Wiring, *, event: str) -> dict[str, Any]:
     """Return addresses and endpoints; asks each endpoint. With `yyc3 up --tcp` the URLs are those on loopback."""
+    from pipeline.operations.health import endpoints
 
     async def ask() -> list[dict[str, Any]]:
         async with wired.adapters() as adapters:
@@ -38,6 +40,7 @@ def describe(wired: Wiring, *, event: str) -> dict[str, Any]:
         "broker_url": wired.broker_url,
         **(running.tcp_urls if running else {}),
         "flower_url": running.flower_url if running else None,
+        "dotenv": {"file": str(Path(".env").absolute()), "settings": names} if (names := names_in_dotenv()) else None,
         "models_file": str(settings.models_file) if settings.models_file else None,
         "endpoints": asyncio.run(ask()),
     }
@@ -53,6 +56,8 @@ def show(found: dict[str, Any]) -> None:
         if value:
             say(f"{name:<8} {value}")
     say(f"home     {found['home']} (logs and data; other yyc3 commands find it by themselves)")
+    if found["dotenv"]:
+        say(f"settings {', '.join(found['dotenv']['settings'])} of {found['dotenv']['file']}")
     for one in found["endpoints"]:
         seen = one["seen"] if one["answers"] else f"{one['seen']} → {one['advice']}" if one["advice"] else one["seen"]
         say(f"{one['model']}: {one['url']}: {seen}")

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 _CATALOGUE = Path(__file__).with_name("messages.zh.json")
+_BETWEEN = {"; ": "；", ": ": ": ", " · ": " · ", " → ": " → ", ", ": ", "}
 _PLACE = re.compile(r"\{(\d*)\}")
 
 
@@ -32,12 +33,19 @@ def translated(text: str) -> str:
 def _chinese(text: str) -> str:
     exact, patterns = _catalogue()
     bare = text.strip()
+    if not bare:
+        return text
     if bare in exact:
         return text.replace(bare, exact[bare])
     for pattern, form in patterns:
-        found = pattern.fullmatch(text)
+        found = pattern.fullmatch(bare)
         if found is not None:
-            return _filled(form, [_chinese(value) if value.strip() else value for value in found.groups()])
+            return text.replace(bare, _filled(form, [_chinese(value) for value in found.groups()]))
+    # Sentences are put together of parts, and begin with the field, file or process that they are about.
+    for between, chinese in _BETWEEN.items():
+        first, separator, rest = text.partition(between)
+        if separator:
+            return _chinese(first) + chinese + _chinese(rest)
     return text
 
 

@@ -30,6 +30,8 @@ def worker(
     ] = None,
 ) -> None:
     """Run a worker process for one lane. SIGTERM drains it: requests in flight end, the rest is requeued."""
+    import httpx_aiohttp  # noqa: F401 - without it, said here in one sentence
+
     # The worker replaces this process, so that signals reach it and nothing else.
     arguments = [sys.executable, "-P", "-m", "workers.main", lane, *(model or ())]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter

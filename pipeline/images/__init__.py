@@ -5,7 +5,6 @@ decoding   type, size and pixels of bytes; re-encoding
 fetching   bytes behind an allowed URL, never of a private address
 """
 
-from pipeline.images.fetching import Fetcher
 from pipeline.images.sanitizer import ImageSanitizer
 
-__all__ = ["Fetcher", "ImageSanitizer"]
+__all__ = ["ImageSanitizer"]

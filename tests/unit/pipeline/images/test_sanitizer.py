@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.images import ImageSanitizer
 from pipeline.images.decoding import decode_data_url
+from pipeline.images.fetching import Fetcher
 from schemas.errors import InvalidJob
 from schemas.jobs import MAX_IMAGE_BYTES, VisionJob, parse_job
 from tests.unit.pipeline.images.samples import encoded, url, vision
@@ -81,7 +82,7 @@ HOSTILE = {
 
 @pytest.fixture
 def sanitizer() -> Iterator[ImageSanitizer]:
-    made = ImageSanitizer(Fetcher())
+    made = ImageSanitizer(lambda: Fetcher())
     yield made
     made.close()
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.images import Fetcher, ImageSanitizer
+from pipeline.images import ImageSanitizer
+from pipeline.images.fetching import Fetcher
 from pipeline.jobs.preparation import Preparer, payload_hash
 from pipeline.models import load_models
 from schemas.errors import InvalidJob
@@ -36,7 +37,7 @@ def test_a_character_that_cannot_be_stored_is_refused_with_its_field(job: dict[s
 
 
 async def test_an_answer_that_leaves_no_room_for_the_prompt_is_refused_with_the_numbers() -> None:
-    preparer = Preparer(load_models(), ImageSanitizer(Fetcher(frozenset())))
+    preparer = Preparer(load_models(), ImageSanitizer(lambda: Fetcher(frozenset())))
     chat = {"kind": "chat", "messages": [{"role": "user", "content": "hi"}], "model": "chatglm3-6b"}
     with pytest.raises(InvalidJob, match=r"sampling.max_tokens: 8,192 .* chatglm3-6b has 8,192 for both"):
         await preparer.prepare(chat | {"sampling": {"max_tokens": 8_192}})
@@ -58,7 +59,7 @@ async def test_an_answer_that_leaves_no_room_for_the_prompt_is_refused_with_the_
 async def test_the_tenant_of_a_batch_is_that_of_its_jobs(
     job: Job | dict[str, object], tenant: str | None, expected: str | None
 ) -> None:
-    preparer = Preparer(load_models(), ImageSanitizer(Fetcher(frozenset())))
+    preparer = Preparer(load_models(), ImageSanitizer(lambda: Fetcher(frozenset())))
     if expected is None:
         with pytest.raises(InvalidJob, match="tenant: another one than that of the batch"):
             await preparer.prepare(job, tenant)
