@@ -20,6 +20,8 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command line."""
-    from pipeline.cli.edge import run  # Ctrl-C while the rest is imported is handled there
-
+    try:
+        from pipeline.cli.edge import run  # Ctrl-C while the rest is imported is handled there
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     run()

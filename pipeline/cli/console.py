@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from datetime import datetime
 from enum import IntEnum
 from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -161,10 +162,18 @@ def wiring() -> Wiring:
 def print_json(value: Any) -> None:
     """Print one JSON object on one line of stdout: in UTF-8, whatever the terminal has."""
     model = isinstance(value, BaseModel)
-    text = value.model_dump_json() if model else json.dumps(value, ensure_ascii=False, default=str)
+    text = (
+        value.model_dump_json()
+        if model
+        else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
+    )
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:

@@ -203,6 +203,7 @@ def _decide(
     if as_json:
         print_json({decision: done.decided, "busy": done.busy, "left": done.left})
     else:
-        busy = f"; {done.busy:,} are in chunks that are still running, run this again later" if done.busy else ""
-        say(f"{done.decided:,} {decision}{busy}")
+        say(f"{done.decided:,} {decision}")
+        if done.busy:
+            say(f"{done.busy:,} are in chunks that are still running; run this again later")
     return done

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 
 _CATALOGUE = Path(__file__).with_name("messages.zh.json")
-_BETWEEN = {"; ": "；", ": ": ": ", " · ": " · ", " → ": " → ", ", ": ", "}
+_BETWEEN = {"; ": "；", ": ": ": ", " → ": " → ", " · ": " · ", ", ": ", "}
+_URL = re.compile(r"https?://\S+ ")
 _PLACE = re.compile(r"\{(\d*)\}")
 
 
@@ -31,17 +32,32 @@ def translated(text: str) -> str:
 
 
 def _chinese(text: str) -> str:
-    exact, patterns = _catalogue()
     bare = text.strip()
     if not bare:
         return text
-    if bare in exact:
-        return text.replace(bare, exact[bare])
-    for pattern, form in patterns:
-        found = pattern.fullmatch(bare)
+    # What a sentence is about stands before it and is not translated: a field, a file, an endpoint.
+    subjects = ["", *_URL.findall(bare)[:1], *(bare[: colon.end()] for colon in re.finditer(": ", bare))]
+    for subject in subjects:
+        rest = _whole(bare[len(subject) :]) if bare.startswith(subject) else None
+        if rest is not None:
+            return text.replace(bare, subject + rest)
+    return text.replace(bare, _parts(bare))
+
+
+def _whole(text: str) -> str | None:
+    """Return a text that is one message; what fills its places may not hold another sentence."""
+    exact, patterns = _catalogue()
+    if text in exact:
+        return exact[text]
+    for english, pattern, form in patterns:
+        found = pattern.fullmatch(text) if english.count("; ") == text.count("; ") else None
         if found is not None:
-            return text.replace(bare, _filled(form, [_chinese(value) for value in found.groups()]))
-    # Sentences are put together of parts, and begin with the field, file or process that they are about.
+            return _filled(form, [_chinese(value) for value in found.groups()])
+    return None
+
+
+def _parts(text: str) -> str:
+    """Return a text that is put together of several messages."""
     for between, chinese in _BETWEEN.items():
         first, separator, rest = text.partition(between)
         if separator:
@@ -55,13 +71,13 @@ def _filled(form: str, values: list[str]) -> str:
 
 
 @cache
-def _catalogue() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+def _catalogue() -> tuple[dict[str, str], list[tuple[str, re.Pattern[str], str]]]:
     """Return messages without places, and patterns of the others: those with more text of their own first."""
     messages: dict[str, str] = json.loads(_CATALOGUE.read_text(encoding="utf-8"))
     exact = {english: chinese for english, chinese in messages.items() if not _PLACE.search(english)}
     with_places = [(english, chinese) for english, chinese in messages.items() if english not in exact]
     with_places.sort(key=lambda one: -len(_PLACE.sub("", one[0])))
-    return exact, [(_pattern(english), chinese) for english, chinese in with_places]
+    return exact, [(english, _pattern(english), chinese) for english, chinese in with_places]
 
 
 def _pattern(english: str) -> re.Pattern[str]:

@@ -25,6 +25,7 @@ _SENTENCES = [
 ]
 _OTHERS = ["pipeline/**/*.py", "schemas/**/*.py"]
 _LEFT_OUT = re.compile(r"migrations/|/schema/|published/|testing\.py|broker/|flower/|language\.py")
+_PLACES = re.compile(r"\{[a-z_]*:?,?\}")
 _SENTENCE = re.compile(r"[A-Za-z(…→{ ].*[a-z]{2}.* .*[a-z]{2}", re.DOTALL)
 _NO_SENTENCE = re.compile(
     r"^\s*(SELECT|INSERT|WITH|UPDATE|UNION|FROM|JOIN|LEFT JOIN)\b|%\(\w+\)s|--no-|^\.venv|^[a-z_.]+$"
@@ -38,8 +39,8 @@ def messages() -> dict[str, str]:
         name = str(file.relative_to(ROOT))
         for message in _messages_of(ast.parse(file.read_text(encoding="utf-8")), sentences=sentences):
             if re.search(r"[A-Za-z]{2}", message) and not _NO_SENTENCE.search(message):
-                found.setdefault(message.strip(), name)
-    return found
+                found.setdefault(_PLACES.sub("{}", message.strip()), name)
+    return {message: name for message, name in found.items() if re.search(r"[A-Za-z]{2}", message.replace("{}", ""))}
 
 
 def _files() -> Iterator[tuple[Path, bool]]:

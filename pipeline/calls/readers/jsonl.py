@@ -42,7 +42,7 @@ def refuse_others(file: Path, head: bytes) -> None:
     """
     reason = not_json_lines(head)
     if reason is not None:
-        raise InvalidCall(f"{file} {reason.replace('FILE', str(file))}")
+        raise InvalidCall(f"{file}: {reason}")
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:

@@ -3,15 +3,15 @@
 import codecs
 
 _MAGIC = {
-    b"\x1f\x8b": "compressed with gzip; unpack it first: gunzip -k FILE",
-    b"PK\x03\x04": "a zip archive (or a document of an office program); unpack it first: unzip FILE",
-    b"BZh": "compressed with bzip2; unpack it first: bunzip2 -k FILE",
-    b"\xfd7zXZ\x00": "compressed with xz; unpack it first: unxz -k FILE",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first: unzstd FILE",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first: 7z x FILE",
-    b"%PDF-": "a PDF; export its calls as JSON Lines",
-    b"PAR1": "a Parquet file; export its calls as JSON Lines",
-    b"SQLite format 3": "an SQLite database; export its calls as JSON Lines",
+    b"\x1f\x8b": "is compressed with gzip; unpack it first: gunzip -k FILE",
+    b"PK\x03\x04": "is a zip archive (or a document of an office program); unpack it first: unzip FILE",
+    b"BZh": "is compressed with bzip2; unpack it first: bunzip2 -k FILE",
+    b"\xfd7zXZ\x00": "is compressed with xz; unpack it first: unxz -k FILE",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it first: unzstd FILE",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first: 7z x FILE",
+    b"%PDF-": "is a PDF; export its calls as JSON Lines",
+    b"PAR1": "is a Parquet file; export its calls as JSON Lines",
+    b"SQLite format 3": "is an SQLite database; export its calls as JSON Lines",
 }
 _UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -23,7 +23,7 @@ def not_json_lines(head: bytes) -> str | None:
     """Return why a file that begins with these bytes is not JSON Lines in UTF-8; None if it may be."""
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
-            return f"is {what}"
+            return what
     encoding = _other_encoding(head)
     if encoding is not None:
         return encoding

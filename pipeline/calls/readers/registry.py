@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from stat import S_ISREG
 
 from pipeline.calls.readers import jsonl
 from pipeline.calls.readers.reader import BadLine, Reader
@@ -22,17 +23,22 @@ def read_calls(files: Sequence[Path]) -> Iterator[Call | BadLine]:
     """Yield the calls of the files in their order.
 
     Raises:
-        InvalidCall: a file cannot be opened, or no reader reads it. All are opened before the first one is read.
+        InvalidCall: a file cannot be read, or no reader reads it. All are opened before the first one is read.
     """
     for file, reader in [(file, _reader_of(file)) for file in files]:
-        yield from reader.read(file)
+        try:
+            yield from reader.read(file)
+        except OSError as error:
+            raise InvalidCall(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def _reader_of(file: Path) -> Reader:
     try:
-        with file.open("rb") as stream:
-            # A pipe can be read only once: what is not a regular file is JSON Lines.
-            head = stream.read(_HEAD_BYTES) if file.is_file() else b""
+        if S_ISREG(file.stat().st_mode):
+            with file.open("rb") as stream:
+                head = stream.read(_HEAD_BYTES)
+        else:
+            head = b""  # a pipe can be opened and read only once: it is JSON Lines
     except OSError as error:
         raise InvalidCall(f"{file} cannot be read: {error.strerror or error}") from error
     return next(reader for reader in READERS if reader.recognizes(file, head))
