@@ -33,7 +33,7 @@ up: $(STAMP)  ## everything on this machine, with simulated engines, until Ctrl-
 	@$(BIN)/yyc3 up --simulate
 
 test: $(STAMP)  ## every test, on real Valkey, Postgres and Celery workers, in three processes
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+	@PYTHONOPTIMIZE= PYTHONWARNINGS= $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-vllm: $(STAMP)  ## contract tests against a real vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm
 	@test -n "$$YYC3_TEST_VLLM_URL" || { echo "set the URL of a running vLLM: YYC3_TEST_VLLM_URL=http://127.0.0.1:18086 make test-vllm"; exit 2; }

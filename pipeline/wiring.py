@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -258,21 +258,20 @@ class Wiring:
     @asynccontextmanager
     async def adapters(self) -> AsyncIterator[Adapters]:
         """Open connections for the running loop; they are closed at the end."""
-        settings = self.settings
-        database = await Database(self.database_url).open()
-        writer, reader = StreamWriter(self.redis_url), StreamReader(self.redis_url)
-        publisher, notifier = Publisher(self.broker_url), Notifier(self.redis_url)
-        images = ImageSanitizer(partial(_fetcher, settings))
-        adapters = Adapters(settings, self.models, database, publisher, notifier, images, writer, reader)
-        following = asyncio.create_task(self._follow_models(adapters.on_models))
-        try:
+        settings, models = self.settings, self.models  # a mistake in models.toml is said before anything is opened
+        async with AsyncExitStack() as opened:
+            database = await Database(self.database_url).open()
+            opened.push_async_callback(database.close)
+            publisher, notifier = Publisher(self.broker_url), Notifier(self.redis_url)
+            opened.push_async_callback(publisher.close)
+            opened.push_async_callback(notifier.close)
+            writer, reader = StreamWriter(self.redis_url), StreamReader(self.redis_url)
+            opened.push_async_callback(writer.close)
+            opened.push_async_callback(reader.close)
+            images = ImageSanitizer(partial(_fetcher, settings))
+            opened.callback(images.close)
+            adapters = Adapters(settings, models, database, publisher, notifier, images, writer, reader)
+            opened.push_async_callback(adapters.close_engine)
+            following = asyncio.create_task(self._follow_models(adapters.on_models))
+            opened.push_async_callback(cancel_and_wait, following)
             yield adapters
-        finally:
-            await cancel_and_wait(following)
-            images.close()
-            await reader.close()
-            await writer.close()
-            await adapters.close_engine()
-            await notifier.close()
-            await publisher.close()
-            await database.close()

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from pipeline.environment import take_out_others
 from pipeline.local.client import SupervisorClient
 from pipeline.store import Database
 from tests.support.sandbox import Sandbox, admin_url, drop_database, new_database
 
 pytest_plugins = ["pipeline.testing"]
+take_out_others()  # tests use libpq and Celery directly, too
 _TEMPLATE = "template_yyc3"
 _REDIS_DATABASES = 15  # of 16, without the default one
 _numbers = itertools.count()

@@ -15,6 +15,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker.request import Request
 
 from pipeline.broker import REDACTED
+from pipeline.environment import take_out_others
 from pipeline.jobs.intake import Intake, ShuttingDown
 from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
@@ -117,6 +118,7 @@ def run_intake() -> NoReturn:
 
 def main() -> int:
     """Run `python -m workers.intake`, which `yyc3 intake` starts."""
+    take_out_others()
     configure_logging()
     try:
         run_intake()

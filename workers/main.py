@@ -15,6 +15,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from pipeline.broker import broker_of
+from pipeline.environment import take_out_others
 from pipeline.models import Models
 from pipeline.observability.logging import configure_logging
 from pipeline.settings import load_settings
@@ -108,6 +109,7 @@ def run_celery(app: Celery, loop: LoopThread[Any], node: str, queues: Sequence[s
 
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m workers.main LANE [MODEL ...]`, which `yyc3 worker` starts."""
+    take_out_others()
     configure_logging()
     try:
         run_worker(Lane(arguments[0]), arguments[1:])
