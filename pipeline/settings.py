@@ -1,5 +1,6 @@
 """Settings from the environment and `.env`. Only wiring, the CLI, workers.main and workers.intake read them."""
 
+import logging
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -21,6 +22,23 @@ _SCHEMES = {
     "redis_url": SCHEMES,
 }
 
+
+class _NamesItsFile(logging.Filter):
+    """Says once which line of which file cannot be read; it is skipped, and may be meant for another program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        record.msg, record.args = f"{Path(_DOTENV).absolute()}: {text}; the line is skipped", ()
+        is_new = text not in self._said
+        self._said.add(text)
+        return is_new
+
+
+logging.getLogger("dotenv.main").addFilter(_NamesItsFile())
 
 # What the commands beside a running `yyc3 up` take over from it.
 _SHARED = (

@@ -35,6 +35,7 @@ from schemas.doorbells import Doorbell
 from schemas.errors import EngineError, PipelineError
 from schemas.intake import CancelArguments, parse_intake
 from schemas.jobs import canonical, parse_job
+from tests.support import fuzz_environment as environment
 
 CANARY = "CANARY13800000000"
 SLOW_SECONDS = 2.0
@@ -398,6 +399,11 @@ TARGETS = (
     Target("metrics page", 0.03, lambda draw: flipped(_PAGE, draw), _check_page),
     Target("call file", 0.0006, _a_file, _check_file),  # a hundred lines each
     Target("image", 0.02, _an_image, _check_image),
+    Target("settings", 0.01, environment.a_setting, environment.check_setting),
+    Target("file of settings", 0.01, environment.a_dotenv, environment.check_dotenv),
+    Target("models file", 0.01, environment.a_models_file, environment.check_models_file),
+    Target("arguments", 0.003, environment.some_arguments, environment.check_arguments),
+    Target("output", 0.01, environment.an_output, environment.check_output),
 )
 
 

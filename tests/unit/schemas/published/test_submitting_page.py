@@ -12,7 +12,7 @@ from pipeline.images.decoding import LONGEST_SIDE_PIXELS, MAX_PIXELS
 from pipeline.policies.retries import MAX_ATTEMPTS
 from schemas.answer_schema import check_answer_schema
 from schemas.jobs import MAX_DIALOGUE_CHARACTERS, MAX_IMAGE_BYTES, MAX_IMAGE_CHARACTERS, parse_job
-from tests.support.submitting_page import json_examples, text
+from tests.support.submitting_page import PAGE, json_examples, text
 from tests.unit.schemas.published.documents import DEFINITIONS, accepts
 
 
@@ -79,3 +79,15 @@ def test_other_numbers_of_the_page_are_those_of_the_code() -> None:
     assert "five in all" in page
     with pytest.raises(ValueError, match="20,000 bytes"):
         check_answer_schema({"const": "x" * 20_000})
+
+
+def test_the_chinese_page_has_the_same_examples_tables_and_sections() -> None:
+    chinese = PAGE.with_name("submitting.zh-CN.md").read_text(encoding="utf-8")
+    for form in (r"^```.*?^```", r"^ {4}\S.*$", r"^<!--.*-->$"):
+        assert re.findall(form, chinese, re.MULTILINE | re.DOTALL if "`" in form else re.MULTILINE) == re.findall(
+            form, text(), re.MULTILINE | re.DOTALL if "`" in form else re.MULTILINE
+        ), form
+    for form in (r"^#+ ", r"^\|", r"^- "):
+        assert len(re.findall(form, chinese, re.MULTILINE)) == len(re.findall(form, text(), re.MULTILINE)), form
+    codes = r"^\| `([a-z_]+)` \|"
+    assert re.findall(codes, chinese, re.MULTILINE) == re.findall(codes, text(), re.MULTILINE)
