@@ -114,9 +114,9 @@ def fill(file: Path) -> None:
 
 @contextmanager
 def small_disk() -> Iterator[Path]:
-    """Mount a file system of 192 MB."""
+    """Mount a file system of 320 MB: a cluster takes half of it."""
     folder = Path(tempfile.mkdtemp(prefix="yyc3-small-"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", folder], check=False).returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", folder], check=False).returncode != 0:
         pytest.skip("this machine allows no mount")
     try:
         yield folder

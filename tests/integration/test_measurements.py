@@ -26,6 +26,7 @@ def test_measurements_of_jobs_and_endpoints_are_stored_and_shown(sandbox: Sandbo
     with running(sandbox, speed=1) as (client, simulator):
         jobs = [{"kind": "intent", "text": f"我要退款 {i}"} for i in range(64)] + [chat(i) for i in range(500)]
         batch = client.submit_many(jobs)
+        client.submit_many([chat(i) for i in range(1_000, 1_200)])  # waits behind: a worker claims four chunks
         shown = wait_for(lambda: shown_at_work(sandbox), "queues that show a bulk queue at work", 60)
         assert shown is not None
         queue, sample = shown
