@@ -18,7 +18,8 @@ from typing import BinaryIO, Self
 from schemas.errors import UnwritableFile
 
 _LONGEST_NAME_BYTES = 200  # of 255, so that there is room for the ending of an unfinished file
-_DESCRIPTORS = ("/dev/fd", "/proc")
+_DESCRIPTORS = (Path("/dev/fd"), Path("/proc"))
+_MOST_LINKS = 40
 
 
 class OutputFile:
@@ -64,7 +65,7 @@ class OutputFile:
             self._refuse_inputs(found)
             if not os.access(self._path, os.W_OK):
                 raise UnwritableFile(f"{self._option}: {self._path} may not be written; its mode is read-only")
-        if found is not None and str(self._path.parent.resolve()).startswith(_DESCRIPTORS):
+        if found is not None and _is_descriptor(self._path):
             self._stream = self._path.open("ab")  # what a shell opened: `>> file` keeps what it has
             return
         self._part, self._stream = _part(Path(os.path.realpath(self._path)))
@@ -138,6 +139,18 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _is_descriptor(path: Path) -> bool:
+    """Whether a path leads to an open file of a process, as /dev/stdout does."""
+    for _ in range(_MOST_LINKS):
+        folder = path.parent.resolve()
+        if any(folder.is_relative_to(descriptors) for descriptors in _DESCRIPTORS):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
 
 
 def _part(target: Path) -> tuple[Path, BinaryIO]:

@@ -25,8 +25,8 @@ def process_name(role: str) -> str:
 
 
 def models_hash(models: Models) -> str:
-    """Return a name for all entries together, but for their addresses, which may differ between hosts."""
-    entries = sorted(entry.model_dump_json(exclude={"endpoints", "port"}) for entry in models)
+    """Return a name for all entries together, but for their addresses and the way there, which may differ between hosts."""
+    entries = sorted(entry.model_dump_json(exclude={"endpoints", "port", "proxy"}) for entry in models)
     return sha256("\n".join(entries).encode()).hexdigest()[:16]
 
 

@@ -100,7 +100,9 @@ def test_what_a_shell_opened_is_appended_to(tmp_path: Path) -> None:
     file.write_text("before\n")
     with file.open("a") as stream:
         written(Path(f"/proc/self/fd/{stream.fileno()}"), "after")
-    assert file.read_text() == "before\nafter\n"
+        (tmp_path / "link").symlink_to(f"/dev/fd/{stream.fileno()}")  # as /dev/stdout is one
+        written(tmp_path / "link", "again")
+    assert file.read_text() == "before\nafter\nagain\n"
 
 
 @pytest.mark.parametrize(
