@@ -159,8 +159,8 @@ class _Shown:
             tell(f"some jobs wait for another attempt: {reason}; see: yyc3 health")
         self._summary.progress = progress
         if progress.batch_ids:
-            asking = " and ".join(f"yyc3 jobs list --batch {number}" for number in progress.batch_ids)
-            goes_on(f"submitted jobs continue; ask for them: {asking}")
+            numbers = " / ".join(map(str, progress.batch_ids))
+            goes_on(f"submitted jobs continue; ask for them: yyc3 jobs list --batch {numbers}")
         self._bar.update(self._task, completed=progress.settled, total=progress.jobs)
 
 
