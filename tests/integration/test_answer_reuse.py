@@ -90,7 +90,7 @@ def test_another_question_tenant_or_a_job_without_cache_is_sent(
 
 
 def test_an_engine_that_starts_again_may_have_other_weights(sandbox: Sandbox) -> None:
-    """Under the same name and at the same sandbox: what the former one answered is not its answer."""
+    """Under the same name and at the same place: what the former one answered is not its answer."""
     with ExitStack() as stack:
         port = reserve_port()
         start = ("simulator", "--model", "chatglm3-6b", "--port", str(port), "--speed", "100")

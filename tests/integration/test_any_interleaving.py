@@ -72,7 +72,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     # --- a process that stops
 
     @rule(place=st.integers(0, 3), change=st.booleans())
-    def this_process_stops_here(self, sandbox: int, change: bool) -> None:
+    def this_process_stops_here(self, place: int, change: bool) -> None:
         """Lock a chunk, or change it, and go no further: a client that was suspended in a transaction."""
         if self.stopped is not None:
             return
@@ -82,7 +82,7 @@ class AnyInterleaving(RuleBasedStateMachine):
         )
         if change:
             chunk = f"UPDATE chunks SET worker = 'stopped' WHERE first_job_id = ({chunk})"
-        self.stopped.execute(chunk, (sandbox,))
+        self.stopped.execute(chunk, (place,))
 
     @rule(killed=st.booleans())
     def it_goes_on(self, killed: bool) -> None:

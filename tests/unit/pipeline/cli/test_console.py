@@ -32,7 +32,7 @@ class SharedOptions:
 class MoreOptions(SharedOptions):
     """Options of a few commands."""
 
-    sandbox: Annotated[str, typer.Option(help="Where.")] = "here"
+    place: Annotated[str, typer.Option(help="Where.")] = "here"
 
 
 @dataclass(frozen=True)
