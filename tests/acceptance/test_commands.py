@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from pipeline import Client
 from pipeline.models import DEFAULT_FILE
 from tests.support.exclusive import reserve_port
 from tests.support.sandbox import ROOT, SHARED, Sandbox, wait_for
@@ -200,3 +202,37 @@ def test_a_waiting_caller_sees_why_the_jobs_wait(sandbox: Sandbox, tmp_path: Pat
     ):
         reason = "some jobs wait for another attempt: engine_unavailable; see: yyc3 health"
         analysis.wait_until_logged(reason, "the reason")
+
+
+def test_a_command_that_is_stopped_says_what_goes_on(sandbox: Sandbox) -> None:
+    with sandbox.process("pipeline.cli", "submit", "intent", "--text", "我要退款", "--wait") as waiting:
+        wait_for(lambda: sandbox.query("SELECT 1 FROM jobs"), "the job")
+        ((job_id,),) = sandbox.query("SELECT job_id FROM jobs")
+        waiting.wait_until_logged("waits: no worker has claimed it yet", "why it waits")
+        waiting.process.send_signal(signal.SIGINT)
+        assert waiting.process.wait(timeout=30) == 130
+        assert f"stopped; job {job_id} continues; ask again: yyc3 jobs show {job_id}" in waiting.text
+        assert "Traceback" not in waiting.text
+
+
+def test_jobs_are_found_again_by_what_a_caller_knows(sandbox: Sandbox) -> None:
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
+        tagged = client.submit(
+            {"kind": "intent", "text": "我要退款", "idempotency_key": "call-7", "tags": {"call_id": "c 7"}}
+        )
+        batch = client.submit_many(
+            ({"kind": "sentiment", "text": f"谢谢 {i}"} for i in range(3)), tenant="shop", idempotency_key="monday"
+        )
+
+    def ids(*arguments: str) -> list[int]:
+        lines = sandbox.yyc3("jobs", *arguments, "--json").stdout.splitlines()
+        return sorted(json.loads(line)["job_id"] for line in lines)
+
+    assert ids("find", "--key", "call-7") == ids("find", "--tag", "call_id=c 7") == [tagged]
+    assert ids("find", "--key", "monday") == ids("list", "--tenant", "shop", "--since", "1h") == [*batch.job_ids]
+    assert ids("list", "--batch", str(batch.batch_id), "--limit", "2") == [*batch.job_ids][1:]
+    assert ids("list", "--until", "1h") == ids("list", "--crashed") == ids("list", "--worker", "bulk") == []
+    shown = json.loads(sandbox.yyc3("jobs", "show", str(tagged), "--json").stdout)
+    assert (shown["tags"], shown["idempotency_key"], shown["tenant"]) == ({"call_id": "c 7"}, "call-7", "default")
+    assert "no jobs match" in sandbox.yyc3("jobs", "find", "--key", "other").stdout
+    assert "give --key or --tag" in sandbox.yyc3("jobs", "find", check=2).stderr

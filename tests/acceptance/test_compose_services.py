@@ -299,6 +299,13 @@ def test_every_service_of_ours_starts_as_a_process_and_ends_on_sigterm(
         wait_for(lambda: queues_by_pid(addresses["REDIS_URL"]) == expected, "each worker to consume its own queue")
         wait_for(lambda: flower_is_healthy(SERVICES["flower"], port), "Flower")
         assert status_of(f"http://127.0.0.1:{port}/workers") == 401
+        for name in (*WORKERS, "intake", "recover"):
+            form, program, *arguments = SERVICES[name]["healthcheck"]["test"]
+            assert (form, program) == ("CMD", "yyc3")
+        own = environment_of(SERVICES["recover"], **addresses)
+        wait_for(
+            lambda: subprocess.run([YYC3, *arguments], env=own, capture_output=True).returncode == 0, "its heartbeat"
+        )
         wait_for(sweeps(addresses["DATABASE_URL"], running["recover"], 3), "three sweeps")
         for one in running.values():
             one.process.send_signal(signal.SIGTERM)

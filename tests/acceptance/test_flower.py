@@ -18,7 +18,7 @@ from tests.support.faulty_proxy import BATCH, CHAT, Gate, Proxy, always
 from tests.support.sandbox import Sandbox, Started, wait_for
 
 CANARY = "金丝雀7391canary"
-LOGIN = ("operator", "secret-of-the-test")
+LOGIN = ("operator", "secret, of:the test")  # Flower itself would cut it at the comma
 
 
 class Flower:
@@ -124,6 +124,12 @@ def all_ended_chunks(flower: Flower, rows: int) -> list[dict[str, Any]]:
     tasks = [task for task in flower.tasks().values() if task["rows"]]
     ended = [task for task in tasks if task["state"] == "SUCCESS" and task["rows_done"] == task["rows"]]
     return ended if sum(task["rows"] for task in ended) == rows else []
+
+
+def test_the_whole_password_is_asked_for(flower: Flower) -> None:
+    assert flower.http.get("/workers").status_code == 200
+    for wrong in (("operator", "secret"), (" of", "the test"), ("operator", "")):
+        assert httpx.get(f"{flower.url}/workers", auth=wrong, trust_env=False).status_code == 401
 
 
 def test_without_a_password_flower_is_read_only(sandbox: Sandbox) -> None:
