@@ -42,14 +42,15 @@ class OutputFile:
         self._stream: BinaryIO
         self._part: Path | None = None
         self._found: os.stat_result | None = None
-        self._lines = 0
 
     def __enter__(self) -> Self:
-        if str(self._path) == "-":
-            self._stream = sys.stdout.buffer
-            return self
         with self._refusing():
-            self._open()
+            if str(self._path) == "-":
+                self._stream = sys.stdout.buffer
+                with contextlib.suppress(OSError, ValueError):  # it may be no file of the system
+                    self._refuse_inputs(os.fstat(self._stream.fileno()))
+            else:
+                self._open()
         return self
 
     def _open(self) -> None:
@@ -71,6 +72,8 @@ class OutputFile:
         self._part, self._stream = _part(Path(os.path.realpath(self._path)))
 
     def _refuse_inputs(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            return
         for file in self._inputs:
             with contextlib.suppress(OSError):  # what cannot be read is said where it is read
                 if os.path.samestat(found, file.stat()):
@@ -82,7 +85,6 @@ class OutputFile:
             self._stream.write(line.encode())
             if self._part is None:
                 self._stream.flush()  # there may be a reader
-        self._lines += 1
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
@@ -118,8 +120,13 @@ class OutputFile:
         """Keep the lines that were written, and say where."""
         if self._part is None:
             return
-        if self._lines:
-            error.add_note(f"{self._lines:,} lines that were written before are in {self._part}")
+        try:
+            with self._part.open("rb") as kept:
+                lines = sum(piece.count(b"\n") for piece in iter(lambda: kept.read(1 << 20), b""))
+        except OSError:
+            return  # its folder was removed meanwhile
+        if lines:
+            error.add_note(f"{lines:,} lines that were written before are in {self._part}")
         else:
             self._part.unlink(missing_ok=True)
 

@@ -49,7 +49,7 @@ def normal_endpoint(url: str) -> str:
         raise ValueError(
             "an endpoint has no ? and no # in its URL, which is stored and shown; a key goes into AI_API_KEY"
         )
-    return url.rstrip("/?#").removesuffix("/v1").rstrip("/")
+    return url.rstrip("/?#").removesuffix("/chat/completions").removesuffix("/v1").rstrip("/")
 
 
 def _is_near(host: str) -> bool:

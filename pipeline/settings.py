@@ -197,7 +197,9 @@ def load_settings(**given: Any) -> Settings:
         InvalidSetting: one sentence that names the variable.
     """
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        # A pipe of that name would be waited for.
+        dotenv = _DOTENV if Path(_DOTENV).is_file() else None
+        return Settings(_env_file=dotenv, **{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         field, colon, reason = first_problem(error).partition(": ")
         variable = _variable(field) if field in Settings.model_fields else field

@@ -67,6 +67,7 @@ class Stack:
 
     def __enter__(self) -> Self:
         _allow_open_files()
+        models = self._wiring.models  # a mistake in models.toml is said before anything starts
         servers = []
         if self._settings.database_url is None:
             servers.append("postgres")
@@ -74,7 +75,6 @@ class Stack:
             servers.append("valkey")
         if servers:
             self._on_step(f"starting {' and '.join(servers)} in {self.folder}")
-        models = self._wiring.models  # a mistake in models.toml is reported before anything starts
         self.supervisor = SupervisorClient(self.folder, servers, tcp=self._tcp)
         try:
             self._start([entry for entry in models if self._is_simulated(entry)])

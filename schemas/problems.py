@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 _MOST = 5
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LINE_ONE = re.compile(r" at line 1 column (\d+)$")
 _TIME = "must be a time with its zone, such as 2026-11-22T03:00+08:00"
 _REASONS = {
     "missing": "is missing",
@@ -55,6 +56,11 @@ _PATTERNS = {
     "language": "must be the name of a programming language, such as python",
 }
 _OF_SAMPLING = {"temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty"}
+_FORMS = {
+    "labels": 'write {"name": "..."}',
+    "turns": 'write {"speaker": "customer", "text": "..."}',
+    "messages": 'write {"role": "user", "content": "..."}',
+}
 _MESSAGES = 'write messages: [{"role": "user", "content": "..."}]'
 _BELONGS = {
     **dict.fromkeys(_OF_SAMPLING, "it belongs into sampling"),
@@ -66,6 +72,7 @@ _BELONGS = {
     "task": "write kind",
     "input": "write text, or messages for a chat",
     "content": "write text, or messages for a chat",
+    "text": "write messages for a chat, instruction for code, question for vision",
     "utterance": "write text",
     "image": "write images, a list",
     "image_url": "write images, a list of data URLs",
@@ -74,6 +81,7 @@ _BELONGS = {
     "metadata": "write tags, texts by name",
     "response_format": "write answer_schema, with kind vision",
     "tools": "tools are not supported",
+    "functions": "tools are not supported",
     "n": "one answer a job; submit it several times",
 }
 
@@ -131,22 +139,27 @@ def _reason(one: ErrorDetails, field: str) -> str:
         return one["msg"].removeprefix("Value error, ")
     if context.get("min_length") == 1 and kind in {"string_too_short", "too_short"}:
         return "is empty"
+    if kind == "string_unicode" and isinstance(one.get("input"), bytes):
+        kind = "string_type"
+    if kind == "json_invalid":
+        context["error"] = _LINE_ONE.sub(r" at character \1", str(context["error"]))
     reason = _REASONS[kind].format(**context)
-    hint = _hint(kind, field, one.get("input"))
+    parent = str(one["loc"][-2]) if len(one["loc"]) > 1 else ""
+    hint = _hint(kind, field, one.get("input"), parent)
     return f"{reason}; {hint}" if hint else reason
 
 
-def _hint(kind: str, field: str, given: Any) -> str | None:
+def _hint(kind: str, field: str, given: Any, parent: str) -> str | None:
+    if kind == "model_type":
+        return _FORMS.get(parent)
     if kind == "extra_forbidden":
         return _BELONGS.get(field)
-    if kind in {"tuple_type", "list_type"} and field == "messages":
-        return _MESSAGES
-    if kind in {"tuple_type", "list_type"} and field == "turns":
-        return 'write turns: [{"speaker": "customer", "text": "..."}]'
+    if kind in {"tuple_type", "list_type"} and field in {"messages", "turns"}:
+        return _MESSAGES if field == "messages" else 'write turns: [{"speaker": "customer", "text": "..."}]'
     if kind == "string_type" and field == "content" and isinstance(given, list):
         return "parts of content are not read: put the text here, and images into a job of kind vision"
-    if kind == "model_type" and isinstance(given, str):
-        return 'write {"name": "..."} for a label' if field.isdigit() else None
+    if kind == "missing" and field == "speaker":
+        return "write customer or agent, and their words as text"
     return None
 
 

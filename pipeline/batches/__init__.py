@@ -3,6 +3,6 @@
 submit  store a batch and publish its doorbells
 """
 
-from pipeline.batches.submit import Batch, BatchDraft, BatchSubmitter
+from pipeline.batches.submit import Batch, BatchDraft, BatchSubmitter, several
 
-__all__ = ["Batch", "BatchDraft", "BatchSubmitter"]
+__all__ = ["Batch", "BatchDraft", "BatchSubmitter", "several"]

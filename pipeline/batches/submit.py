@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -73,7 +73,7 @@ class BatchSubmitter:
             StoreUnavailable: nothing is known to be stored.
         """
         with self.draft(name=name, tenant=tenant, idempotency_key=idempotency_key) as draft:
-            await draft.add(jobs)
+            await draft.add(several(jobs))
             return await draft.submit()
 
     def draft(self, *, name: str, tenant: str | None, idempotency_key: str | None) -> "BatchDraft":
@@ -82,10 +82,12 @@ class BatchSubmitter:
         Raises:
             InvalidJob: names the field.
         """
-        for field, value in (("name", name), ("idempotency_key", idempotency_key or "-")):
-            if not value or len(value) > 200 or not can_be_stored(value):
-                raise InvalidJob(f"{field}: must have 1 to 200 characters, without NUL and without half characters")
-        if tenant is not None and not re.fullmatch(TENANT_PATTERN, tenant):
+        for field, value in (("name", name), ("idempotency_key", "-" if idempotency_key is None else idempotency_key)):
+            if not isinstance(value, str) or not value or len(value) > 200 or not can_be_stored(value):
+                raise InvalidJob(
+                    f"{field}: must be text of 1 to 200 characters, without NUL and without half characters"
+                )
+        if tenant is not None and not (isinstance(tenant, str) and re.fullmatch(TENANT_PATTERN, tenant)):
             raise InvalidJob("tenant: must have 1 to 64 letters, digits, dots, dashes or underlines of ASCII")
         return BatchDraft(self, self._preparer, name, tenant, idempotency_key)
 
@@ -102,6 +104,17 @@ class BatchSubmitter:
         slots = max(self._preparer.slots(model) for model in rows.jobs_of)
         rates = [await queries.rows_per_second(self._database, model) for model in rows.jobs_of]
         return chunk_rows(len(rows), min((rate for rate in rates if rate is not None), default=None), slots)
+
+
+def several(jobs: Any) -> Iterable[Job | dict[str, Any]]:
+    """Return jobs that may be iterated.
+
+    Raises:
+        InvalidJob: it is one job, or none.
+    """
+    if isinstance(jobs, Job | Mapping | str | bytes) or not isinstance(jobs, Iterable):
+        raise InvalidJob("jobs: give a list of jobs; submit takes a single one")
+    return jobs
 
 
 class BatchDraft:

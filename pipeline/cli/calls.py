@@ -20,6 +20,7 @@ from pipeline.wiring import Wiring
 from schemas.calls import Call, CallReport
 from schemas.errors import ErrorCode, InvalidCall
 
+_NAMED_LINES = 100
 calls = typer.Typer(help="Recorded calls.", no_args_is_help=True)
 
 
@@ -87,6 +88,7 @@ def run_analysis(
         cache: whether answers of earlier jobs are used.
     """
     summary = Summary()
+    goes_on("jobs that were submitted continue; see: yyc3 jobs list")
     bar = _bar()
     show = _Shown(summary, bar)
 
@@ -123,7 +125,10 @@ def _good_lines(lines: Iterator[Call | BadLine], summary: Summary) -> Iterator[C
     for line in lines:
         if isinstance(line, BadLine):
             summary.skipped_lines += 1
-            tell(str(line))
+            if summary.skipped_lines <= _NAMED_LINES:
+                tell(str(line))
+            if summary.skipped_lines == _NAMED_LINES:
+                tell("more lines that are skipped are only counted")
         else:
             summary.first_call = summary.first_call or line
             yield line
@@ -189,8 +194,8 @@ def analyze(
     wired = wiring()
     with OutputFile(to, inputs=files) as target:
         summary = run_analysis(wired, files, target, model=model, quiet=as_json)
-        if summary.skipped_lines and not summary.progress.calls:
-            raise InvalidCall("no line of the input is a call; the file for the reports is unchanged")
+        if not summary.progress.calls:
+            raise InvalidCall("the input has no call; the file for the reports is unchanged")
     if as_json:
         print_json(summary.as_json())
     else:

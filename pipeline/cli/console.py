@@ -1,6 +1,7 @@
 """What every command shares: one sentence for errors, exit codes, options, JSON or a table."""
 
 import asyncio
+import errno
 import inspect
 import json
 import re
@@ -21,7 +22,8 @@ from rich.table import Table
 from pipeline.cli.language import translated
 from pipeline.store import Database
 from pipeline.wiring import Wiring
-from schemas.errors import BrokerError, ConfigurationError, PipelineError, StoreError, SubmissionError
+from schemas.errors import BrokerError, ConfigurationError, InvalidSetting, PipelineError, StoreError, SubmissionError
+from schemas.job import can_be_stored
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +31,7 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 # All but tab and line feed; also those of eight bits, which some terminals obey.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+OUTPUT_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _goes_on: list[str] = []
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -56,8 +59,7 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        err.print(f"[red]{translated('error')}[/red]", end=" ")
-        tell(error.message)
+        _tell_error(error.message)
         _tell_notes(error)
         raise typer.Exit(_exit_for(error)) from None
     except KeyboardInterrupt as stop:
@@ -67,6 +69,16 @@ def _one_sentence() -> Iterator[None]:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output is gone: no message can reach it
         raise typer.Exit(Exit.DONE) from None
+    except OSError as error:
+        if error.errno not in OUTPUT_IS_FULL:
+            raise
+        _tell_error("; ".join([f"the output cannot be written: {error.strerror}", *_goes_on]))
+        raise typer.Exit(Exit.BAD_INPUT) from None
+
+
+def _tell_error(sentence: str) -> None:
+    err.print(f"[red]{translated('error')}[/red]", end=" ")
+    tell(sentence)
 
 
 def _tell_notes(error: BaseException) -> None:
@@ -139,6 +151,18 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     empty = inspect.Parameter.empty
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=empty if default is MISSING else default, annotation=annotation)
+
+
+def tag_of(text: str) -> tuple[str, str]:
+    """Return name and value of a tag as an option has it.
+
+    Raises:
+        InvalidSetting: it has another form.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value or not can_be_stored(text):
+        raise InvalidSetting("--tag: has the form NAME=VALUE")
+    return name, value
 
 
 def with_database(work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:

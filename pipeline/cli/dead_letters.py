@@ -8,6 +8,7 @@ import typer
 from rich.progress import Progress as Bar
 
 from pipeline.cli.console import AsJson, Exit, command, err, print_json, say, table, tell, with_database, with_options
+from pipeline.cli.language import translated
 from pipeline.cli.rendering import print_history
 from pipeline.cli.times import TIMES, instant, when
 from pipeline.operations.dead_letters import JOBS_PER_SECOND, DecisionProgress
@@ -109,21 +110,30 @@ def _print(
 
 def _letter_row(one: DeadLetter) -> list[object]:
     failed_at = when(one.settled_at)
-    return [str(one.job_id), one.kind, one.model or "", one.code, one.attempts, failed_at, one.message or ""]
+    return [
+        str(one.job_id),
+        one.kind,
+        one.model or "",
+        one.code,
+        one.attempts,
+        failed_at,
+        translated(one.message or ""),
+    ]
 
 
 def _group_row(one: DeadLetterGroup) -> list[object]:
     first, last = when(one.first_at), when(one.last_at)
-    return [one.code, one.model or "", one.jobs, first, last, str(one.newest_job), one.code.meaning]
+    return [one.code, one.model or "", one.jobs, first, last, str(one.newest_job), translated(one.code.meaning)]
 
 
 @app.command("show")
 @command
-def show(job_id: int, as_json: AsJson = False) -> None:
+def show(job_id: Annotated[int, typer.Argument(help="Number of the job.")], as_json: AsJson = False) -> None:
     """Print the history of a job: failed attempts, outcomes, decisions."""
     found = with_database(lambda database: job_records.history(database, JobId(job_id)))
     if not found:
-        raise JobNotFound(f"job {job_id} has no history yet; yyc3 jobs show {job_id} says whether it exists")
+        known = with_database(lambda database: job_records.records_of(database, [JobId(job_id)]))
+        raise JobNotFound(f"job {job_id} has no history yet" if known else f"there is no job {job_id}")
     if as_json:
         for one in found:
             print_json(asdict(one))
@@ -136,7 +146,7 @@ def show(job_id: int, as_json: AsJson = False) -> None:
 @with_options(DecisionOptions)
 def replay(
     per_second: Annotated[
-        float, typer.Option(help="Jobs a second, so that new jobs continue beside it.", min=0.1)
+        float, typer.Option(help="Jobs a second, so that new jobs continue beside it.", min=0.1, max=1_000_000)
     ] = JOBS_PER_SECOND,
     as_json: AsJson = False,
     *,
@@ -203,7 +213,7 @@ def _decide(
     if as_json:
         print_json({decision: done.decided, "busy": done.busy, "left": done.left})
     else:
-        say(f"{done.decided:,} {decision}")
+        say(f"{done.decided:,} {decision}" if done.total else "no dead letters match")
         if done.busy:
             say(f"{done.busy:,} are in chunks that are still running; run this again later")
     return done

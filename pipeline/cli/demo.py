@@ -103,6 +103,6 @@ def _line(report: CallReport) -> list[object]:
         intent.label if intent else "(failed)",
         sure,
         mood.label if mood else "(failed)",
-        f"{mood.score:+.2f}" if mood else "",
+        f"{round(mood.score, 2) + 0.0:+.2f}" if mood else "",
         turns,
     ]

@@ -5,6 +5,7 @@ The commands are imported within: before that, only the standard library is.
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -28,6 +29,9 @@ def run() -> NoReturn:
         _print_whatever_comes()
         debug = _take_debug()
         take_out_others()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores one of them
+                signal.signal(number, _stop)
         code = _command(debug=debug)
     except KeyboardInterrupt:
         code = _STOPPED
@@ -35,6 +39,11 @@ def run() -> NoReturn:
     finally:
         code = _flush(code)
     sys.exit(code)
+
+
+def _stop(_: int, __: object) -> None:
+    """End as with Ctrl-C: what goes on is said, what is half done is tidied up."""
+    raise KeyboardInterrupt
 
 
 def _command(*, debug: bool) -> int:

@@ -25,9 +25,12 @@ def info(as_json: AsJson = False) -> None:
 
 def describe(wired: Wiring, *, event: str) -> dict[str, Any]:
     """Return addresses and endpoints; asks each endpoint. With `yyc3 up --tcp` the URLs are those on loopback."""
-    from pipeline.operations.health import endpoints
 
     async def ask() -> list[dict[str, Any]]:
+        try:
+            from pipeline.operations.health import endpoints
+        except ImportError:
+            return []  # a program that only submits has no client for engines
         async with wired.adapters() as adapters:
             return [asdict(found) for found in await endpoints(adapters.engine, adapters.models)]
 

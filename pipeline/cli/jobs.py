@@ -12,6 +12,7 @@ from pipeline.cli.console import (
     print_json,
     say,
     table,
+    tag_of,
     tell,
     with_database,
     with_options,
@@ -19,13 +20,15 @@ from pipeline.cli.console import (
 from pipeline.cli.rendering import print_history, print_outcome
 from pipeline.cli.times import TIMES, instant, when
 from pipeline.client import Client
-from pipeline.store import Database, job_records
+from pipeline.store import Database, batches, job_records
 from pipeline.store.job_records import HistoryEvent, JobFilter, JobRecord
 from schemas.errors import InvalidSetting, JobNotFound
 from schemas.ids import BatchId, JobId
+from schemas.jobs import job_models
 from schemas.results import JobState
 
 jobs = typer.Typer(help="Show, list, find and cancel jobs.", no_args_is_help=True)
+JobNumber = Annotated[int, typer.Argument(help="Number of the job.")]
 Limit = Annotated[int, typer.Option(help="Most jobs.", min=1, max=10_000)]
 
 
@@ -49,6 +52,9 @@ class FilterOptions:
 
     def filter(self, key: str | None = None, tags: list[str] | None = None) -> JobFilter:
         """Return the filter of the store."""
+        for option in ("kind", "model", "tenant", "worker"):
+            if getattr(self, option) == "":
+                raise InvalidSetting(f"--{option}: is empty; leave it out to select all")
         return JobFilter(
             state=self.state,
             kind=self.kind,
@@ -56,7 +62,7 @@ class FilterOptions:
             tenant=self.tenant,
             batch_id=None if self.batch is None else BatchId(self.batch),
             key=key,
-            tags=dict(_tag(one) for one in tags or ()),
+            tags=dict(tag_of(one) for one in tags or ()),
             worker=self.worker,
             crashed=self.crashed,
             since=instant("--since", self.since),
@@ -64,16 +70,9 @@ class FilterOptions:
         )
 
 
-def _tag(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise InvalidSetting("--tag: has the form NAME=VALUE")
-    return name, value
-
-
 @jobs.command("show")
 @command
-def show(job_id: int, as_json: AsJson = False) -> None:
+def show(job_id: JobNumber, as_json: AsJson = False) -> None:
     """Print everything known about a job: its answer, who submitted it when, and its history."""
 
     async def read(database: Database) -> tuple[list[JobRecord], list[HistoryEvent]]:
@@ -135,7 +134,18 @@ def find(
 
 
 def _print_found(selected: JobFilter, limit: int, as_json: bool) -> None:
-    found = with_database(lambda database: job_records.find_jobs(database, selected, limit))
+    if selected.kind is not None and selected.kind not in (
+        known := [model.model_fields["kind"].default for model in job_models()]
+    ):
+        raise InvalidSetting(f"--kind: there is no kind {selected.kind}; known are {', '.join(known)}")
+
+    async def read(database: Database) -> list[JobRecord]:
+        records = await job_records.find_jobs(database, selected, limit)
+        if not records and selected.batch_id is not None:
+            await batches.batch_progress(database, selected.batch_id)  # says if there is none
+        return records
+
+    found = with_database(read)
     if as_json:
         for record in found:
             print_json(record.as_json())
@@ -165,7 +175,7 @@ def _row(record: JobRecord) -> list[object]:
 
 @jobs.command("cancel")
 @command
-def cancel(job_id: int, as_json: AsJson = False) -> None:
+def cancel(job_id: JobNumber, as_json: AsJson = False) -> None:
     """Settle a job as cancelled; an answer that arrives later is discarded."""
     with Client() as client:
         done = client.cancel(JobId(job_id))

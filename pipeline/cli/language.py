@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 
 _CATALOGUE = Path(__file__).with_name("messages.zh.json")
-_BETWEEN = {"; ": "；", ": ": ": ", " → ": " → ", " · ": " · ", ", ": ", "}
+_BETWEEN = {" · ": " · ", "; ": "；", " → ": " → ", ": ": ": ", ", ": "，"}
+_AROUND = re.compile(r"(→ )?(.*?)( \([0-9.,]+ ms\))?", re.DOTALL)  # of a line of health
 _URL = re.compile(r"https?://\S+ ")
 _PLACE = re.compile(r"\{(\d*)\}")
 
@@ -32,16 +33,24 @@ def translated(text: str) -> str:
 
 
 def _chinese(text: str) -> str:
-    bare = text.strip()
-    if not bare:
+    around = _AROUND.fullmatch(text.strip())
+    if around is None or not around[2]:
         return text
-    # What a sentence is about stands before it and is not translated: a field, a file, an endpoint.
-    subjects = ["", *_URL.findall(bare)[:1], *(bare[: colon.end()] for colon in re.finditer(": ", bare))]
+    before, bare, after = (str(around[part] or "") for part in (1, 2, 3))
+    return text.replace(text.strip(), before + _sentence(bare) + after)
+
+
+def _sentence(bare: str) -> str:
+    if " · " in bare:
+        return _parts(bare)
+    # What a sentence is about stands before it: a field, a file, an endpoint.
+    subjects: list[str] = ["", *_URL.findall(bare)[:1], *(bare[: colon.end()] for colon in re.finditer(": ", bare))]
     for subject in subjects:
         rest = _whole(bare[len(subject) :]) if bare.startswith(subject) else None
         if rest is not None:
-            return text.replace(bare, subject + rest)
-    return text.replace(bare, _parts(bare))
+            about = subject.removesuffix(": ")
+            return (_whole(about) or about) + subject[len(about) :] + rest
+    return _parts(bare)
 
 
 def _whole(text: str) -> str | None:
@@ -51,7 +60,8 @@ def _whole(text: str) -> str | None:
         return exact[text]
     for english, pattern, form in patterns:
         found = pattern.fullmatch(text) if english.count("; ") == text.count("; ") else None
-        if found is not None:
+        # What stands before a colon is a subject, unless the message has one itself.
+        if found is not None and (": " in english or not any(": " in value for value in found.groups())):
             return _filled(form, [_chinese(value) for value in found.groups()])
     return None
 

@@ -49,7 +49,7 @@ def queues(
         ):
             print_json(entry)
         return
-    columns = ["queue", "queued", "oldest", "running", "oldest", "in flight", "jobs/s", "empty in", "retry reason"]
+    columns = ["queue", "queued", "oldest", "running", "longest", "in flight", "jobs/s", "empty in", "retry reason"]
     table("queues", columns, [_row(queue) for queue in found])
     if seen:
         columns = ["endpoint", "worker", "breaker", "in flight", "engine", "KV", "tokens/s", "errors"]

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Iterator
 
 from pipeline import kinds
-from pipeline.cli.console import goes_on, print_json, say_as_is, shown, table, tell
+from pipeline.cli.console import goes_on, print_json, say, say_as_is, shown, table, tell
+from pipeline.cli.language import translated
 from pipeline.cli.times import when
 from pipeline.store.job_records import HistoryEvent
 from schemas.ids import JobId
@@ -17,7 +18,7 @@ def print_outcome(job_id: JobId, outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print_json(outcome)
         return
-    say_as_is(_headline(outcome))
+    _print_headline(outcome)
     _print_facts(job_id, outcome)
 
 
@@ -38,7 +39,7 @@ def print_stream(events: Iterator[StreamEvent], as_json: bool) -> Outcome:
                 if not as_json:
                     say_as_is()
                     if event.outcome.error:
-                        say_as_is(_headline(event.outcome))
+                        _print_headline(event.outcome)
                     _print_facts(event.job_id, event.outcome)
                 return event.outcome
     raise AssertionError("a stream ends with its outcome")
@@ -46,9 +47,10 @@ def print_stream(events: Iterator[StreamEvent], as_json: bool) -> Outcome:
 
 def print_history(job_id: int, events: list[HistoryEvent]) -> None:
     """Print the history of a job."""
-    rows: list[list[object]] = [
-        [one.replay, when(one.at), one.what, one.code or "", one.endpoint or "", one.message or ""] for one in events
-    ]
+    rows: list[list[object]] = []
+    for one in events:
+        what, reason = translated(one.what), translated(one.message or "")
+        rows.append([one.replay, when(one.at), what, one.code or "", one.endpoint or "", reason])
     table(f"history of job {job_id}", ["replay", "at", "event", "code", "endpoint", "reason"], rows)
 
 
@@ -56,6 +58,11 @@ def _headline(outcome: Outcome) -> str:
     if outcome.result is not None:
         return kinds.headline(outcome.result)
     return f"{outcome.state}: {outcome.error.message}" if outcome.error else str(outcome.state)
+
+
+def _print_headline(outcome: Outcome) -> None:
+    """Print the words of a model as they are, and a reason of ours in the language of the terminal."""
+    (say_as_is if outcome.result is not None else say)(_headline(outcome))
 
 
 def _print_facts(job_id: JobId, outcome: Outcome) -> None:

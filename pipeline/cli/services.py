@@ -17,6 +17,7 @@ from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.policies.leases import scan_interval
 from pipeline.store.processes import Role
 from schemas.doorbells import Lane
+from schemas.errors import InvalidSetting
 
 _NOT_SHOWN = {"unknown_models", "more_expired"}
 db = typer.Typer(help="The tables of the database.", no_args_is_help=True)
@@ -40,6 +41,8 @@ def worker(
 @command
 def intake() -> None:
     """Run the intake process: jobs that arrive as Celery messages, and their replies. See docs/submitting.md."""
+    import httpx_aiohttp  # noqa: F401 - without it, said here in one sentence
+
     arguments = [sys.executable, "-P", "-m", "workers.intake"]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
 
@@ -52,6 +55,8 @@ def recover(
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print the result as JSON.")] = False,
 ) -> None:
     """Requeue the chunks of lost workers and publish doorbells for queued chunks. Several instances may run."""
+    if as_json and not once:
+        raise InvalidSetting("--json goes with --once: the other form runs on")
     asyncio.run(_recover_once(as_json) if once else _recover_forever())
 
 
@@ -86,7 +91,9 @@ async def _recover_once(as_json: bool) -> None:
 
 @command
 def flower(
-    port: Annotated[int | None, typer.Option(help="Port; default: YYC3_FLOWER_PORT or 5555.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; default: YYC3_FLOWER_PORT or 5555.", min=1, max=65_535)
+    ] = None,
     address: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     descriptor: Annotated[int | None, typer.Option("--fd", hidden=True)] = None,
 ) -> None:

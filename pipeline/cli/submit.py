@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import Exit, command, goes_on, print_json, say, tell, with_options
+from pipeline.cli.console import Exit, command, goes_on, print_json, say, say_as_is, tag_of, tell, with_options
 from pipeline.cli.rendering import print_outcome, print_stream
-from pipeline.cli.times import instant
+from pipeline.cli.times import moment
 from pipeline.client import Client
 from pipeline.images.decoding import data_url, sniff_type
 from schemas.errors import InvalidJob, ResultTimeout
@@ -38,15 +38,16 @@ class SubmitOptions:
     tenant: Annotated[str, typer.Option(help="A label to count by.")] = "default"
     priority: Annotated[int, typer.Option(help="Lower goes first.")] = 0
     deadline: Annotated[
-        str | None, typer.Option(help="Expire the job after this time, such as 2026-11-22T03:00+08:00.")
+        str | None, typer.Option(help="Expire the job in 90m, 2h, 3d, or at a time like 2026-11-22T03:00+08:00.")
     ] = None
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="NAME=VALUE, to find the job again; repeat it.")] = None
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the answer as it is generated (chat, code, vision).")
     ] = False
-    timeout: Annotated[float | None, typer.Option(help="Stop waiting after this many seconds; the job continues.")] = (
-        None
-    )
+    timeout: Annotated[
+        float | None, typer.Option(help="Stop waiting after this many seconds; the job continues.", min=0)
+    ] = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 
     def add_to(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,8 @@ class SubmitOptions:
             "idempotency_key": self.key,
             "tenant": self.tenant,
             "priority": self.priority,
-            "deadline": instant("--deadline", self.deadline),
+            "tags": dict(tag_of(one) for one in self.tag) if self.tag else None,
+            "deadline": moment("--deadline", self.deadline),
         }
         return job | {name: value for name, value in given.items() if value is not None}
 
@@ -116,9 +118,9 @@ def code(
 ) -> None:
     """Write code."""
     job: dict[str, Any] = {"kind": "code", "instruction": _text(text), "language": language}
-    job |= {"context": _text(context)} if context else {}
-    job |= {"file_name": file_name} if file_name else {}
-    job |= {"sampling": {"max_tokens": max_tokens}} if max_tokens else {}
+    job |= {"context": _text(context)} if context is not None else {}
+    job |= {"file_name": file_name} if file_name is not None else {}
+    job |= {"sampling": {"max_tokens": max_tokens}} if max_tokens is not None else {}
     _submit(job, options)
 
 
@@ -137,14 +139,14 @@ def vision(
 ) -> None:
     """Answer a question about images."""
     job: dict[str, Any] = {"kind": "vision", "question": _text(text), "images": [_image(given) for given in image]}
-    if schema:
+    if schema is not None:
         try:
             job["answer_schema"] = json.loads(_text(schema))
         except json.JSONDecodeError as error:
             raise InvalidJob(f"schema: is not JSON: {error}") from None
         except RecursionError:
             raise InvalidJob("schema: is nested too deep") from None
-    job |= {"sampling": {"max_tokens": max_tokens}} if max_tokens else {}
+    job |= {"sampling": {"max_tokens": max_tokens}} if max_tokens is not None else {}
     _submit(job, options)
 
 
@@ -180,12 +182,13 @@ def _image(given: str) -> str:
     try:
         return data_url(sniff_type(raw).lower(), raw)
     except ValueError as error:
-        raise InvalidJob(f"image: {given} {error}") from None
+        raise InvalidJob(f"image: {given}: {error}") from None
 
 
 def _submit(job: dict[str, Any], options: SubmitOptions) -> None:
     """Submit a job, and wait for it or follow it if the options say so."""
     job = options.add_to(job)
+    goes_on("if the job was stored already, it continues; see: yyc3 jobs list")
     with Client() as client:
         try:
             if options.stream:
@@ -201,6 +204,8 @@ def _submit(job: dict[str, Any], options: SubmitOptions) -> None:
             if options.as_json:
                 print_json({"job_id": error.facts["job_id"], "error": error.code})
             else:
+                if options.stream:
+                    say_as_is()  # the answer stands there so far
                 tell(error.message)
             raise typer.Exit(Exit.SOME_FAILED) from None
     print_outcome(job_id, outcome, options.as_json)

@@ -30,6 +30,21 @@ def instant(option: str, text: str | None) -> datetime | None:
         raise InvalidSetting(f"{option}: {text} is not like {TIMES}") from None
 
 
+def moment(option: str, text: str | None) -> datetime | None:
+    """Return the time to come that an option names: in so long, or a time, of this place if it names none.
+
+    Raises:
+        InvalidSetting: names the option.
+    """
+    found = instant(option, text)
+    now = datetime.now(UTC)
+    if found is not None and text is not None and _AGO.fullmatch(text.strip()):
+        found = now + (now - found)
+    if found is not None and found <= now:
+        raise InvalidSetting(f"{option}: {text} is in the past")
+    return found
+
+
 def when(at: datetime) -> str:
     """Return a time for people, of this place."""
     return at.astimezone().isoformat(" ", "seconds")

@@ -56,6 +56,9 @@ def up(
             print_json(running)
         else:
             show(running)
+            away = [one["model"] for one in running["endpoints"] if not one["answers"]]
+            if away:
+                say(f"jobs for {', '.join(away)} wait until its engine answers", style="yellow")
             say("ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything")
         _watch(stack, wake, _Silence(stack))
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -29,6 +30,7 @@ from schemas.results import JobState, Outcome
 from schemas.streams import StreamEvent
 
 _PROGRESS_SECONDS = 0.25
+_LONGEST_SECONDS = 1e9
 NOT_OPEN = "use the client in a with statement: with Client() as client"
 FORKED = (
     "this client was opened before a fork, and its connections belong to the parent: open another one in this process"
@@ -36,12 +38,18 @@ FORKED = (
 
 
 def _seconds(timeout: float | timedelta | None) -> float | None:
-    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if seconds is None or seconds == inf:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not abs(seconds) < _LONGEST_SECONDS:
+        raise InvalidJob("timeout: must be a number of seconds, or a timedelta")
+    return seconds
 
 
 def _not_finished(job_id: JobId) -> ResultTimeout:
-    message = f"job {job_id} is not finished yet; it continues, request its result again later"
-    return ResultTimeout(message, job_id=job_id)
+    return ResultTimeout(
+        f"job {job_id} is not finished yet; it continues, request its result again later", job_id=job_id
+    )
 
 
 @dataclass(frozen=True, slots=True)

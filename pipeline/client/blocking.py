@@ -8,7 +8,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from pipeline.batches import Batch
+from pipeline.batches import Batch, several
 from pipeline.client.asynchronous import FORKED, NOT_OPEN, AsyncClient
 from schemas.job import Job
 
@@ -80,7 +80,7 @@ class Client:
     ) -> Batch:
         """Store jobs for the bulk lane, all or none, in their order; see AsyncClient.submit_many."""
         # Consumed here: the caller's generator may use this client, and must not run on the client's loop.
-        given = iter(jobs)
+        given = iter(several(jobs))
         with self._async.draft_batch(name=name, tenant=tenant, idempotency_key=idempotency_key) as draft:
             while some := list(islice(given, _JOBS_AT_ONCE)):
                 self._run(draft.add(some))

@@ -28,7 +28,10 @@ class SupervisorClient:
 
     def __init__(self, folder: Path, servers: Sequence[str], *, tcp: bool = False) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidSetting(f"YYC3_HOME: {folder} cannot be made or used as a folder: {error.strerror}") from error
         self._supervisor = subprocess.Popen(
             # -P: a folder of the same name in the current one is not ours.
             [

@@ -217,6 +217,9 @@ def main(arguments: list[str]) -> int:
     except ServerError as error:
         _emit({"error": str(error)})
         return 3
+    except OSError as error:
+        _emit({"error": f"{error.filename or home} cannot be written: {error.strerror}"})
+        return 3
     finally:
         supervisor.stop_all()
         (home / "running.json").unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from pipeline.store.processes import Role
 from schemas.doorbells import Lane, queue_name
 from schemas.errors import (
     BrokerUnavailable,
+    EndpointRefused,
     EngineError,
     EngineTimeout,
     EngineUnavailable,
@@ -248,6 +249,8 @@ def _advice_for(error: EngineError) -> str:
     """Return what to do next; what the message says already is not said again."""
     if isinstance(error, EngineUnavailable) and error.message.endswith("does not answer"):
         return "start vLLM there, set endpoints in models.toml, or run: yyc3 up --simulate"
+    if isinstance(error, EndpointRefused) and "404" in error.message:
+        return "is vLLM there? its base URL, and --served-model-name, must be those of models.toml"
     if isinstance(error, EngineTimeout):
         return "it takes connections and does not answer: it may hang; see its own log"
     return ""

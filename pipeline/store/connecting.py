@@ -49,6 +49,7 @@ _MODES = {
     "target_session_attrs": "any",
     "load_balance_hosts": "disable",
 }
+_SIGNS = "a sign such as % @ / : in its password is written %25 %40 %2F %3A"
 _POOLER = re.compile(r"(?<=[?&])pooler=([^&]*)&?")
 
 
@@ -89,15 +90,13 @@ def parse_url(database_url: str) -> Address:
         if pooler[1] != "transaction":
             raise InvalidSetting("DATABASE_URL: pooler must be transaction, which also fits one that pools sessions")
         url = _POOLER.sub("", url, count=1).rstrip("?&")
+    if url.partition("://")[2].partition("/")[0].count("@") > 1:
+        raise InvalidSetting(f"DATABASE_URL cannot be read: {_SIGNS}")  # libpq would show what it takes for the host
     try:
         conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
         name = re.search(r'invalid URI query parameter: "([A-Za-z_]{1,40})"', str(error))
-        reason = (
-            f"libpq knows no parameter {name[1]}"
-            if name
-            else "a sign such as % @ / : in its password is written %25 %40 %2F %3A"
-        )
+        reason = f"libpq knows no parameter {name[1]}" if name else _SIGNS
         # Not the cause: libpq quotes what it cannot read, and that is often a part of the password.
         raise InvalidSetting(f"DATABASE_URL cannot be read: {reason}") from None
     return Address(url, pooler is not None)

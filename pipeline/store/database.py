@@ -37,6 +37,10 @@ def translate_errors() -> Iterator[None]:
         raise StoreUnavailable("the database has no tables of this program yet; run: yyc3 db upgrade") from error
     except psycopg.errors.UndefinedColumn as error:
         raise StoreUnavailable("the database is of an older version; run: yyc3 db upgrade") from error
+    except UnicodeEncodeError:
+        raise UnstorableValue(
+            "a value has half a character, or bytes that are no text: Postgres has none like it"
+        ) from None
     except psycopg.DataError as error:
         # Postgres quotes the value that it refuses, and the value is a caller's: neither text nor cause is kept.
         raise UnstorableValue(f"Postgres refuses a value ({error.sqlstate})") from None

@@ -167,21 +167,24 @@ async def records_of(database: Database, job_ids: Sequence[JobId]) -> list[JobRe
     ]
 
 
+# In one moment: first the attempts, then what came of them.
+_HISTORY = f"""
+SELECT at, replay, what, code, message, endpoint FROM (
+    SELECT 0 AS step, at, replay, 'attempt ' || attempt || ' failed' AS what, code, NULL AS message, endpoint
+    FROM failed_attempts WHERE job_id = %(job)s
+    UNION ALL SELECT 1, r.at, (SELECT count(*) FROM dead_letter_decisions d WHERE d.job_id = %(job)s
+            AND d.decision = 'replayed' AND d.at < r.at),
+        CASE WHEN r.lives THEN 'worker was silent' ELSE 'worker lost' END, 'worker_lost', r.worker, NULL
+    FROM lost_runs r WHERE r.first_job_id BETWEEN %(job)s - {_REACH} AND %(job)s
+        AND r.first_job_id + r.rows > %(job)s
+    UNION ALL SELECT 2, settled_at, replay, state, code, message, endpoint FROM outcomes WHERE job_id = %(job)s
+    UNION ALL SELECT 3, at, replay, decision, NULL, NULL, NULL FROM dead_letter_decisions WHERE job_id = %(job)s
+) events ORDER BY replay, at, step
+"""
+
+
 async def history(database: Database, job_id: JobId) -> list[HistoryEvent]:
     """Return the history of a job in order; empty for a job without events."""
     async with database.connection() as connection:
-        cursor = await connection.execute(
-            f"""SELECT at, replay, 'attempt ' || attempt || ' failed' AS what, code, NULL AS message, endpoint
-               FROM failed_attempts WHERE job_id = %(job)s
-               UNION ALL SELECT settled_at, replay, state, code, message, endpoint FROM outcomes WHERE job_id = %(job)s
-               UNION ALL SELECT at, replay, decision, NULL, NULL, NULL FROM dead_letter_decisions WHERE job_id = %(job)s
-               UNION ALL SELECT r.at, (SELECT count(*) FROM dead_letter_decisions d WHERE d.job_id = %(job)s
-                       AND d.decision = 'replayed' AND d.at < r.at),
-                   CASE WHEN r.lives THEN 'worker was silent' ELSE 'worker lost' END, 'worker_lost', r.worker, NULL
-               FROM lost_runs r WHERE r.first_job_id BETWEEN %(job)s - {_REACH} AND %(job)s
-                   AND r.first_job_id + r.rows > %(job)s
-               ORDER BY at""",
-            {"job": job_id},
-        )
-        rows = await cursor.fetchall()
+        rows = await (await connection.execute(_HISTORY, {"job": job_id})).fetchall()
     return [HistoryEvent(**{**row, "code": ErrorCode(row["code"]) if row["code"] else None}) for row in rows]

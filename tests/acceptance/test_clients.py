@@ -3,13 +3,15 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pipeline import Client
 from pipeline.jobs import wait
-from schemas.errors import InvalidJob, ResultTimeout
+from schemas.errors import BatchNotFound, InvalidJob, JobNotFound, ResultTimeout
+from schemas.ids import BatchId, JobId
 from schemas.results import JobState
 from tests.support.sandbox import ROOT, Sandbox
 
@@ -90,3 +92,32 @@ def test_a_tenant_never_gets_the_answer_of_another(sandbox: Sandbox) -> None:
                 client.submit_many([question], tenant=tenant)
         with pytest.raises(InvalidJob, match="another one than that of the batch"):
             client.submit_many([question, {**question, "tenant": "c"}], tenant="a")
+
+
+def test_arguments_that_are_none_are_refused_in_our_words(sandbox: Sandbox) -> None:
+    job = {"kind": "intent", "text": "x"}
+    with Client(database_url=sandbox.database_url, redis_url=sandbox.redis_url) as client:
+        calls: list[tuple[Callable[[], object], str]] = [
+            (lambda: client.submit_many(job), "jobs: give a list of jobs"),  # type: ignore[arg-type]
+            (lambda: client.submit_many(None), "jobs: give a list of jobs"),  # type: ignore[arg-type]
+            (lambda: client.submit_many([job], name=5), "name: must be text"),  # type: ignore[arg-type]
+            (lambda: client.submit_many([job], idempotency_key=""), "idempotency_key: must be text of 1"),
+            (lambda: client.submit_many([job], tenant=5), "tenant: must have"),  # type: ignore[arg-type]
+            (lambda: client.get("5a"), "job_id: must be a number"),  # type: ignore[arg-type]
+            (lambda: client.get(True), "job_id: must be a number"),  # type: ignore[arg-type]
+        ]
+        for call, reason in calls:
+            with pytest.raises(InvalidJob, match=reason):
+                call()
+        job_id = client.submit(job)
+        assert client.get(str(job_id)).job_id == job_id  # type: ignore[arg-type]
+        for timeout in ("5", float("nan"), 10**400, True):
+            with pytest.raises(InvalidJob, match="timeout: must be a number of seconds"):
+                client.result(job_id, timeout=timeout)  # type: ignore[arg-type]
+        for unknown in (2**63, 99_999):
+            with pytest.raises(JobNotFound):
+                client.get(JobId(unknown))
+            with pytest.raises(BatchNotFound):
+                client.batch_progress(BatchId(unknown))
+        with pytest.raises(BatchNotFound):
+            list(client.watch_batch(BatchId(99_999)))

@@ -37,7 +37,15 @@ def test_the_input_is_never_the_output(sandbox: Sandbox, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "content", [LINE.encode("utf-16"), "\n".join([LINE] * 3).encode("gb18030"), f"[{LINE}]".encode(), b"not\njson\n"]
+    "content",
+    [
+        LINE.encode("utf-16"),
+        "\n".join([LINE] * 3).encode("gb18030"),
+        f"[{LINE}]".encode(),
+        b"not\njson\n",
+        b"",
+        b"\n \n",
+    ],
 )
 def test_a_wrong_input_leaves_the_former_report(sandbox: Sandbox, tmp_path: Path, report: Path, content: bytes) -> None:
     done = sandbox.yyc3("calls", "analyze", str(calls(tmp_path, content)), "--out", str(report), check=2)

@@ -18,17 +18,20 @@ _SENTENCES = [
     "pipeline/calls/readers/recognition.py",
     "pipeline/images/decoding.py",
     "pipeline/stack.py",
+    "pipeline/client/asynchronous.py",
+    "pipeline/local/supervisor.py",
+    "pipeline/broker/errors.py",
     "pipeline/local/sockets.py",
     "pipeline/engine/errors.py",
     "pipeline/engine/responses.py",
     "schemas/problems.py",
 ]
 _OTHERS = ["pipeline/**/*.py", "schemas/**/*.py"]
-_LEFT_OUT = re.compile(r"migrations/|/schema/|published/|testing\.py|broker/|flower/|language\.py")
+_LEFT_OUT = re.compile(r"migrations/|/schema/|published/|testing\.py|flower/|language\.py")
 _PLACES = re.compile(r"\{[a-z_]*:?,?\}")
-_SENTENCE = re.compile(r"[A-Za-z(…→{ ].*[a-z]{2}.* .*[a-z]{2}", re.DOTALL)
+_SENTENCE = re.compile(r"[A-Za-z(…→{ ].*[a-z].* .*[a-z]{2}", re.DOTALL)
 _NO_SENTENCE = re.compile(
-    r"^\s*(SELECT|INSERT|WITH|UPDATE|UNION|FROM|JOIN|LEFT JOIN)\b|%\(\w+\)s|--no-|^\.venv|^[a-z_.]+$"
+    r"^\s*(SELECT|INSERT|WITH|UPDATE|UNION|FROM|JOIN|LEFT JOIN)\b|%\(\w+\)s|--no-|^\.venv|^ *at (line|character)|^[a-z_.]+$"
 )
 
 

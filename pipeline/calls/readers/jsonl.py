@@ -13,6 +13,7 @@ from schemas.errors import InvalidCall
 from schemas.problems import first_problem
 
 _HEAD_BYTES = 65_536
+_MOST_PIECES = 64
 MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
@@ -51,8 +52,12 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         rest = line if len(line) > MAX_LINE_BYTES else b"\n"
-        while rest and not rest.endswith(b"\n"):
+        for _ in range(_MOST_PIECES):
+            if not rest or rest.endswith(b"\n"):
+                break
             rest = stream.readline(MAX_LINE_BYTES)
+        else:
+            raise InvalidCall(f"{stream.name}: has no line ends; is it a device?")
         yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 

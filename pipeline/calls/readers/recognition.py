@@ -31,6 +31,8 @@ def not_json_lines(head: bytes) -> str | None:
     if text.startswith(b"["):
         return "is one JSON array; write one call a line: jq -c '.[]' FILE > NEW"
     first = text.partition(b"\n")[0].strip()
+    if b"\n" in text and not any(line.lstrip().startswith(b"{") for line in text.split(b"\n")):
+        return "is not JSON Lines: no line begins with {; export one JSON object a line"
     if first == b"{":
         return "has JSON objects over several lines; write one call a line: jq -c . FILE > NEW"
     return None

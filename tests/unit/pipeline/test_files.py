@@ -1,7 +1,10 @@
 """Outputs: whole or not at all, never over an input, through whatever is no regular file."""
 
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -118,6 +121,27 @@ def test_a_name_of_the_longest_kind_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("长" * 85)  # 255 bytes
     written(file, "x")
     assert file.read_text() == "x\n"
+
+
+def test_stdout_is_never_an_input_either(tmp_path: Path) -> None:
+    source = tmp_path / "calls"
+    source.write_text("calls\n")
+    code = "import sys; from pathlib import Path; from pipeline.files import OutputFile\n"
+    code += "with OutputFile(Path('-'), inputs=[Path(sys.argv[1])]) as out: out.write('x')"
+    with source.open("a") as appended:
+        done = subprocess.run([sys.executable, "-c", code, source], stdout=appended, stderr=subprocess.PIPE, text=True)
+    assert "which is read; name another file" in done.stderr
+    assert source.read_text() == "calls\n"
+
+
+def test_what_was_kept_is_counted_where_it_lies(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ZeroDivisionError) as failed, OutputFile(folder / "out") as out:
+        out.write("x\n")
+        shutil.rmtree(folder)
+        _ = 1 / 0
+    assert not hasattr(failed.value, "__notes__")
 
 
 def test_of_two_at_once_the_last_one_wins_whole(tmp_path: Path) -> None:

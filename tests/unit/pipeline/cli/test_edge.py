@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli.times import instant
+from pipeline.cli.times import instant, moment
 from schemas.errors import InvalidSetting
 
 YYC3 = Path(sys.executable).with_name("yyc3")
@@ -35,7 +36,7 @@ def test_a_closed_descriptor_is_no_reason_to_crash(closed: str) -> None:
 def test_a_full_disk_under_the_output_is_one_sentence() -> None:
     done = run("schema", shell='exec "$@" >/dev/full')
     assert done.returncode == 2
-    assert done.stderr == b"error: the output cannot be written: No space left on device\n"
+    assert done.stderr == b"error the output cannot be written: No space left on device\n"
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
@@ -112,6 +113,46 @@ def test_a_bug_is_one_sentence_with_its_place_and_debug_shows_it_all() -> None:
 def test_a_time_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidSetting, match="--since: "):
         instant("--since", text)
+
+
+def test_a_deadline_that_is_over_is_refused() -> None:
+    with pytest.raises(InvalidSetting, match="--deadline: 2020-01-01 is in the past"):
+        moment("--deadline", "2020-01-01")
+
+
+def test_a_deadline_may_be_so_long_from_now() -> None:
+    found = moment("--deadline", "90m")
+    assert found is not None
+    assert timedelta(minutes=89) < found - datetime.now(UTC) < timedelta(minutes=91)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_says_what_goes_on(number: signal.Signals) -> None:
+    """As Ctrl-C: `timeout`, a closed terminal or a service manager ends commands too."""
+    program = "import sys; sys.argv = ['yyc3', 'schema']\nimport pipeline.cli.app as app, time\n"
+    program += "def wait():\n    print('waits', flush=True); time.sleep(60)\napp.run_command = wait\n"
+    program += "from pipeline.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, b"stopped\n")
+
+
+@pytest.mark.parametrize("home", ["a file", "a file/below", "a loop", "/proc/x"])
+def test_a_home_that_cannot_be_made_is_refused_in_a_sentence(tmp_path: Path, home: str) -> None:
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "a loop").symlink_to("a loop")
+    done = run("up", YYC3_HOME=str(tmp_path / home))
+    assert done.returncode == 2
+    assert b"YYC3_HOME: " in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_pipe_in_place_of_a_file_of_settings_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".env")
+    assert run("queues", shell=f'cd {tmp_path}; exec "$@"').returncode == 2
 
 
 def test_times_of_people_are_read() -> None:

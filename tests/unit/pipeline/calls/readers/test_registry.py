@@ -10,6 +10,7 @@ import pytest
 from pipeline.calls.readers import BadLine, Reader, read_calls, register
 from pipeline.calls.readers.registry import READERS
 from schemas.calls import Call, Turn
+from schemas.errors import InvalidCall
 from tests.unit.pipeline.calls.call import CALL
 
 HEAD = b"call_id,speaker,text"
@@ -49,9 +50,10 @@ def test_a_reader_is_chosen_by_the_content_of_a_file(tmp_path: Path) -> None:
     assert str(bad) == f"{table}, line 3: speaker: is neither customer nor agent; skipped"
 
 
-def test_json_lines_reads_every_file_that_no_other_reader_recognizes(tmp_path: Path) -> None:
+def test_a_file_that_no_reader_recognizes_is_refused_as_a_whole(tmp_path: Path) -> None:
     table = written(tmp_path / "calls.csv", HEAD + b"\nc7,customer,hello\n")
-    assert [entry.line for entry in read_calls([table]) if isinstance(entry, BadLine)] == [1, 2]
+    with pytest.raises(InvalidCall, match=r"calls\.csv: is not JSON Lines: no line begins with {"):
+        next(read_calls([table]))
 
 
 def test_the_reader_registered_last_is_asked_first(csv_reader: Reader, tmp_path: Path) -> None:
