@@ -220,7 +220,7 @@ def test_a_command_that_is_stopped_says_what_goes_on(sandbox: Sandbox) -> None:
         wait_for(lambda: sandbox.query("SELECT 1 FROM jobs"), "the job")
         ((job_id,),) = sandbox.query("SELECT job_id FROM jobs")
         waiting.wait_until_logged("waits: no worker has claimed it yet", "why it waits")
-        waiting.process.send_signal(signal.SIGINT)
+        waiting.process.send_signal(signal.SIGTERM)  # as Ctrl-C, which a process in the background may ignore
         assert waiting.process.wait(timeout=30) == 130
         assert f"stopped; job {job_id} continues; ask again: yyc3 jobs show {job_id}" in waiting.text
         assert "Traceback" not in waiting.text

@@ -137,7 +137,7 @@ def test_exit_codes_are_those_of_the_page(up: Up) -> None:
         return up.run("yyc3", *arguments).returncode
 
     assert code("submit", "sentiment", "--text", "好", "--wait") == 0
-    assert code("submit", "sentiment", "--text", "好", "--deadline", "2020-01-01T00:00:00", "--wait") == 1
+    assert code("submit", "sentiment", "--text", "好", "--deadline", "2020-01-01T00:00:00", "--wait") == 2
     assert code("submit", "sentiment", "--text", "") == 2
 
 

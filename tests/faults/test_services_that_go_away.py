@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,20 +103,16 @@ def test_a_postgres_outage_beyond_the_lease_costs_no_run_and_repeats_nothing(
 
 def fill(file: Path) -> None:
     """Write until the disk is full."""
-    with file.open("wb") as stream:
-        try:
-            while True:
-                stream.write(b"x" * 65_536)
-                stream.flush()
-        except OSError:
-            pass
+    with file.open("wb", buffering=0) as stream, suppress(OSError):
+        while True:
+            stream.write(b"x" * 65_536)
 
 
 @contextmanager
 def small_disk() -> Iterator[Path]:
-    """Mount a file system of 320 MB: a cluster takes half of it."""
+    """Mount a file system of 192 MB."""
     folder = Path(tempfile.mkdtemp(prefix="yyc3-small-"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=320m", "tmpfs", folder], check=False).returncode != 0:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", folder], check=False).returncode != 0:
         pytest.skip("this machine allows no mount")
     try:
         yield folder
