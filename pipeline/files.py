@@ -5,6 +5,7 @@ the new one; pipes, devices and descriptors are written through, links keep lead
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -16,6 +17,9 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from schemas.errors import UnwritableFile
+
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What the system says when an output cannot grow."""
 
 _LONGEST_NAME_BYTES = 200  # of 255, so that there is room for the ending of an unfinished file
 _DESCRIPTORS = (Path("/dev/fd"), Path("/proc"))

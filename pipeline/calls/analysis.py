@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -15,7 +16,6 @@ from pipeline.store import Database, batches, queries
 from schemas.calls import Call, CallReport
 from schemas.errors import ErrorCode, InvalidJob
 from schemas.ids import BatchId
-from schemas.job import Job
 from schemas.results import Outcome
 
 _WINDOW_JOBS = 20_000
@@ -133,10 +133,7 @@ class _Analysis:
         if first:
             await queries.queue_states(self._database)
         while jobs := [job for planned in window for job in planned.jobs]:
-
-            async def submit(jobs: Sequence[Job] = jobs) -> Batch:
-                return await self._submitter.submit_many(jobs, name=self._name, idempotency_key=key)
-
+            submit = partial(self._submitter.submit_many, jobs, name=self._name, idempotency_key=key)
             try:
                 batch = await retry_while_unavailable(submit, _WAITING)
             except InvalidJob as error:

@@ -8,8 +8,9 @@ from typer.main import get_command
 
 from pipeline.cli import dead_letters, services
 from pipeline.cli.calls import calls
-from pipeline.cli.console import Exit, say_as_is
+from pipeline.cli.console import say_as_is
 from pipeline.cli.demo import demo
+from pipeline.cli.exit_codes import Exit
 from pipeline.cli.health import health
 from pipeline.cli.help import UsageError, show_refusal, translate_help
 from pipeline.cli.info import info

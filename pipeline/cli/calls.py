@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from pipeline.calls import AnalysisProgress, BadLine, read_calls
 from pipeline.calls import analyze as analyze_calls
-from pipeline.cli.console import Exit, command, err, goes_on, print_json, tell, wiring
+from pipeline.cli.console import command, err, goes_on, print_json, tell, wiring
+from pipeline.cli.exit_codes import Exit
 from pipeline.files import OutputFile
 from pipeline.wiring import Wiring
 from schemas.calls import Call, CallReport

@@ -1,7 +1,6 @@
 """What every command shares: one sentence for errors, exit codes, options, JSON or a table."""
 
 import asyncio
-import errno
 import inspect
 import json
 import re
@@ -10,7 +9,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from datetime import datetime
-from enum import IntEnum
 from functools import wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -19,7 +17,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.cli.exit_codes import Exit
 from pipeline.cli.language import translated
+from pipeline.files import DISK_IS_FULL
 from pipeline.store import Database
 from pipeline.wiring import Wiring
 from schemas.errors import BrokerError, ConfigurationError, InvalidSetting, PipelineError, StoreError, SubmissionError
@@ -31,19 +31,8 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 # All but tab and line feed; also those of eight bits, which some terminals obey.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-OUTPUT_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _goes_on: list[str] = []
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-class Exit(IntEnum):
-    """Exit codes of every command."""
-
-    DONE = 0
-    SOME_FAILED = 1
-    BAD_INPUT = 2
-    UNREACHABLE = 3  # or it accepts nothing more for now
-    STOPPED = 130
 
 
 def _exit_for(error: PipelineError) -> Exit:
@@ -70,7 +59,7 @@ def _one_sentence() -> Iterator[None]:
         sys.stderr.close()  # the reader of the output is gone: no message can reach it
         raise typer.Exit(Exit.DONE) from None
     except OSError as error:
-        if error.errno not in OUTPUT_IS_FULL:
+        if error.errno not in DISK_IS_FULL:
             raise
         _tell_error("; ".join([f"the output cannot be written: {error.strerror}", *_goes_on]))
         raise typer.Exit(Exit.BAD_INPUT) from None
@@ -185,12 +174,10 @@ def wiring() -> Wiring:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on one line of stdout: in UTF-8, whatever the terminal has."""
-    model = isinstance(value, BaseModel)
-    text = (
-        value.model_dump_json()
-        if model
-        else json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
-    )
+    if isinstance(value, BaseModel):
+        text = value.model_dump_json()
+    else:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_text)
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
     sys.stdout.buffer.flush()

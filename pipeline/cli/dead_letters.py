@@ -7,7 +7,8 @@ from typing import Annotated, TypeVar
 import typer
 from rich.progress import Progress as Bar
 
-from pipeline.cli.console import AsJson, Exit, command, err, print_json, say, table, tell, with_database, with_options
+from pipeline.cli.console import AsJson, command, err, print_json, say, table, tell, with_database, with_options
+from pipeline.cli.exit_codes import Exit
 from pipeline.cli.language import translated
 from pipeline.cli.rendering import print_history
 from pipeline.cli.times import TIMES, instant, when
@@ -17,7 +18,8 @@ from pipeline.operations.dead_letters import replay as replay_all
 from pipeline.store import Database, dead_letters, job_records
 from pipeline.store.dead_letters import DeadLetter, DeadLetterFilter, DeadLetterGroup
 from schemas.errors import ErrorCode, InvalidSetting, JobNotFound
-from schemas.ids import BatchId, JobId
+from schemas.ids import batch_id as as_batch_id
+from schemas.ids import job_id as as_job_id
 
 app = typer.Typer(help="Jobs that failed for good: list, show, replay, discard.", no_args_is_help=True)
 T = TypeVar("T")
@@ -40,8 +42,8 @@ class FilterOptions:
     def filter(self) -> DeadLetterFilter:
         """Return the filter of the store."""
         return DeadLetterFilter(
-            job_id=None if self.job is None else JobId(self.job),
-            batch_id=None if self.batch is None else BatchId(self.batch),
+            job_id=None if self.job is None else as_job_id(self.job),
+            batch_id=None if self.batch is None else as_batch_id(self.batch),
             code=self.code,
             model=self.model,
             tenant=self.tenant,
@@ -130,9 +132,10 @@ def _group_row(one: DeadLetterGroup) -> list[object]:
 @command
 def show(job_id: Annotated[int, typer.Argument(help="Number of the job.")], as_json: AsJson = False) -> None:
     """Print the history of a job: failed attempts, outcomes, decisions."""
-    found = with_database(lambda database: job_records.history(database, JobId(job_id)))
+    number = as_job_id(job_id)
+    found = with_database(lambda database: job_records.history(database, number))
     if not found:
-        known = with_database(lambda database: job_records.records_of(database, [JobId(job_id)]))
+        known = with_database(lambda database: job_records.records_of(database, [number]))
         raise JobNotFound(f"job {job_id} has no history yet" if known else f"there is no job {job_id}")
     if as_json:
         for one in found:

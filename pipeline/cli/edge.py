@@ -1,9 +1,8 @@
 """What surrounds every command: descriptors, encodings, variables of others, Ctrl-C at any moment, the look of an error.
 
-The commands are imported within: before that, only the standard library is.
+The commands are imported within: what is imported before is small.
 """
 
-import errno
 import os
 import signal
 import sys
@@ -11,19 +10,19 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.cli.exit_codes import Exit
 from pipeline.environment import take_out_others
+from pipeline.files import DISK_IS_FULL
 
-_BUG, _BAD_OUTPUT, _STOPPED = 4, 2, 130
 _EXTRAS = {
     "worker": {"aiohttp", "alembic", "hiredis", "httpx", "httpx_aiohttp", "sqlalchemy", "uvloop"},
     "local": {"flower", "tornado"},
 }
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def run() -> NoReturn:
     """Run the command of the arguments, and exit with its code."""
-    code = _BUG
+    code: int = Exit.BUG
     try:
         _open_descriptors()
         _print_whatever_comes()
@@ -34,7 +33,7 @@ def run() -> NoReturn:
                 signal.signal(number, _stop)
         code = _command(debug=debug)
     except KeyboardInterrupt:
-        code = _STOPPED
+        code = Exit.STOPPED
         _say("stopped")
     finally:
         code = _flush(code)
@@ -58,12 +57,12 @@ def _command(*, debug: bool) -> int:
         if extra is None or debug:
             return _unexpected(error, debug=debug)
         _say(f"error: this command needs more packages: pip install 'yyc3-ai-call[{extra}]'")
-        return _BAD_OUTPUT
+        return Exit.BAD_INPUT
     except OSError as error:
-        if error.errno not in _DISK or debug:
+        if error.errno not in DISK_IS_FULL or debug:
             return _unexpected(error, debug=debug)
         _say(f"error: the output cannot be written: {error.strerror}")
-        return _BAD_OUTPUT
+        return Exit.BAD_INPUT
     except Exception as error:  # noqa: BLE001 - the outermost edge of a command
         return _unexpected(error, debug=debug)
 
@@ -72,12 +71,12 @@ def _unexpected(error: Exception, *, debug: bool) -> int:
     """Say where it happened, without the message of the error: it may quote a caller."""
     if debug:
         traceback.print_exception(error)
-        return _BUG
+        return Exit.BUG
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if f"{os.sep}pipeline{os.sep}" in frame.filename] or frames
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "an unknown place"
     _say(f"error: a bug of this program, {type(error).__name__} at {place}; with --debug it prints all of it")
-    return _BUG
+    return Exit.BUG
 
 
 def _open_descriptors() -> None:
@@ -117,7 +116,7 @@ def _flush(code: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
             _say(f"error: the output cannot be written: {error.strerror}")
-            return code or _BAD_OUTPUT
+            return code or Exit.BAD_INPUT
     return code
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.console import Exit, command, out, print_json, say, wiring, with_database
+from pipeline.cli.console import command, out, print_json, say, wiring, with_database
+from pipeline.cli.exit_codes import Exit
 from pipeline.store import processes
 
 if TYPE_CHECKING:

@@ -61,6 +61,8 @@ def show(found: dict[str, Any]) -> None:
     say(f"home     {found['home']} (logs and data; other yyc3 commands find it by themselves)")
     if found["dotenv"]:
         say(f"settings {', '.join(found['dotenv']['settings'])} of {found['dotenv']['file']}")
+    if not found["endpoints"]:
+        say("which endpoints answer is shown with: pip install 'yyc3-ai-call[worker]'")
     for one in found["endpoints"]:
         seen = one["seen"] if one["answers"] else f"{one['seen']} → {one['advice']}" if one["advice"] else one["seen"]
         say(f"{one['model']}: {one['url']}: {seen}")

@@ -7,7 +7,6 @@ import typer
 
 from pipeline.cli.console import (
     AsJson,
-    Exit,
     command,
     print_json,
     say,
@@ -17,13 +16,16 @@ from pipeline.cli.console import (
     with_database,
     with_options,
 )
+from pipeline.cli.exit_codes import Exit
+from pipeline.cli.language import translated
 from pipeline.cli.rendering import print_history, print_outcome
 from pipeline.cli.times import TIMES, instant, when
 from pipeline.client import Client
 from pipeline.store import Database, batches, job_records
 from pipeline.store.job_records import HistoryEvent, JobFilter, JobRecord
 from schemas.errors import InvalidSetting, JobNotFound
-from schemas.ids import BatchId, JobId
+from schemas.ids import batch_id as as_batch_id
+from schemas.ids import job_id as as_job_id
 from schemas.jobs import job_models
 from schemas.results import JobState
 
@@ -60,7 +62,7 @@ class FilterOptions:
             kind=self.kind,
             model=self.model,
             tenant=self.tenant,
-            batch_id=None if self.batch is None else BatchId(self.batch),
+            batch_id=None if self.batch is None else as_batch_id(self.batch),
             key=key,
             tags=dict(tag_of(one) for one in tags or ()),
             worker=self.worker,
@@ -74,10 +76,11 @@ class FilterOptions:
 @command
 def show(job_id: JobNumber, as_json: AsJson = False) -> None:
     """Print everything known about a job: its answer, who submitted it when, and its history."""
+    number = as_job_id(job_id)
 
     async def read(database: Database) -> tuple[list[JobRecord], list[HistoryEvent]]:
-        found = await job_records.records_of(database, [JobId(job_id)])
-        return found, await job_records.history(database, JobId(job_id))
+        found = await job_records.records_of(database, [number])
+        return found, await job_records.history(database, number)
 
     found, events = with_database(read)
     if not found:
@@ -85,9 +88,9 @@ def show(job_id: JobNumber, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found[0].as_json() | {"history": [asdict(event) for event in events]})
         return
-    print_outcome(JobId(job_id), found[0].outcome, as_json=False)
+    print_outcome(number, found[0].outcome, as_json=False)
     for name, value in _facts(found[0]):
-        tell(f"{name:<10} {value}", style="dim")
+        tell(f"{translated(name):<10} {value}", style="dim")
     if len(events) > 1:
         print_history(job_id, events)
 
@@ -134,10 +137,9 @@ def find(
 
 
 def _print_found(selected: JobFilter, limit: int, as_json: bool) -> None:
-    if selected.kind is not None and selected.kind not in (
-        known := [model.model_fields["kind"].default for model in job_models()]
-    ):
-        raise InvalidSetting(f"--kind: there is no kind {selected.kind}; known are {', '.join(known)}")
+    kinds = [model.model_fields["kind"].default for model in job_models()]
+    if selected.kind not in {None, *kinds}:
+        raise InvalidSetting(f"--kind: there is no kind {selected.kind}; known are {', '.join(kinds)}")
 
     async def read(database: Database) -> list[JobRecord]:
         records = await job_records.find_jobs(database, selected, limit)
@@ -178,7 +180,7 @@ def _row(record: JobRecord) -> list[object]:
 def cancel(job_id: JobNumber, as_json: AsJson = False) -> None:
     """Settle a job as cancelled; an answer that arrives later is discarded."""
     with Client() as client:
-        done = client.cancel(JobId(job_id))
+        done = client.cancel(as_job_id(job_id))
     if as_json:
         print_json({"job_id": job_id, "cancelled": done})
     else:

@@ -23,6 +23,11 @@ _NOT_SHOWN = {"unknown_models", "more_expired"}
 db = typer.Typer(help="The tables of the database.", no_args_is_help=True)
 
 
+def _need_packages_of_workers() -> None:
+    """Fail here, where the edge says it in one sentence, and not in the process that takes the place of this one."""
+    import httpx_aiohttp  # noqa: F401
+
+
 @command
 def worker(
     lane: Annotated[Lane, typer.Option(help="Which queues: interactive or bulk.")],
@@ -31,8 +36,7 @@ def worker(
     ] = None,
 ) -> None:
     """Run a worker process for one lane. SIGTERM drains it: requests in flight end, the rest is requeued."""
-    import httpx_aiohttp  # noqa: F401 - without it, said here in one sentence
-
+    _need_packages_of_workers()
     # The worker replaces this process, so that signals reach it and nothing else.
     arguments = [sys.executable, "-P", "-m", "workers.main", lane, *(model or ())]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
@@ -41,8 +45,7 @@ def worker(
 @command
 def intake() -> None:
     """Run the intake process: jobs that arrive as Celery messages, and their replies. See docs/submitting.md."""
-    import httpx_aiohttp  # noqa: F401 - without it, said here in one sentence
-
+    _need_packages_of_workers()
     arguments = [sys.executable, "-P", "-m", "workers.intake"]
     os.execv(arguments[0], arguments)  # noqa: S606 - our own interpreter
 

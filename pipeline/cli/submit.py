@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import Exit, command, goes_on, print_json, say, say_as_is, tag_of, tell, with_options
+from pipeline.cli.console import command, goes_on, print_json, say, say_as_is, tag_of, tell, with_options
+from pipeline.cli.exit_codes import Exit
 from pipeline.cli.rendering import print_outcome, print_stream
 from pipeline.cli.times import moment
 from pipeline.client import Client
@@ -161,10 +162,14 @@ def _text(value: str) -> str:
     except UnicodeDecodeError:
         raise InvalidJob(f"text: {value[1:]} is not text in UTF-8; convert it, or send it as an image") from None
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "no file has such a name"
         raise InvalidJob(
-            f"text: {value[1:]} cannot be read: {reason}; a text that begins with @ is written @@"
+            f"text: {value[1:]} cannot be read: {_reason(error)}; a text that begins with @ is written @@"
         ) from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return why a file cannot be read; names with a NUL are refused as values."""
+    return (error.strerror if isinstance(error, OSError) else None) or "no file has such a name"
 
 
 def _image(given: str) -> str:
@@ -177,8 +182,7 @@ def _image(given: str) -> str:
             raise InvalidJob(f"image: {given} is larger than {MAX_IMAGE_BYTES >> 20} MiB; send a smaller one")
         raw = Path(given).read_bytes()
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "no file has such a name"
-        raise InvalidJob(f"image: {given} cannot be read: {reason}") from None
+        raise InvalidJob(f"image: {given} cannot be read: {_reason(error)}") from None
     try:
         return data_url(sniff_type(raw).lower(), raw)
     except ValueError as error:

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import Exit, command, print_json, say, tell
+from pipeline.cli.console import command, print_json, say, tell
+from pipeline.cli.exit_codes import Exit
 from pipeline.cli.info import describe, show
 from pipeline.policies import retries
 from pipeline.settings import load_settings

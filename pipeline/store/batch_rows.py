@@ -1,6 +1,5 @@
 """The jobs of a batch on their way into the store: their requests in a temporary file, what chunks need in memory."""
 
-import errno
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from tempfile import SpooledTemporaryFile, gettempdir
 from types import TracebackType
 from typing import Self
 
+from pipeline.files import DISK_IS_FULL
 from pipeline.store.new_rows import NewJob, cut
 from schemas.errors import UnwritableFile
 
@@ -84,7 +84,7 @@ class BatchRows:
         try:
             self._requests.write(job.request)
         except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            if error.errno not in DISK_IS_FULL:
                 raise
             raise UnwritableFile(
                 f"the jobs of a batch do not fit into {gettempdir()}: make room there, or set TMPDIR to another folder"

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from psycopg.types.json import Json
 
 from pipeline.policies.chunking import LARGEST_CHUNK_ROWS
 from pipeline.store import queries
@@ -38,10 +39,12 @@ class JobFilter:
     until: datetime | None = None
 
     @property
-    def is_simple(self) -> bool:
-        """Whether only state and kind are given."""
-        others = (one.name for one in fields(self) if one.name not in {"state", "kind"})
-        return not any(getattr(self, name) for name in others)
+    def given(self) -> dict[str, Any]:
+        """The fields that select, by name."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            name: value for name, value in values.items() if value is not None and value is not False and value != {}
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,9 @@ _REACH = LARGEST_CHUNK_ROWS - 1
 _LOST = f"""SELECT 1 FROM lost_runs r WHERE r.first_job_id BETWEEN j.job_id - {_REACH} AND j.job_id
     AND r.first_job_id + r.rows > j.job_id AND NOT r.lives"""
 _CHUNK = "SELECT * FROM chunks WHERE first_job_id <= j.job_id ORDER BY first_job_id DESC LIMIT 1"
+# A tag stands in a request as `"name":"value"`. Few rows have these bytes, and only those are read as JSON.
+_HAS_TAGS = """CASE WHEN position(%(needle)s::bytea in j.request) > 0
+    THEN convert_from(j.request, 'UTF8')::jsonb -> 'tags' @> %(tags)s::jsonb ELSE false END"""
 _CONDITIONS = {
     "state": "coalesce(o.state, CASE c.state WHEN 'done' THEN 'running' ELSE c.state END) = %(state)s",
     "kind": "j.kind = %(kind)s",
@@ -102,7 +108,8 @@ _CONDITIONS = {
         SELECT k.job_id FROM batches b JOIN chunks b_c ON b_c.batch_id = b.batch_id
         JOIN jobs k ON k.job_id BETWEEN b_c.first_job_id AND b_c.first_job_id + b_c.rows - 1
         WHERE b.idempotency_key = %(key)s)""",
-    "worker": "c.worker LIKE %(worker)s || '%%'",
+    "tags": _HAS_TAGS,
+    "worker": "starts_with(c.worker, %(worker)s)",
     "crashed": f"EXISTS ({_LOST})",
     "since": "j.created_at >= %(since)s",
     "until": "j.created_at < %(until)s",
@@ -127,28 +134,24 @@ WHERE j.job_id = ANY(%s) ORDER BY j.job_id DESC
 
 async def find_jobs(database: Database, selected: JobFilter, limit: int) -> list[JobRecord]:
     """Return the newest of these jobs, newest first."""
-    if selected.is_simple:
+    given = selected.given
+    if given.keys() <= {"state", "kind"}:
         found = await queries.recent_jobs(database, state=selected.state, kind=selected.kind, limit=limit)
         return await records_of(database, [outcome.job_id for outcome in found])
-    arguments: dict[str, Any] = {name: value for name in _CONDITIONS if (value := getattr(selected, name))}
-    conditions = [_CONDITIONS[name] for name in arguments]
-    for number, tag in enumerate(selected.tags.items()):
-        arguments[f"tag{number}"] = orjson.dumps(dict([tag]))[
-            1:-1
-        ]  # as it stands in a request, which is canonical JSON
-        conditions.append(f"position(%(tag{number})s::bytea in j.request) > 0")
-    if selected.tags and arguments.keys() <= {f"tag{number}" for number in range(len(selected.tags))}:
+    conditions = [_CONDITIONS[name] for name in given]
+    arguments: dict[str, Any] = given | {"limit": limit}
+    if selected.tags:
+        name, value = next(iter(selected.tags.items()))
+        arguments |= {"needle": orjson.dumps({name: value})[1:-1], "tags": Json(selected.tags)}
+    if given.keys() == {"tags"}:
         conditions.append("j.job_id > (SELECT max(job_id) FROM jobs) - %(reach)s")
         arguments["reach"] = _REACH_OF_TAGS
-    source = _FROM_BATCH if selected.batch_id else _FROM_LOST if selected.crashed else _FROM_JOBS
+    source = _FROM_BATCH if "batch_id" in given else _FROM_LOST if selected.crashed else _FROM_JOBS
     statement = f"""SELECT j.job_id {source} {_CURRENT} WHERE {" AND ".join(conditions)}
         ORDER BY j.job_id DESC LIMIT %(limit)s"""
     async with database.connection() as connection:
-        cursor = await connection.execute(statement, arguments | {"limit": limit})
-        found_ids = [JobId(row["job_id"]) for row in await cursor.fetchall()]
-    records = await records_of(database, found_ids)
-    # The words of a caller may look like a tag.
-    return [record for record in records if selected.tags.items() <= record.tags.items()]
+        rows = await (await connection.execute(statement, arguments)).fetchall()
+    return await records_of(database, [JobId(row["job_id"]) for row in rows])
 
 
 async def records_of(database: Database, job_ids: Sequence[JobId]) -> list[JobRecord]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -145,6 +146,9 @@ def test_health_without_servers_names_them_in_one_sentence_each(sandbox: Sandbox
         (("submit", "intent", "--text", "@/absent"), 2, "/absent cannot be read"),
         (("jobs", "show", "77"), 1, "there is no job 77"),
         (("jobs", "list", "--batch", "77"), 1, "there is no batch 77"),
+        (("jobs", "list", "--batch", "0"), 1, "there is no batch 0"),
+        (("jobs", "show", str(2**70)), 1, "there is no job"),
+        (("dead-letters", "show", str(2**70)), 1, "there is no job"),
         (("jobs", "list", "--kind", "foo"), 2, "there is no kind foo; known are intent"),
         (("jobs", "list", "--tenant", ""), 2, "--tenant: is empty"),
         (("jobs", "list", "--worker", "\udcff"), 1, "has half a character"),
@@ -247,3 +251,19 @@ def test_jobs_are_found_again_by_what_a_caller_knows(sandbox: Sandbox) -> None:
     assert (shown["tags"], shown["idempotency_key"], shown["tenant"]) == ({"call_id": "c 7"}, "call-7", "default")
     assert "no jobs match" in sandbox.yyc3("jobs", "find", "--key", "other").stdout
     assert "give --key or --tag" in sandbox.yyc3("jobs", "find", check=2).stderr
+
+
+def test_a_worker_that_waits_for_its_endpoint_is_not_asked_for_again(sandbox: Sandbox) -> None:
+    """One cause, one advice: the endpoint is away, its worker lives and does not consume meanwhile."""
+    sandbox.environment |= {"AI_BASE_URL": "http://127.0.0.1:9", "AI_MODEL": "chatglm3-6b"}
+
+    def parts() -> dict[str, dict[str, Any]]:
+        lines = map(json.loads, sandbox.yyc3("health", "--json", check=3).stdout.splitlines())
+        return {line["part"]: line for line in lines}
+
+    with sandbox.worker("bulk"):
+        wait_for(lambda: parts()["workers of chatglm3-6b.bulk"]["ok"], "its heartbeat, or its queue")
+        found = parts()
+        assert found["workers of chatglm3-6b.bulk"]["advice"] == ""
+        assert not found["chatglm3-6b at http://127.0.0.1:9"]["ok"]
+        assert "yyc3 worker --lane interactive" in found["workers of chatglm3-6b"]["advice"], "none of this lane lives"

@@ -55,6 +55,7 @@ def test_the_wheel_alone_submits_a_job_to_a_running_up(tmp_path: Path) -> None:
         assert run(yyc3, "--version").stdout == f"yyc3 {importlib.metadata.version('yyc3-ai-call')}\n"
         assert run(yyc3, "submit", "intent", "--text", "我要退款", "--wait", "--timeout", "60").returncode == 0
         assert run(yyc3, "jobs", "list").returncode == 0
+        assert "pip install 'yyc3-ai-call[worker]'" in run(yyc3, "info").stdout
         for command, extra in (
             (("health",), "worker"),
             (("worker", "--lane", "bulk"), "worker"),

@@ -2,7 +2,7 @@
 
 Jobs and outcomes are insert-only: the state of a job follows from its outcome and its chunk.
 Counters are columns of chunks, where each worker writes its own rows, so no row is contended.
-Requests and answers are `bytea`: the same bytes come back, and no statement looks inside them.
+Requests and answers are `bytea`: the same bytes come back; only the search for tags looks inside, see job_records.py.
 What is counted or filtered has a column of its own. Each table's comment says how its rows leave.
 """
 

@@ -54,6 +54,7 @@ async def test_jobs_are_found_by_their_tags_and_words_that_look_like_one_are_non
         "intent", "default", b'{"kind":"intent","text":"x","other":{"call_id":"c1"}}', "m", 0, payload_hash=b"z" * 16
     )
     await store_jobs(database, [decoy, spelled, job(call_id="c10")])
+    assert await found(database, limit=1, tags={"call_id": "c1"}) == wanted, "a decoy takes no place"
     assert await found(database, tags={"call_id": "c1"}) == wanted
     assert await found(database, tags={"call_id": "c1", "team": 'a"b\\c 中文'}) == wanted
     assert await found(database, tags={"call_id": "c1", "team": "other"}) == []
@@ -73,6 +74,8 @@ async def test_jobs_are_found_by_batch_tenant_state_model_worker_and_time(databa
     assert await found(database, model="m", kind="intent") == sorted([*batch.job_ids, *others])
     assert await found(database, model="other") == []
     assert await found(database, worker="w") == done
+    assert await found(database, worker="%") == await found(database, worker="_") == []
+    assert await found(database, batch_id=BatchId(0)) == []
     now = datetime.now(UTC)
     assert await found(database, since=now - timedelta(minutes=1)) == sorted([*batch.job_ids, *others])
     assert await found(database, until=now - timedelta(minutes=1)) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.models import load_models
+from pipeline.models import load_models, normal_endpoint
 from schemas.errors import InvalidSetting
 
 
@@ -40,3 +40,8 @@ def test_a_mistake_in_the_models_file_is_one_sentence_that_names_it(tmp_path: Pa
         load_models(file)
     assert str(file) in raised.value.message
     assert "\n" not in raised.value.message.replace(text, "")
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_an_endpoint_may_be_written_as_clients_of_openai_write_it(end: str) -> None:
+    assert normal_endpoint(f"http://127.0.0.1:10086{end}") == "http://127.0.0.1:10086"

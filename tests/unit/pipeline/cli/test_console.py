@@ -8,7 +8,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import console
-from pipeline.cli.console import Exit, command, shown, with_options
+from pipeline.cli.console import command, shown, with_options
+from pipeline.cli.exit_codes import Exit
 from schemas.errors import (
     EngineFailed,
     InvalidJob,
