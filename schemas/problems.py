@@ -4,7 +4,7 @@ A reason never repeats what was given: it may be the words of a caller.
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -86,7 +86,7 @@ _BELONGS = {
 }
 
 
-def problems(error: ValidationError, tags: Container[str] = ()) -> list[str]:
+def problems(error: ValidationError, tags: Collection[str] = ()) -> list[str]:
     """Return every problem of a validation as one clause, `field: reason`.
 
     Args:
@@ -102,12 +102,12 @@ def problems(error: ValidationError, tags: Container[str] = ()) -> list[str]:
     return list(dict.fromkeys(clauses))
 
 
-def first_problem(error: ValidationError, tags: Container[str] = ()) -> str:
+def first_problem(error: ValidationError, tags: Collection[str] = ()) -> str:
     """Return the first problem as one clause."""
     return problems(error, tags)[0]
 
 
-def all_problems(error: ValidationError, tags: Container[str] = ()) -> str:
+def all_problems(error: ValidationError, tags: Collection[str] = ()) -> str:
     """Return every problem in one sentence; of many, how many more there are."""
     found = problems(error, tags)
     more = [f"and {len(found) - _MOST} more"] if len(found) > _MOST else []
@@ -119,22 +119,22 @@ def _has_inner(place: tuple[int | str, ...], others: list[tuple[int | str, ...]]
     return any(len(other) > len(place) and other[: len(place)] == place for other in others)
 
 
-def _clause(one: ErrorDetails, tags: Container[str]) -> str:
+def _clause(one: ErrorDetails, tags: Collection[str]) -> str:
     parts = [_field_name(part) for part in one["loc"]]
     if parts and parts[0] in tags:
         parts = parts[1:]
     if one["type"].startswith("union_tag"):
         parts = [str(one.get("ctx", {}).get("discriminator", "")).strip("'")]
-    field, reason = ".".join(parts), _reason(one, parts[-1] if parts else "")
+    field, reason = ".".join(parts), _reason(one, parts[-1] if parts else "", tags)
     return f"{field}: {reason}" if field else reason
 
 
-def _reason(one: ErrorDetails, field: str) -> str:
+def _reason(one: ErrorDetails, field: str, tags: Collection[str]) -> str:
     kind, context = one["type"], dict(one.get("ctx", {}))
     if kind == "string_pattern_mismatch" and field in _PATTERNS:
         return _PATTERNS[field]
     if kind.startswith("union_tag"):
-        context["expected"] = context.get("expected_tags") or ", ".join(repr(tag) for tag in _known_kinds())
+        context["expected"] = context.get("expected_tags") or ", ".join(map(repr, tags))
     if kind not in _REASONS:
         return one["msg"].removeprefix("Value error, ")
     if context.get("min_length") == 1 and kind in {"string_too_short", "too_short"}:
@@ -161,12 +161,6 @@ def _hint(kind: str, field: str, given: Any, parent: str) -> str | None:
     if kind == "missing" and field == "speaker":
         return "write customer or agent, and their words as text"
     return None
-
-
-def _known_kinds() -> list[str]:
-    from schemas.jobs import job_models  # it imports this module
-
-    return [str(model.model_fields["kind"].default) for model in job_models()]
 
 
 def _field_name(part: int | str) -> str:

@@ -101,27 +101,30 @@ _HAS_TAGS = """CASE WHEN position(%(needle)s::bytea in j.request) > 0
 _CONDITIONS = {
     "state": "coalesce(o.state, CASE c.state WHEN 'done' THEN 'running' ELSE c.state END) = %(state)s",
     "kind": "j.kind = %(kind)s",
-    "model": "coalesce(o.model, c.model) = %(model)s",
     "tenant": "j.tenant = %(tenant)s",
-    "batch_id": "j.batch_id = %(batch_id)s",
     "key": """j.job_id IN (SELECT job_id FROM idempotency_keys WHERE idempotency_key = %(key)s UNION ALL
         SELECT k.job_id FROM batches b JOIN chunks b_c ON b_c.batch_id = b.batch_id
         JOIN jobs k ON k.job_id BETWEEN b_c.first_job_id AND b_c.first_job_id + b_c.rows - 1
         WHERE b.idempotency_key = %(key)s)""",
     "tags": _HAS_TAGS,
-    "worker": "starts_with(c.worker, %(worker)s)",
     "crashed": f"EXISTS ({_LOST})",
     "since": "j.created_at >= %(since)s",
     "until": "j.created_at < %(until)s",
 }
-_FROM_JOBS = f"FROM jobs j CROSS JOIN LATERAL ({_CHUNK}) c"
-_FROM_BATCH = """FROM (SELECT * FROM chunks WHERE batch_id = %(batch_id)s) c
+# Facts of a whole chunk, of which there are a thousand times fewer: it is chosen first.
+_CONDITIONS_OF_CHUNKS = {
+    "batch_id": "batch_id = %(batch_id)s",
+    "model": "model = %(model)s",
+    "worker": "starts_with(worker, %(worker)s)",
+}
+_FROM_CHUNKS = """FROM (SELECT * FROM chunks WHERE {conditions}) c
     JOIN jobs j ON j.job_id BETWEEN c.first_job_id AND c.first_job_id + c.rows - 1"""
+_FROM_JOBS = f"FROM jobs j CROSS JOIN LATERAL ({_CHUNK}) c"
 _FROM_LOST = f"""FROM (
         SELECT DISTINCT n AS job_id FROM lost_runs r, generate_series(r.first_job_id, r.first_job_id + r.rows - 1) n
     ) lost JOIN jobs j USING (job_id) CROSS JOIN LATERAL ({_CHUNK}) c"""
 _CURRENT = f"""LEFT JOIN LATERAL (
-    SELECT state, model FROM outcomes WHERE outcomes.job_id = j.job_id AND {is_current("outcomes")} LIMIT 1
+    SELECT state FROM outcomes WHERE outcomes.job_id = j.job_id AND {is_current("outcomes")} LIMIT 1
 ) o ON true"""
 _RECORDS = f"""
 SELECT j.job_id, j.tenant, j.batch_id, b.name AS batch_name, j.position, j.created_at AS submitted_at, j.deadline, j.request,
@@ -138,7 +141,8 @@ async def find_jobs(database: Database, selected: JobFilter, limit: int) -> list
     if given.keys() <= {"state", "kind"}:
         found = await queries.recent_jobs(database, state=selected.state, kind=selected.kind, limit=limit)
         return await records_of(database, [outcome.job_id for outcome in found])
-    conditions = [_CONDITIONS[name] for name in given]
+    conditions = [_CONDITIONS[name] for name in given if name in _CONDITIONS]
+    of_chunks = [_CONDITIONS_OF_CHUNKS[name] for name in given if name in _CONDITIONS_OF_CHUNKS]
     arguments: dict[str, Any] = given | {"limit": limit}
     if selected.tags:
         name, value = next(iter(selected.tags.items()))
@@ -146,9 +150,13 @@ async def find_jobs(database: Database, selected: JobFilter, limit: int) -> list
     if given.keys() == {"tags"}:
         conditions.append("j.job_id > (SELECT max(job_id) FROM jobs) - %(reach)s")
         arguments["reach"] = _REACH_OF_TAGS
-    source = _FROM_BATCH if "batch_id" in given else _FROM_LOST if selected.crashed else _FROM_JOBS
-    statement = f"""SELECT j.job_id {source} {_CURRENT} WHERE {" AND ".join(conditions)}
-        ORDER BY j.job_id DESC LIMIT %(limit)s"""
+    if of_chunks:
+        source = _FROM_CHUNKS.format(conditions=" AND ".join(of_chunks))
+    else:
+        source = _FROM_LOST if selected.crashed else _FROM_JOBS
+    order = "c.first_job_id DESC, j.job_id DESC" if of_chunks else "j.job_id DESC"  # the same order
+    statement = f"""SELECT j.job_id {source} {_CURRENT} WHERE {" AND ".join(conditions) or "true"}
+        ORDER BY {order} LIMIT %(limit)s"""
     async with database.connection() as connection:
         rows = await (await connection.execute(statement, arguments)).fetchall()
     return await records_of(database, [JobId(row["job_id"]) for row in rows])
