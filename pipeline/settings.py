@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -31,14 +32,26 @@ class _NamesItsFile(logging.Filter):
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        record.msg, record.args = f"{Path(_DOTENV).absolute()}: {text}; the line is skipped", ()
+        text = f"{Path(_DOTENV).absolute()}: {record.getMessage()}; the line is skipped"
+        record.msg, record.args = text, ()
         is_new = text not in self._said
         self._said.add(text)
         return is_new
 
 
-logging.getLogger("dotenv.main").addFilter(_NamesItsFile())
+_names_its_file = _NamesItsFile()
+
+
+@contextmanager
+def _reading_dotenv() -> Iterator[None]:
+    """For as long as our file is read: the program that imports the client may have files of its own."""
+    log = logging.getLogger("dotenv.main")
+    log.addFilter(_names_its_file)
+    try:
+        yield
+    finally:
+        log.removeFilter(_names_its_file)
+
 
 # What the commands beside a running `yyc3 up` take over from it.
 _SHARED = (
@@ -199,7 +212,8 @@ def load_settings(**given: Any) -> Settings:
     try:
         # A pipe of that name would be waited for.
         dotenv = _DOTENV if Path(_DOTENV).is_file() else None
-        return Settings(_env_file=dotenv, **{name: value for name, value in given.items() if value is not None})
+        with _reading_dotenv():
+            return Settings(_env_file=dotenv, **{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         field, colon, reason = first_problem(error).partition(": ")
         variable = _variable(field) if field in Settings.model_fields else field
@@ -227,7 +241,8 @@ def names_in_dotenv() -> list[str]:
     names = set(variables())
     given = {str(name).upper() for name, value in os.environ.items() if value}
     try:
-        found = dotenv_values(_DOTENV, encoding="utf-8-sig") if Path(_DOTENV).is_file() else {}
+        with _reading_dotenv():
+            found = dotenv_values(_DOTENV, encoding="utf-8-sig") if Path(_DOTENV).is_file() else {}
     except (OSError, UnicodeDecodeError):
         return []
     return sorted(name for name, value in found.items() if value and name.upper() in names - given)

@@ -57,7 +57,8 @@ def up(
             print_json(running)
         else:
             show(running)
-            away = [one["model"] for one in running["endpoints"] if not one["answers"]]
+            answering = {one["model"] for one in running["endpoints"] if one["answers"]}
+            away = sorted({one["model"] for one in running["endpoints"]} - answering)
             if away:
                 say(f"jobs for {', '.join(away)} wait until its engine answers", style="yellow")
             say("ready    try: yyc3 submit intent --text '我要退款' --wait      Ctrl-C stops everything")

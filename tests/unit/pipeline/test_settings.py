@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from pipeline.settings import load_settings
 from schemas.errors import InvalidSetting
@@ -38,3 +39,19 @@ def test_an_impossible_setting_names_its_variable(
     monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSetting, match=complaint):
         load_settings()
+
+
+def test_a_line_that_cannot_be_read_is_named_with_its_file_and_files_of_others_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("YYC3_FLOWER_PORT=5556\n=x\n")
+    (tmp_path / "theirs").write_text("=y\n=z\n")
+    assert load_settings().flower_port == 5556
+    (named,) = caplog.messages
+    assert named.startswith(f"{tmp_path}/.env: ")
+    assert "line 2; the line is skipped" in named
+    caplog.clear()
+    dotenv_values("theirs")  # by the program that imports the client
+    assert caplog.messages
+    assert not any(str(tmp_path) in message for message in caplog.messages)
