@@ -1,7 +1,7 @@
 """Our engine client with every model server: its promises hold for the simulator and for a real vLLM."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from io import BytesIO
 
@@ -147,13 +147,23 @@ async def test_256_requests_are_in_flight_at_once(server: ModelServer, client: E
     assert {answer.finish_reason for answer in answers} == {"length"}
 
 
-async def test_a_streamed_answer_arrives_in_pieces(server: ModelServer, client: EngineClient) -> None:
+@pytest.fixture
+def slow(server: ModelServer) -> Iterator[str]:
+    """The URL of a server that takes its time: its events cannot all be there at the first read."""
+    if not server.simulated:
+        yield server.url
+        return
+    with simulator_process("--speed", "4", "--max-model-len", str(CONTEXT_TOKENS)) as url:
+        yield url
+
+
+async def test_a_streamed_answer_arrives_in_pieces(server: ModelServer, slow: str, client: EngineClient) -> None:
     job = parse_job(
         {"kind": "chat", "messages": [{"role": "user", "content": "你好"}], "sampling": {"max_tokens": 200}}
     )
     pieces: list[str] = []
     request = kinds.build(job, EndpointProfile(LabelForm.CODE, Constraint.STRUCTURED_OUTPUTS, 512))
-    answer = await client.complete(server.url, server.model, request, streamed=True, on_text=pieces.append)
+    answer = await client.complete(slow, server.model, request, streamed=True, on_text=pieces.append)
     assert len(pieces) > 1
     assert "".join(pieces) == answer.text
 
