@@ -85,8 +85,12 @@ class OutputFile:
 
     def write(self, line: str) -> None:
         """Write a line, with its line end."""
+        self.write_bytes(line.encode())
+
+    def write_bytes(self, lines: bytes) -> None:
+        """Write lines in UTF-8, or a part of a file that has none."""
         with self._refusing():
-            self._stream.write(line.encode())
+            self._stream.write(lines)
             if self._part is None:
                 self._stream.flush()  # there may be a reader
 

@@ -157,6 +157,15 @@ class Models:
                 f"model: {name!r} is not in models.toml; known are {', '.join(self._entries)}", model=name
             ) from None
 
+    def named(self, name: str) -> ModelEntry:
+        """Return the entry of a name, or else the one that its engines serve under that name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        served = (entry for entry in self if entry.served_name == name)
+        return self[name] if name in self._entries else next(served, None) or self[name]
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Models) and list(self) == list(other)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import structlog
 from celery import Celery
 
-from pipeline.batches import BatchSubmitter
+from pipeline.batches import BatchSubmitter, FileSubmitter
 from pipeline.broker import Notifier, Publisher, make_app
 from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.images import ImageSanitizer
@@ -111,6 +111,10 @@ class Adapters:
     def batch_submitter(self) -> BatchSubmitter:
         """Return the way in for batches."""
         return BatchSubmitter(*self._submission)
+
+    def file_submitter(self) -> FileSubmitter:
+        """Return the way in for batch files."""
+        return FileSubmitter(*self._submission)
 
     def recovery(self) -> Recovery:
         """Return a recovery with the lease of the settings."""

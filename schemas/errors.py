@@ -2,9 +2,9 @@
 
     PipelineError(code, retryable, facts as fields)
       ConfigurationError  UnknownModel InvalidSetting UnwritableFile
-      SubmissionError     InvalidJob DuplicateJob QueueSaturated InvalidCall
+      SubmissionError     InvalidJob DuplicateJob QueueSaturated InvalidBatchFile InvalidCall
       BrokerError         BrokerUnavailable
-      StoreError          StoreUnavailable UnstorableValue JobNotFound BatchNotFound
+      StoreError          StoreUnavailable UnstorableValue JobNotFound BatchNotFound BatchTakenOver
       EngineError         EngineUnavailable EndpointRefused EngineOverloaded EngineTimeout EngineFailed
                           RequestRejected PromptTooLong InvalidOutput OnlyReasoning AnswerFiltered InternalError
       ResultTimeout
@@ -38,6 +38,7 @@ class ErrorCode(StrEnum):
     INVALID_JOB = "invalid_job", "refused at submit; the message names the field"
     DUPLICATE_JOB = "duplicate_job", "this idempotency key was used for another job"
     QUEUE_SATURATED = "queue_saturated", "the queue is full; the message says when to submit again"
+    INVALID_BATCH_FILE = "invalid_batch_file", "a batch file cannot be read, or strict checking refused it"
     INVALID_CALL = "invalid_call", "a call file cannot be read, or one of its lines is not a call"
     BROKER_UNAVAILABLE = "broker_unavailable", "Redis or the message broker cannot be reached"
     UNDECODABLE_MESSAGE = "undecodable_message", "a queue message that cannot be processed"
@@ -45,6 +46,7 @@ class ErrorCode(StrEnum):
     UNSTORABLE_VALUE = "unstorable_value", "Postgres cannot store one of its values"
     JOB_NOT_FOUND = "job_not_found", "no job with that id"
     BATCH_NOT_FOUND = "batch_not_found", "no batch with that id"
+    BATCH_TAKEN_OVER = "batch_taken_over", "another process reads the file of this batch, or it was cancelled"
     ENGINE_UNAVAILABLE = (
         "engine_unavailable",
         "the endpoint does not answer, or answers something that is not about the job",
@@ -133,6 +135,12 @@ class QueueSaturated(SubmissionError):
     retryable = True
 
 
+class InvalidBatchFile(SubmissionError):
+    """A batch file cannot be read to its end, or was refused as a whole; the message names it. Facts: batch_id."""
+
+    code = ErrorCode.INVALID_BATCH_FILE
+
+
 class InvalidCall(SubmissionError):
     """A call file cannot be read, or a line is not a call; the message names the file."""
 
@@ -177,6 +185,12 @@ class BatchNotFound(StoreError):
     """There is no batch with that id."""
 
     code = ErrorCode.BATCH_NOT_FOUND
+
+
+class BatchTakenOver(StoreError):
+    """Another process reads the file of this batch meanwhile, or the batch was cancelled; nothing was stored."""
+
+    code = ErrorCode.BATCH_TAKEN_OVER
 
 
 class EngineError(PipelineError):

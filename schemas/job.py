@@ -1,7 +1,8 @@
 """What every job has, whatever its kind."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -38,6 +39,25 @@ class Job(BaseModel):
     tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=16)
     model: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
     cache: bool = True
+
+    @property
+    def wanted_model(self) -> str | None:
+        """The model that it names, if it names one."""
+        return self.model
+
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Most tokens of the answer; None without a limit of the caller."""
+        return None
+
+    @property
+    def image_urls(self) -> Mapping[str, str]:
+        """Its images, data URLs or others, by the fields that have them."""
+        return {}
+
+    def with_image_urls(self, urls: Mapping[str, str]) -> Self:
+        """Return the job with other images in these fields."""
+        raise ValueError(f"a job of kind {self.kind} has no images, {len(urls)} were given")
 
     @field_validator("deadline")
     @classmethod

@@ -1,5 +1,6 @@
 """What a caller may ask for: one model for each kind, distinguished by `kind`. Every size has a limit."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, Union
 
@@ -17,16 +18,14 @@ from pydantic import (
 
 from schemas.answer_schema import check_answer_schema
 from schemas.calls import Language, Turn
+from schemas.completions import CompletionJob
 from schemas.errors import InvalidJob
 from schemas.job import Job
+from schemas.limits import MAX_DIALOGUE_CHARACTERS, MAX_IMAGE_BYTES, MAX_IMAGE_CHARACTERS, MAX_IMAGES
 from schemas.problems import all_problems
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
-MAX_DIALOGUE_CHARACTERS = 400_000
 MAX_LABELS = 100
-MAX_IMAGES = 8
-MAX_IMAGE_BYTES = 10 * 1024 * 1024
-MAX_IMAGE_CHARACTERS = MAX_IMAGE_BYTES * 4 // 3 + 100  # as base64, with the head of a data URL
 Image = Annotated[str, StringConstraints(min_length=1, max_length=MAX_IMAGE_CHARACTERS)]
 
 
@@ -129,6 +128,11 @@ class StreamedJob(Job):
     sampling: Sampling = Sampling()
     stream: bool = False
 
+    @property
+    def wanted_tokens(self) -> int | None:
+        """Most tokens of the answer; None without a limit of the caller."""
+        return self.sampling.max_tokens
+
 
 class ChatJob(StreamedJob):
     """Continue a conversation."""
@@ -175,6 +179,15 @@ class VisionJob(StreamedJob):
     images: tuple[Image, ...] = Field(min_length=1, max_length=MAX_IMAGES)
     answer_schema: dict[str, Any] | None = None
 
+    @property
+    def image_urls(self) -> Mapping[str, str]:
+        """Its images by the fields that have them."""
+        return {f"images.{index}": image for index, image in enumerate(self.images)}
+
+    def with_image_urls(self, urls: Mapping[str, str]) -> Self:
+        """Return the job with other images in these fields."""
+        return self.model_copy(update={"images": tuple(urls.values())})
+
     @field_validator("images", mode="before")
     @classmethod
     def _refuse_in_one_sentence(cls, images: Any) -> Any:
@@ -218,7 +231,7 @@ def _adapter() -> TypeAdapter[Job]:
     return TypeAdapter(any_job())
 
 
-for _model in (IntentJob, SentimentJob, ChatJob, CodeJob, VisionJob):
+for _model in (IntentJob, SentimentJob, ChatJob, CodeJob, VisionJob, CompletionJob):
     register_job(_model)
 
 

@@ -10,8 +10,15 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+REFUSED_FIELD = "refused_field"
+"""The type of an error of ours whose message begins with the name of a field inside the one that is looked at."""
+
 _MOST = 5
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MEMBER = re.compile(
+    r"constrained-str|list\[.*\]|dict\[.*\]|literal\[.*\]"
+)  # how pydantic names the types that a field may have
+_OF_OUTER = {"too_short", "string_type"}
 _LINE_ONE = re.compile(r" at line 1 column (\d+)$")
 _TIME = "must be a time with its zone, such as 2026-11-22T03:00+08:00"
 _REASONS = {
@@ -95,10 +102,10 @@ def problems(error: ValidationError, tags: Collection[str] = ()) -> list[str]:
             member they sent.
     """
     found = error.errors(include_url=False, include_input=True)
+    for one in found:
+        one["loc"] = tuple(part for part in one["loc"] if not (isinstance(part, str) and _MEMBER.fullmatch(part)))
     within = [one["loc"] for one in found]
-    clauses = [
-        _clause(one, tags) for one in found if not (one["type"] == "too_short" and _has_inner(one["loc"], within))
-    ]
+    clauses = [_clause(one, tags) for one in found if not (one["type"] in _OF_OUTER and _has_inner(one["loc"], within))]
     return list(dict.fromkeys(clauses))
 
 
@@ -115,7 +122,7 @@ def all_problems(error: ValidationError, tags: Collection[str] = ()) -> str:
 
 
 def _has_inner(place: tuple[int | str, ...], others: list[tuple[int | str, ...]]) -> bool:
-    """Whether an entry of this list is refused as well: pydantic counts the list without it."""
+    """Whether something in this field is refused as well: pydantic counts the list without it, and tries other types of it."""
     return any(len(other) > len(place) and other[: len(place)] == place for other in others)
 
 
@@ -124,8 +131,10 @@ def _clause(one: ErrorDetails, tags: Collection[str]) -> str:
     if parts and parts[0] in tags:
         parts = parts[1:]
     if one["type"].startswith("union_tag"):
-        parts = [str(one.get("ctx", {}).get("discriminator", "")).strip("'")]
+        parts.append(str(one.get("ctx", {}).get("discriminator", "")).strip("'"))
     field, reason = ".".join(parts), _reason(one, parts[-1] if parts else "", tags)
+    if one["type"] == REFUSED_FIELD:
+        return f"{field}.{reason}"  # it names the field within
     return f"{field}: {reason}" if field else reason
 
 

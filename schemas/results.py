@@ -100,6 +100,13 @@ class VisionResult(Result):
     finish_reason: Literal["stop", "length"]
 
 
+class CompletionResult(Result):
+    """The whole body of the engine's answer, as an OpenAI client reads it: choices, usage, log probabilities, tool calls."""
+
+    kind: Literal["completion"] = "completion"
+    body: dict[str, Any]
+
+
 _MODELS: dict[str, type[Result]] = {}
 
 
@@ -119,7 +126,7 @@ def _adapter() -> TypeAdapter[Result]:
     return TypeAdapter(any_result())
 
 
-for _model in (IntentResult, SentimentResult, ChatResult, CodeResult, VisionResult):
+for _model in (IntentResult, SentimentResult, ChatResult, CodeResult, VisionResult, CompletionResult):
     register_result(_model)
 
 

@@ -96,7 +96,7 @@ class BatchSubmitter:
         await self._limits.refresh()
         with self._limits.reserve_batch(rows.jobs_of, batch.tenant) as admit:
             stored = await batches.insert_batch(self._database, self._ids, rows, batch, admit=admit)
-        await publish_doorbells(self._publisher, _open_doorbells(stored.chunks))
+        await publish_doorbells(self._publisher, open_doorbells(stored.chunks))
         return Batch(stored.batch_id, stored.job_ids)
 
     async def chunk_rows(self, rows: BatchRows) -> int:
@@ -188,7 +188,7 @@ class BatchDraft:
         self._rows.close_window(self._chunk_rows)
 
 
-def _open_doorbells(chunks: Sequence[NewChunk]) -> list[Doorbell]:
+def open_doorbells(chunks: Sequence[NewChunk]) -> list[Doorbell]:
     """One open doorbell for each chunk, at most MAX_OPEN_DOORBELLS for each model."""
     counts: dict[str, int] = {}
     for chunk in chunks:

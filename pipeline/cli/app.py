@@ -7,6 +7,7 @@ import typer
 from typer.main import get_command
 
 from pipeline.cli import dead_letters, services
+from pipeline.cli.batches import batches
 from pipeline.cli.calls import calls
 from pipeline.cli.console import say_as_is
 from pipeline.cli.demo import demo
@@ -35,6 +36,7 @@ app.add_typer(submit, name="submit")
 app.add_typer(jobs, name="jobs")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(calls, name="calls")
+app.add_typer(batches, name="batches")
 app.command()(queues)
 app.command()(health)
 app.command()(info)

@@ -15,7 +15,7 @@ from pipeline.client import Client
 from pipeline.images.decoding import data_url, sniff_type
 from schemas.errors import InvalidJob, ResultTimeout
 from schemas.ids import JobId
-from schemas.jobs import MAX_IMAGE_BYTES
+from schemas.limits import MAX_IMAGE_BYTES
 from schemas.results import JobState, Outcome
 
 _QUIET_SECONDS = 3.0

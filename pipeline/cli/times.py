@@ -45,6 +45,30 @@ def moment(option: str, text: str | None) -> datetime | None:
     return found
 
 
+def duration(option: str, text: str | None) -> float | None:
+    """Return how many seconds an option names.
+
+    Raises:
+        InvalidSetting: names the option.
+    """
+    if text is None:
+        return None
+    found = _AGO.fullmatch(text.strip())
+    if found is None:
+        raise InvalidSetting(f"{option}: {text} is not like 90m, 2h or 3d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds()
+
+
+def lasting(seconds: float) -> str:
+    """Return a duration for people, in its two largest units."""
+    whole = int(seconds)
+    for size, unit, smaller in ((86_400, "d", 3_600), (3_600, "h", 60), (60, "m", 1)):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size}{unit} {rest}{ {3_600: 'h', 60: 'm', 1: 's'}[smaller] }"
+    return f"{whole}s"
+
+
 def when(at: datetime) -> str:
     """Return a time for people, of this place."""
     return at.astimezone().isoformat(" ", "seconds")

@@ -12,6 +12,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from pipeline.batches import Batch, BatchDraft, BatchSubmitter
+from pipeline.client.batches import AsyncBatches
 from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.jobs.cancel import cancel
 from pipeline.jobs.follow import follow
@@ -71,6 +72,7 @@ class AsyncClient:
         self._stack = AsyncExitStack()
         self._opened: _Opened | None = None
         self._pid: int | None = None
+        self.batches = AsyncBatches(lambda: (self._open.adapters.database, self._open.adapters.file_submitter()))
 
     async def __aenter__(self) -> Self:
         adapters = await self._stack.enter_async_context(self._wiring.adapters())

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from pipeline.batches import Batch, several
 from pipeline.client.asynchronous import FORKED, NOT_OPEN, AsyncClient
+from pipeline.client.batches import AsyncBatches
 from schemas.job import Job
 
 _JOBS_AT_ONCE = 1_000
@@ -36,15 +37,52 @@ def _iterating(
 
     @wraps(method)
     def iterating(self: "Client", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        items = method(self._async, *args, **kwargs)
-
-        async def following() -> T | None:
-            return await anext(items, None)
-
-        while (item := self._run(following())) is not None:
-            yield item
+        return self._iterate(method(self._async, *args, **kwargs))
 
     return iterating
+
+
+def _of_batches(
+    method: Callable[Concatenate[AsyncBatches, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Batches", P], T]:
+    """Make the blocking form of a method of `client.batches`."""
+
+    @wraps(method)
+    def blocking(self: "Batches", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._client._run(method(self._client._async.batches, *args, **kwargs))
+
+    return blocking
+
+
+def _iterating_of_batches(
+    method: Callable[Concatenate[AsyncBatches, P], AsyncIterator[T]],
+) -> Callable[Concatenate["Batches", P], Iterator[T]]:
+    """Make the blocking form of an iterator of `client.batches`."""
+
+    @wraps(method)
+    def iterating(self: "Batches", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self._client._iterate(method(self._client._async.batches, *args, **kwargs))
+
+    return iterating
+
+
+class Batches:
+    """The blocking form of AsyncBatches."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+
+    create = _of_batches(AsyncBatches.create)
+    get = _of_batches(AsyncBatches.get)
+    list = _of_batches(AsyncBatches.list)
+    pause = _of_batches(AsyncBatches.pause)
+    resume = _of_batches(AsyncBatches.resume)
+    cancel = _of_batches(AsyncBatches.cancel)
+    retry = _of_batches(AsyncBatches.retry)
+    watch = _iterating_of_batches(AsyncBatches.watch)
+    output = _iterating_of_batches(AsyncBatches.output)
+    errors = _iterating_of_batches(AsyncBatches.errors)
+    output_since = _of_batches(AsyncBatches.output_since)
 
 
 class Client:
@@ -56,6 +94,7 @@ class Client:
 
     def __init__(self, *, database_url: str | None = None, redis_url: str | None = None) -> None:
         self._async = AsyncClient(database_url=database_url, redis_url=redis_url)
+        self.batches = Batches(self)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -122,6 +161,13 @@ class Client:
         assert self._thread is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> T | None:
+            return await anext(items, None)
+
+        while (item := self._run(following())) is not None:
+            yield item
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop is None or self._async.forked:

@@ -68,7 +68,9 @@ def parse_single(body: bytes, seconds: float) -> Completion:
     value = parse_object(body)
     try:
         prompt_tokens, completion_tokens = _usage(value)
-        return _completion(value["choices"][0], prompt_tokens, completion_tokens, seconds, _is_simulated(value))
+        found = _completion(value["choices"][0], prompt_tokens, completion_tokens, seconds, _is_simulated(value))
+        found.body = value
+        return found
     except _UNREADABLE as error:
         raise InvalidOutput("the engine's answer is not a chat completion") from error
 
@@ -92,7 +94,9 @@ def parse_batch(body: bytes, requests: Sequence[CompletionRequest], seconds: flo
             if rows[index] is not None:
                 rows[index] = InvalidOutput("the engine's answer has this row twice")
                 continue
-            rows[index] = _row(choice, shares[index], completions[index], seconds, _is_simulated(value))
+            row = rows[index] = _row(choice, shares[index], completions[index], seconds, _is_simulated(value))
+            if requests[index].template.whole_body and isinstance(row, Completion):
+                row.body = _alone(value, choice, row)
         return [InvalidOutput("the engine's answer lacks this row") if row is None else row for row in rows]
     except _UNREADABLE as error:
         raise InvalidOutput("the engine's answer is not a batch of chat completions") from error
@@ -200,6 +204,13 @@ def _row(
         return error
     except _UNREADABLE:
         return InvalidOutput("the engine's answer for this row is not a chat completion")
+
+
+def _alone(value: dict[str, Any], choice: dict[str, Any], row: Completion) -> dict[str, Any]:
+    """Return the answer of one row of a batch as if it had been sent alone; its prompt tokens are its share."""
+    prompt, answer = row.prompt_tokens or 0, row.completion_tokens or 0
+    usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    return value | {"choices": [choice | {"index": 0}], "usage": usage}
 
 
 def _objects(data: bytes) -> list[dict[str, Any] | None]:

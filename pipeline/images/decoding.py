@@ -12,7 +12,7 @@ import zipfile
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from schemas.jobs import MAX_IMAGE_BYTES
+from schemas.limits import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from schemas.jobs import MAX_IMAGE_BYTES
+from schemas.limits import MAX_IMAGE_BYTES
 
 _MAX_REDIRECTS = 3
 _SECONDS = 10.0

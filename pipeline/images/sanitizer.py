@@ -1,16 +1,18 @@
-"""Sanitise the images of vision jobs, one image at a time: memory stays flat however many are submitted."""
+"""Sanitise the images of jobs, one image at a time: memory stays flat however many are submitted."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.images.decoding import data_url, decode_data_url, reencode
 from schemas.errors import InvalidJob
-from schemas.jobs import VisionJob
+from schemas.job import Job
 
 if TYPE_CHECKING:
     from pipeline.images.fetching import Fetcher
+
+JobT = TypeVar("JobT", bound=Job)
 
 
 class ImageSanitizer:
@@ -25,22 +27,24 @@ class ImageSanitizer:
         self._fetcher: Fetcher | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
 
-    async def sanitize(self, job: VisionJob) -> VisionJob:
+    async def sanitize(self, job: JobT) -> JobT:
         """Return the job with its images re-encoded as data URLs.
 
         Raises:
             InvalidJob: names the image and what is wrong with it.
         """
-        images = tuple([await self._one(index, given) for index, given in enumerate(job.images)])
-        return job.model_copy(update={"images": images})
+        given = job.image_urls
+        return (
+            job.with_image_urls({field: await self._one(field, url) for field, url in given.items()}) if given else job
+        )
 
-    async def _one(self, index: int, given: str) -> str:
+    async def _one(self, field: str, given: str) -> str:
         loop = asyncio.get_running_loop()
         try:
             raw = decode_data_url(given) if given.startswith("data:") else await self._fetch(given)
             return data_url(*await loop.run_in_executor(self._thread, reencode, raw))
         except ValueError as error:
-            raise InvalidJob(f"job refused: images.{index}: {error}", position=index) from None
+            raise InvalidJob(f"job refused: {field}: {error}") from None
 
     async def _fetch(self, url: str) -> bytes:
         try:

@@ -7,9 +7,11 @@ from pipeline.images import ImageSanitizer
 from pipeline.models import ModelEntry, Models
 from pipeline.policies.routing import route
 from pipeline.store.new_rows import NewJob
+from schemas.completions import images_of
 from schemas.errors import InvalidJob
 from schemas.job import Job
-from schemas.jobs import MAX_IMAGES, StreamedJob, VisionJob, canonical, parse_job
+from schemas.jobs import StreamedJob, canonical, parse_job
+from schemas.limits import MAX_IMAGES
 
 _FETCHED_BYTES = 1024 * 1024  # of an image that is fetched: as large as pictures are, it is not known before
 # What may differ when a caller sends the same job again: how the answer travels, and how soon it is wanted.
@@ -44,7 +46,7 @@ class Preparer:
         _check_length(checked, entry)
         request = canonical(checked)
         hashed = payload_hash(checked, request)  # of the images as they came: another Pillow writes other bytes
-        if isinstance(checked, VisionJob):
+        if checked.image_urls:
             request = canonical(await self._images.sanitize(checked))
         return NewJob(
             kind=checked.kind,
@@ -61,17 +63,31 @@ class Preparer:
 
 def image_bytes(job: Job | dict[str, Any]) -> int:
     """Return how large the images of a job may become in memory; 0 for a job without, checked or not."""
-    given = job.images if isinstance(job, VisionJob) else job.get("images") if isinstance(job, dict) else None
-    images = [one for one in given if isinstance(one, str)] if isinstance(given, list | tuple) else []
+    given = job.image_urls.values() if isinstance(job, Job) else _unchecked_images(job)
+    images = [one for one in given if isinstance(one, str)]
     return sum(len(one) if one.startswith("data:") else _FETCHED_BYTES for one in images[:MAX_IMAGES])
+
+
+def _unchecked_images(job: Any) -> list[Any]:
+    """Return what stands where images would be, in a job of a caller that nobody has looked at yet."""
+    if not isinstance(job, dict):
+        return []
+    if job.get("kind") != "completion":
+        given = job.get("images")
+        return list(given) if isinstance(given, list | tuple) else []
+    try:
+        return [url for _, url in images_of(job["body"])]
+    except (KeyError, TypeError, AttributeError):
+        return []
 
 
 def _check_length(job: Job, entry: ModelEntry) -> None:
     """Refuse what can never be answered: prompt and answer share the context of the model."""
-    wanted = job.sampling.max_tokens if isinstance(job, StreamedJob) else None
+    wanted = job.wanted_tokens
     if wanted is not None and wanted >= entry.max_model_len:
+        field = "sampling" if isinstance(job, StreamedJob) else "body"
         raise InvalidJob(
-            f"job refused: sampling.max_tokens: {wanted:,} tokens of answer leave no room for the prompt: {entry.name} has "
+            f"job refused: {field}.max_tokens: {wanted:,} tokens of answer leave no room for the prompt: {entry.name} has "
             f"{entry.max_model_len:,} for both"
         )
 

@@ -3,7 +3,7 @@
 registry        the kinds; a new one is one module and one line there
 kind            what a kind consists of
 requests        engine requests and completions as data
-intent, sentiment, chat, code, vision
+intent, sentiment, chat, code, vision, completion
                 the kinds
 intent_labels   the intents of a call centre, used unless the caller brings labels
 classification  one token with a distribution, shared by intent and sentiment

@@ -9,7 +9,7 @@ from pipeline.kinds.requests import Completion, EndpointProfile, RequestTemplate
 from schemas.errors import InvalidOutput, OnlyReasoning
 from schemas.jobs import Sampling
 
-_AS_GIVEN = "as-given"  # no words of ours around the caller's
+WORDS_AS_GIVEN = "as-given"  # no words of ours around the caller's
 
 
 def free_text_template(
@@ -37,7 +37,7 @@ def free_text_template(
     if profile.stop_token_ids:
         parameters["stop_token_ids"] = list(profile.stop_token_ids)
     key = f"{kind}:{orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS).decode()}"
-    template_hash = _AS_GIVEN if words is None else sha256(words.encode()).hexdigest()[:16]
+    template_hash = WORDS_AS_GIVEN if words is None else sha256(words.encode()).hexdigest()[:16]
     return RequestTemplate(key=key, prefix=(), parameters=parameters, template_hash=template_hash, free_text=True)
 
 

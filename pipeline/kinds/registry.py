@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.kinds import chat, code, intent, sentiment, vision
+from pipeline.kinds import chat, code, completion, intent, sentiment, vision
 from pipeline.kinds.kind import Kind, Measures
 from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile
 from schemas.job import Job
@@ -19,7 +19,7 @@ def register(kind: Kind[Any, Any]) -> None:
     KINDS[kind.name] = kind
 
 
-for _kind in (intent.KIND, sentiment.KIND, chat.KIND, code.KIND, vision.KIND):
+for _kind in (intent.KIND, sentiment.KIND, chat.KIND, code.KIND, vision.KIND, completion.KIND):
     register(_kind)
 
 

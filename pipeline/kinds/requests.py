@@ -50,6 +50,7 @@ class RequestTemplate:
         label_set_hash: names the labels of a classification; None for free text.
         free_text: whether it answers in free text; such rows are sent singly, and streamed if a caller waits.
         decoder: what the kind needs to understand the answer.
+        whole_body: whether the kind needs the engine's whole answer.
     """
 
     key: str
@@ -59,6 +60,7 @@ class RequestTemplate:
     label_set_hash: str | None = None
     free_text: bool = False
     decoder: Any = None
+    whole_body: bool = False
     prefix_json: bytes = field(init=False, default=b"")
 
     def __post_init__(self) -> None:
@@ -85,18 +87,19 @@ class CompletionRequest:
     @property
     def characters(self) -> int:
         """Characters of the caller's messages, by which a micro-batch's prompt tokens are divided; an image counts 1,000."""
-        return sum(_characters(message["content"]) for message in self.messages)
+        return sum(_characters(message.get("content") or "") for message in self.messages)
 
     @property
     def tokens(self) -> int:
         """Estimated prompt tokens: three bytes each, which is one Chinese character or most of an English word."""
-        images = sum(_IMAGE_TOKENS for message in self.messages if not isinstance(message["content"], str))
-        return images or len(self.conversation) // 3
+        images = sum(_images(message.get("content")) for message in self.messages)
+        return images * _IMAGE_TOKENS if images else len(self.conversation) // 3
 
     @property
     def max_tokens(self) -> int:
         """Most tokens of the answer."""
-        return int(self.template.parameters.get("max_tokens", 0))
+        parameters = self.template.parameters
+        return int(parameters.get("max_completion_tokens") or parameters.get("max_tokens") or 0)
 
     @property
     def deterministic(self) -> bool:
@@ -113,7 +116,11 @@ class CompletionRequest:
 def _characters(content: str | list[dict[str, Any]]) -> int:
     if isinstance(content, str):
         return len(content)
-    return sum(len(part["text"]) if part["type"] == "text" else _IMAGE_CHARACTERS for part in content)
+    return sum(_IMAGE_CHARACTERS if part["type"] == "image_url" else len(part.get("text") or "") for part in content)
+
+
+def _images(content: str | list[dict[str, Any]] | None) -> int:
+    return sum(part["type"] == "image_url" for part in content) if isinstance(content, list) else 0
 
 
 @dataclass(slots=True)
@@ -129,6 +136,7 @@ class Completion:
         engine_seconds: from sent to the whole answer.
         first_token_seconds: from sent to the first token; None where not streamed.
         simulated: the answer itself is marked as a simulator's.
+        body: the engine's whole answer, that of a row alone; None where its kind does not need it.
     """
 
     text: str
@@ -140,3 +148,4 @@ class Completion:
     engine_seconds: float = 0.0
     first_token_seconds: float | None = None
     simulated: bool = False
+    body: dict[str, Any] | None = None

@@ -1,19 +1,20 @@
-"""Delete what is kept for a limited time: endpoint samples, cached answers, processes that were lost."""
+"""Delete what is kept for a limited time: endpoint samples, cached answers, lost processes; expire batches left half-read."""
 
 import structlog
 
-from pipeline.store import Database, answer_cache, endpoint_samples, processes
+from pipeline.store import Database, answer_cache, batch_life, endpoint_samples, processes
 
 _log = structlog.get_logger(__name__)
 
 
 async def prune(database: Database) -> None:
-    """Delete old endpoint samples and old entries of the answer cache.
+    """Delete old endpoint samples, entries of the answer cache and processes; expire batches whose file was left half-read.
 
     Raises:
         StoreUnavailable: call again.
     """
     samples, answers = await endpoint_samples.delete_old(database), await answer_cache.delete_old(database)
     lost = await processes.delete_old(database)
+    await batch_life.expire_abandoned(database)
     if samples or answers or lost:
         _log.info("pruned", samples=samples, answers=answers, processes=lost)

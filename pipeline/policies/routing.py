@@ -3,7 +3,6 @@
 from pipeline.models import ModelEntry, Models
 from schemas.errors import InvalidJob, UnknownModel
 from schemas.job import Job
-from schemas.jobs import VisionJob
 
 
 def route(job: Job, models: Models) -> ModelEntry:
@@ -13,8 +12,9 @@ def route(job: Job, models: Models) -> ModelEntry:
         UnknownModel: no such model, or it does not support this kind.
         InvalidJob: more images than any model reads.
     """
-    supporting = [_named(job, job.model, models)] if job.model is not None else _supporting(job, models)
-    images = len(job.images) if isinstance(job, VisionJob) else 0
+    wanted = job.wanted_model
+    supporting = [_named(job, wanted, models)] if wanted is not None else _supporting(job, models)
+    images = len(job.image_urls)
     for entry in supporting:
         if images <= entry.max_images:
             return entry
@@ -23,7 +23,7 @@ def route(job: Job, models: Models) -> ModelEntry:
 
 
 def _named(job: Job, name: str, models: Models) -> ModelEntry:
-    entry = models[name]
+    entry = models.named(name)
     if job.kind not in entry.kinds:
         kinds = ", ".join(entry.kinds)
         raise UnknownModel(f"model: {name!r} does not support {job.kind}; its kinds are {kinds}", model=name)

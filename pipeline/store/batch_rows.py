@@ -22,13 +22,14 @@ _IN_MEMORY_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The jobs of one chunk, by their positions in the batch."""
+    """The jobs of one chunk, by their positions in the batch; `window` counts from 1."""
 
     positions: "array[int]"
     model: str
     priority: int
     deadline: datetime | None
     bytes: int
+    window: int
 
 
 class BatchRows:
@@ -51,7 +52,7 @@ class BatchRows:
         self._deadlines: list[datetime | None] = []
         self._sizes = array("L")
         self._window: dict[tuple[str, int], array[int]] = {}
-        self._window_rows = 0
+        self._window_rows = self._windows = 0
         self._hash = sha256()
 
     def __len__(self) -> int:
@@ -107,8 +108,11 @@ class BatchRows:
                 begin += length
                 deadlines = (found for position in own if (found := self._deadlines[position]) is not None)
                 size = sum(self._sizes[position] for position in own)
-                self.chunks.append(Gathered(own, model, priority, min(deadlines, default=None), size))
+                self.chunks.append(
+                    Gathered(own, model, priority, min(deadlines, default=None), size, self._windows + 1)
+                )
         self._window, self._window_rows = {}, 0
+        self._windows += 1
 
     def rows(self) -> Iterator[tuple[str, datetime | None, bool, bytes]]:
         """Yield kind, deadline, whether it is streamed, and request of each job."""

@@ -5,14 +5,13 @@ from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Protocol, TypeVar, cast
 
-from psycopg import AsyncConnection
 from psycopg.rows import DictRow
 
 from pipeline.store import queries
 from pipeline.store.batch_rows import WINDOW_ROWS, BatchRows, Gathered
+from pipeline.store.copying import BatchJob, copy_chunks, copy_jobs
 from pipeline.store.database import Database
 from pipeline.store.ids import JobIds
 from pipeline.store.new_rows import NewChunk
@@ -47,30 +46,6 @@ _INSERT_BATCH = """
 INSERT INTO batches (tenant, idempotency_key, payload_hash, name, jobs) VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING batch_id
 """
-_COPY_ROWS = 20_000
-_PAUSE_ROWS = 1_000
-
-_COPY_JOBS = {
-    "job_id": "int8",
-    "batch_id": "int8",
-    "position": "int4",
-    "kind": "text",
-    "tenant": "text",
-    "deadline": "timestamptz",
-    "streamed": "bool",
-    "request": "bytea",
-}
-_COPY_CHUNKS = {
-    "first_job_id": "int8",
-    "rows": "int4",
-    "batch_id": "int8",
-    "model": "text",
-    "tenant": "text",
-    "lane": "text",
-    "priority": "int2",
-    "deadline": "timestamptz",
-    "bytes": "int8",
-}
 
 
 async def insert_batch(
@@ -97,8 +72,11 @@ async def insert_batch(
         if row is not None:
             admit()
             batch_id = BatchId(row["batch_id"])
-            await _copy_jobs(connection, batch_id, batch.tenant, job_ids, rows)
-            await _copy_chunks(connection, batch_id, chunks)
+            jobs = (BatchJob(job_ids[at], at, *row, None) for at, row in enumerate(rows.rows()))
+            await copy_jobs(connection, batch_id, batch.tenant, jobs)
+            await copy_chunks(
+                connection, batch_id, [(chunk, of.window) for chunk, of in zip(chunks, rows.chunks, strict=True)]
+            )
             return StoredBatch(batch_id, cast("list[JobId]", job_ids.tolist()), chunks)
     return await _known_batch(database, batch)
 
@@ -106,41 +84,6 @@ async def insert_batch(
 def _chunk(first: int, one: Gathered, tenant: str) -> NewChunk:
     rows = len(one.positions)
     return NewChunk(JobId(first), rows, one.model, tenant, Lane.BULK, one.priority, one.deadline, one.bytes)
-
-
-async def _copy_jobs(
-    connection: AsyncConnection[DictRow], batch_id: BatchId, tenant: str, job_ids: Sequence[int], rows: BatchRows
-) -> None:
-    statement = f"COPY jobs ({', '.join(_COPY_JOBS)}) FROM STDIN (FORMAT BINARY)"
-    left = enumerate(rows.rows())
-    for _ in range(0, len(rows), _COPY_ROWS):  # a statement has a time limit
-        async with connection.cursor().copy(statement) as copy:
-            copy.set_types([*_COPY_JOBS.values()])
-            for position, (kind, deadline, streamed, request) in islice(left, _COPY_ROWS):
-                job_id = job_ids[position]
-                await copy.write_row((job_id, batch_id, position, kind, tenant, deadline, streamed, request))
-                if position % _PAUSE_ROWS == 0:
-                    await asyncio.sleep(0)  # let others of this loop run
-
-
-async def _copy_chunks(connection: AsyncConnection[DictRow], batch_id: BatchId, chunks: Sequence[NewChunk]) -> None:
-    statement = f"COPY chunks ({', '.join(_COPY_CHUNKS)}) FROM STDIN (FORMAT BINARY)"
-    async with connection.cursor().copy(statement) as copy:
-        copy.set_types([*_COPY_CHUNKS.values()])
-        for one in chunks:
-            await copy.write_row(
-                (
-                    one.first_job_id,
-                    one.rows,
-                    batch_id,
-                    one.model,
-                    one.tenant,
-                    one.lane,
-                    one.priority,
-                    one.deadline,
-                    one.bytes,
-                )
-            )
 
 
 async def _known_batch(database: Database, batch: NewBatch) -> StoredBatch:

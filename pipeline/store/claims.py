@@ -60,6 +60,7 @@ class Claim:
         fence: says whose writes count.
         jobs: its rows without an outcome.
         bytes: of the requests of all its rows; 0 if a former version stored it.
+        seconds_to_expiry: until its batch expires, on the database clock, at the claim; None if it does not.
     """
 
     run_id: UUID
@@ -74,17 +75,28 @@ class Claim:
     reply_to: str | None
     jobs: tuple[ClaimedJob, ...]
     bytes: int = 0
+    seconds_to_expiry: float | None = None
 
 
 # No delay is that long: the clock was set back while the chunk was queued.
 IS_DUE = f"(due_at <= now() OR due_at > now() + interval '{LONGEST_DELAY.total_seconds() * 2:.0f} seconds')"
 """SQL for whether a queued chunk may be claimed now."""
 
+
+def may_run(batch_id: str) -> str:
+    """SQL for whether a batch is neither paused nor to begin later; `batch_id` is SQL too, and may be of no batch."""
+    return (
+        f"NOT EXISTS (SELECT FROM pauses p WHERE p.scope = 'batch' AND p.name = {batch_id}::text) "
+        f"AND NOT EXISTS (SELECT FROM batches n WHERE n.batch_id = {batch_id} AND n.not_before > now())"
+    )
+
+
 _CLAIMED = """
     state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
     lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
 FROM picked WHERE c.first_job_id = picked.first_job_id
 RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to, c.bytes,
+    (SELECT extract(epoch FROM b.expires_at - now())::float8 FROM batches b WHERE b.batch_id = c.batch_id) AS seconds_to_expiry,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """
 # Only the first chunks that have no more bytes together than the worker has room for, and small ones always.
@@ -111,8 +123,9 @@ UPDATE chunks c SET {_CLAIMED}
 """
 # The best chunks of a lane, read from an index however many are queued: first the groups of one batch and priority, by
 # skipping from one to the next; then the first chunk of each, by which the groups are ranked; then the chunks themselves.
-# Ten minutes in the queue count as one step of priority, so no chunk starves. Among equals, the batch with the fewest
-# running chunks for its weight goes first, then the nearest deadline. What another claim has locked is skipped.
+# Ten minutes in the queue count as one step of priority, so no chunk starves. Among equals, the tenant with the fewest running
+# chunks goes first, of its batches the one with the fewest for its weight, then the nearest deadline. A batch that is paused,
+# or begins later, is left out. What another claim has locked is skipped.
 _IN_LANE = "model = %(model)s AND lane = %(lane)s AND state = 'queued'"
 _BATCH = "coalesce(batch_id, 0)"
 _GROUPS = f"""
@@ -129,6 +142,8 @@ _CLAIM_BEST = f"""
 WITH RECURSIVE {_GROUPS}, busy AS (
     SELECT batch_id, count(*) AS running FROM chunks
     WHERE state = 'running' AND model = %(model)s AND batch_id IS NOT NULL GROUP BY batch_id
+), busy_tenants AS (
+    SELECT b.tenant, sum(running) AS running FROM busy JOIN batches b USING (batch_id) GROUP BY b.tenant
 ), ranked AS MATERIALIZED (
     SELECT g.batch, g.priority FROM groups g CROSS JOIN LATERAL (
         SELECT created_at, deadline, first_job_id FROM chunks
@@ -137,8 +152,11 @@ WITH RECURSIVE {_GROUPS}, busy AS (
     ) head
     LEFT JOIN batches b ON b.batch_id = g.batch
     LEFT JOIN busy ON busy.batch_id = g.batch
+    LEFT JOIN busy_tenants t ON t.tenant = b.tenant
+    WHERE {may_run("g.batch")}
     ORDER BY g.priority - floor(extract(epoch FROM now() - head.created_at) / {AGING_SECONDS}),
-        coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1), head.deadline NULLS LAST, head.first_job_id
+        coalesce(t.running, 0), coalesce(busy.running, 0)::float8 / coalesce(b.weight, 1),
+        head.deadline NULLS LAST, head.first_job_id
 ), again AS MATERIALIZED (
     SELECT first_job_id, run_id FROM chunks WHERE run_id = ANY(%(run_ids)s) AND state = 'running' FOR UPDATE
 ), wanted AS MATERIALIZED (

@@ -147,7 +147,8 @@ FROM (
 # goes back as bulk, and its age counts from now. A chunk that is queued already only gets more rows.
 _DECIDE = """
 WITH chosen AS MATERIALIZED ({choose}), locked AS MATERIALIZED (
-    SELECT first_job_id, rows FROM chunks WHERE first_job_id IN (SELECT first_job_id FROM chosen) AND state <> 'running'
+    SELECT first_job_id, rows FROM chunks WHERE first_job_id IN (SELECT first_job_id FROM chosen)
+        AND state IN ('queued', 'done')  -- in a cancelled one the other rows would run too
     ORDER BY first_job_id FOR UPDATE SKIP LOCKED
 ), free AS MATERIALIZED (
     SELECT chosen.*, j.deadline FROM chosen JOIN locked USING (first_job_id) JOIN jobs j USING (job_id)

@@ -1,6 +1,7 @@
 """Renew the leases of claimed chunks, and take back crashes that were none. Leases use the clock of the database alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -39,6 +40,27 @@ async def renew(database: Database, run_ids: Sequence[UUID], lease: timedelta) -
     async with database.connection() as connection:
         cursor = await connection.execute(_RENEW, {"runs": list(run_ids), "lease": lease})
         return {row["run_id"]: row["cancelled"] for row in await cursor.fetchall()}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldChunk:
+    """What became of a chunk that a worker holds: whether it was cancelled with its batch, and whether that is paused."""
+
+    first_job_id: JobId
+    cancelled: bool
+    paused: bool
+
+
+async def held_chunks(database: Database, chunks: Sequence[JobId]) -> list[HeldChunk]:
+    """Return which of these chunks of batches are to be given up: they were cancelled, or their batch is paused."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            """SELECT c.first_job_id, c.state = 'cancelled' AS cancelled, p.name IS NOT NULL AS paused
+               FROM chunks c LEFT JOIN pauses p ON p.scope = 'batch' AND p.name = c.batch_id::text
+               WHERE c.first_job_id = ANY(%s) AND (c.state = 'cancelled' OR p.name IS NOT NULL)""",
+            (list(chunks),),
+        )
+        return [HeldChunk(**row) for row in await cursor.fetchall()]
 
 
 async def take_crashes_back(database: Database, lost: Sequence[tuple[JobId, int]]) -> None:

@@ -30,7 +30,8 @@ _COLUMNS = """o.answer, o.message, o.prompt_tokens, o.completion_tokens, o.queue
 
 # The state of a job follows from its outcome, or else from its chunk: the nearest one that begins at or before it.
 _OUTCOMES = f"""
-SELECT j.job_id, j.kind, coalesce(o.state, c.state) AS state, coalesce(o.code, c.last_code) AS code,
+SELECT j.job_id, j.kind, coalesce(o.state, c.state) AS state,
+       coalesce(o.code, CASE c.state WHEN 'cancelled' THEN 'cancelled' ELSE c.last_code END) AS code,
        coalesce(o.model, c.model) AS model, o.job_id IS NOT NULL AS settled, {_COLUMNS}
 FROM jobs j
 LEFT JOIN LATERAL (
@@ -45,6 +46,9 @@ _SETTLED = f"""
 SELECT o.job_id, o.kind, o.state, o.code, o.model, true AS settled, {_COLUMNS}
 FROM outcomes o WHERE o.job_id = ANY(%(ids)s) AND {is_current("o")}
 """
+
+
+_WITH_ITS_BATCH = "cancelled with its batch"
 
 
 def _outcome(row: DictRow) -> Outcome:
@@ -65,9 +69,10 @@ def _outcome(row: DictRow) -> Outcome:
 def _error(row: DictRow) -> JobError | None:
     if row["code"] is None or row["state"] == JobState.SUCCEEDED:
         return None
-    message = (
-        row["message"] or "" if row["settled"] else "its last attempt failed with this; it is retried automatically"
-    )
+    message = row["message"] or ""
+    if not row["settled"]:
+        cancelled = row["state"] == JobState.CANCELLED
+        message = _WITH_ITS_BATCH if cancelled else "its last attempt failed with this; it is retried automatically"
     return JobError(code=ErrorCode(row["code"]), message=message)
 
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pipeline.policies.retries import MAX_CRASHES
 from pipeline.store.cancellation import SettledWithoutRun
-from pipeline.store.claims import IS_DUE
+from pipeline.store.claims import IS_DUE, may_run
 from pipeline.store.database import Database
 from pipeline.store.replays import current_replay, is_current
 from schemas.doorbells import Lane
@@ -32,10 +32,10 @@ WITH lost AS (
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c SKIP LOCKED
 ), halved AS (
     INSERT INTO chunks (first_job_id, rows, batch_id, tenant, model, lane, priority, deadline, reply_to, fence, crashes, rounds,
-                        last_code, created_at, started_at, bytes)
+                        last_code, created_at, started_at, bytes, input_window)
     SELECT c.first_job_id + c.rows / 2, c.rows - c.rows / 2, c.batch_id, c.tenant, c.model, c.lane, c.priority, c.deadline,
            c.reply_to, c.fence + 1, 0, c.rounds, 'worker_lost', c.created_at, c.started_at,
-           c.bytes - c.bytes / 2
+           c.bytes - c.bytes / 2, c.input_window
     FROM chunks c JOIN lost USING (first_job_id) WHERE c.rows > 1
 ), told AS (
     INSERT INTO lost_runs (first_job_id, fence, rows, tenant, worker)
@@ -69,19 +69,21 @@ SELECT q.model, q.lane, n.chunks FROM (
     SELECT model, lane FROM queue_depths GROUP BY model, lane HAVING sum(chunks) > 0
 ) q CROSS JOIN LATERAL (
     SELECT count(*) AS chunks FROM (
-        SELECT 1 FROM chunks c WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' AND {IS_DUE} LIMIT %(most)s
+        SELECT 1 FROM chunks c WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' AND {IS_DUE}
+            AND {may_run("c.batch_id")} LIMIT %(most)s
     ) due
 ) n WHERE n.chunks > 0
 """
 # Queued jobs expire even if no worker serves their queue. Lock the chunk first, as settling does.
 _DUE = """
-SELECT first_job_id, rows, model, reply_to FROM chunks WHERE state = 'queued' AND deadline <= now()
+SELECT first_job_id, rows, model, reply_to, batch_id FROM chunks WHERE state = 'queued' AND deadline <= now()
 ORDER BY deadline LIMIT %(chunks)s FOR UPDATE SKIP LOCKED
 """
 _EXPIRE = f"""
 WITH due AS MATERIALIZED ({_DUE}), open AS MATERIALIZED (
-    SELECT d.first_job_id, d.reply_to, d.model, j.job_id, j.tenant, j.kind, j.streamed, j.deadline
-    FROM due d CROSS JOIN LATERAL (
+    SELECT d.first_job_id, d.reply_to, d.model, j.job_id, j.tenant, j.kind, j.streamed,
+        least(j.deadline, b.expires_at) AS deadline
+    FROM due d LEFT JOIN batches b ON b.batch_id = d.batch_id CROSS JOIN LATERAL (
         SELECT * FROM jobs j WHERE j.job_id BETWEEN d.first_job_id AND d.first_job_id + d.rows - 1
           AND NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.job_id = j.job_id
               AND o.job_id BETWEEN d.first_job_id AND d.first_job_id + d.rows - 1 AND {is_current("o")})

@@ -24,6 +24,6 @@ def current_replay(job_id: str) -> str:
 def is_current(outcome: str) -> str:
     """SQL for whether an outcome is the current one of its job; `outcome` is its table alias."""
     return (
-        f"({outcome}.state <> 'failed' OR NOT EXISTS (SELECT 1 FROM dead_letter_decisions d "
+        f"({outcome}.state = 'succeeded' OR NOT EXISTS (SELECT 1 FROM dead_letter_decisions d "
         f"WHERE d.job_id = {outcome}.job_id AND d.replay = {outcome}.replay AND d.decision = 'replayed'))"
     )

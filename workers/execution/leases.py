@@ -15,6 +15,7 @@ from schemas.ids import JobId
 from workers.execution.run import Run
 
 _log = structlog.get_logger(__name__)
+_BATCH_SECONDS = 1.0
 
 
 class Leases:
@@ -65,6 +66,31 @@ class Leases:
                 await self._find_cancelled(run, renewed[run_id])
         if lost:
             await self._take_crashes_back(lost)
+
+    async def follow_batches(self) -> None:
+        """Give back the runs of batches that are paused, and stop those of cancelled ones, within a second; until cancelled."""
+        while True:
+            await asyncio.sleep(_BATCH_SECONDS)
+            held = {run.claim.first_job_id: run for run, _ in self._held.values() if run.claim.batch_id is not None}
+            if not held:
+                continue
+            try:
+                found = await leases.held_chunks(self._database, list(held))
+            except StoreUnavailable as error:
+                _log.warning("whether batches are paused is not known", reason=error.message)
+                continue
+            for chunk in found:
+                if chunk.cancelled:
+                    self._stop_cancelled(held[chunk.first_job_id])
+                else:
+                    held[chunk.first_job_id].give_back()
+
+    def _stop_cancelled(self, run: Run) -> None:
+        _, work = self._held.pop(run.claim.run_id, (None, None))
+        if work is not None and not run.ended.is_set():
+            run.lost = True
+            work.cancel()
+            _log.info("the batch of a chunk was cancelled", chunk=run.claim.first_job_id, batch=run.claim.batch_id)
 
     async def _take_crashes_back(self, lost: Sequence[Run]) -> None:
         """Say that this worker lives: it was suspended, or the database did not answer. Jobs are not to blame for that."""

@@ -100,7 +100,7 @@ class OutcomeWriter:
     def _with_next_state(self, run: Run, written: Settlement) -> Settlement:
         if not run.unsettled:
             return replace(written, next_state=ChunkState.DONE)
-        if self._stop.is_set() and run.last_code is None:
+        if (self._stop.is_set() or run.given_back) and run.last_code is None:
             return replace(written, next_state=ChunkState.QUEUED)
         delay = retries.delay(run.claim.rounds + 1)
         _log.info(

@@ -123,6 +123,7 @@ class Run:
         cancelled: jobs of the chunk that were cancelled so far.
         lost: whether another worker has the chunk.
         abandoned: whether no answer is awaited any more.
+        given_back: whether no more of its rows are sent: its batch is paused.
         changed: set when something is unwritten, and when the run has ended.
     """
 
@@ -138,6 +139,7 @@ class Run:
     last_code: ErrorCode | None = None
     lost: bool = False
     abandoned: bool = False
+    given_back: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     failed: int = 0
@@ -152,9 +154,10 @@ class Run:
         return self.claim.rows - len(self.unsettled)
 
     def past_deadline(self, job: ClaimedJob) -> bool:
-        """Whether the deadline of a job has passed."""
-        seconds = job.seconds_to_deadline
-        return seconds is not None and time.perf_counter() - self.started >= seconds
+        """Whether the deadline of a job has passed, or its batch has expired."""
+        passed = time.perf_counter() - self.started
+        ends = (job.seconds_to_deadline, self.claim.seconds_to_expiry)
+        return any(seconds is not None and passed >= seconds for seconds in ends)
 
     def cancel(self, job_ids: Iterable[JobId]) -> None:
         """Drop jobs that have an outcome already, and abort requests that no other row needs."""
@@ -170,6 +173,14 @@ class Run:
                 row.in_request.cancel_if_unused()
             elif row.on_finished is not None:
                 finished, row.on_finished = row.on_finished, None  # it may be far back in the queue: its round ends now
+                finished()
+
+    def give_back(self) -> None:
+        """Send no more rows; those in flight end, the others go back to the queue with the chunk."""
+        self.given_back = True
+        for row in list(self.rows.values()):
+            if row.in_request is None and row.on_finished is not None:
+                finished, row.on_finished = row.on_finished, None
                 finished()
 
     def succeed(self, row: Row, result: Result, completion: Completion, endpoint: Endpoint) -> CachedAnswer | None:

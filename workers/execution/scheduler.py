@@ -152,10 +152,10 @@ class Scheduler:
         return False
 
     def _is_runnable(self, row: Row) -> bool:
-        """Whether a row was neither cancelled nor lost meanwhile; one past its deadline is settled."""
+        """Whether a row was neither cancelled, lost nor given back meanwhile; one past its deadline is settled."""
         if row.is_pending and row.run.past_deadline(row.claimed):
             row.run.expire(row.claimed)
-        return row.is_pending
+        return row.is_pending and not row.run.given_back
 
     def _return_all(self) -> None:
         """End the round of every queued row: no endpoint can be used, or no more rows are sent."""

@@ -101,6 +101,7 @@ class Worker:
         settings = self._settings
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leases.renew_forever())
+            group.create_task(self._leases.follow_batches())
             group.create_task(self._notifications.watch())
             group.create_task(
                 sample_forever(self._database, self._pools, self._schedulers, settings.name, settings.lane)
@@ -155,7 +156,8 @@ class Worker:
             return {"retry": "lost: its lease ended, and another worker has the chunk"}
         if run.unsettled and not settled:
             if run.last_code is None:
-                return {"retry": "handed over: this worker stops"}
+                why = "its batch is paused" if run.given_back else "this worker stops"
+                return {"retry": f"handed over: {why}"}
             problems = [
                 one.problem.message for one in self._pools[run.claim.model].endpoints if one.problem is not None
             ]
@@ -201,7 +203,7 @@ class Worker:
         writing = asyncio.create_task(self._writer.write_while_running(run))
         try:
             rows = [] if self._stop.is_set() else await self._preparer.prepare(run)
-            while rows and not run.lost and not self._stop.is_set():
+            while rows and not run.lost and not run.given_back and not self._stop.is_set():
                 await self._schedulers[run.claim.model].send(run, rows)
                 rows = await self._preparer.rows_to_retry_now(run, rows)
         except EngineError as error:

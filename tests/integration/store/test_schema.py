@@ -15,7 +15,7 @@ from pipeline.store.schema.tables import metadata
 from schemas.errors import StoreUnavailable
 from tests.support.sandbox import Sandbox
 
-HEAD = "0003"
+HEAD = "0004"
 
 
 def test_the_tables_and_the_migrations_agree(sandbox: Sandbox) -> None:

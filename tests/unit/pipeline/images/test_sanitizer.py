@@ -17,7 +17,7 @@ from pipeline.images import ImageSanitizer
 from pipeline.images.decoding import decode_data_url
 from pipeline.images.fetching import Fetcher
 from schemas.errors import InvalidJob
-from schemas.jobs import MAX_IMAGE_BYTES
+from schemas.limits import MAX_IMAGE_BYTES
 from tests.unit.pipeline.images.samples import encoded, url, vision
 
 

@@ -11,7 +11,8 @@ from pipeline.batches.submit import MAX_BATCH_JOBS
 from pipeline.images.decoding import LONGEST_SIDE_PIXELS, MAX_PIXELS
 from pipeline.policies.retries import MAX_ATTEMPTS
 from schemas.answer_schema import check_answer_schema
-from schemas.jobs import MAX_DIALOGUE_CHARACTERS, MAX_IMAGE_BYTES, MAX_IMAGE_CHARACTERS, parse_job
+from schemas.jobs import parse_job
+from schemas.limits import MAX_DIALOGUE_CHARACTERS, MAX_IMAGE_BYTES, MAX_IMAGE_CHARACTERS
 from tests.support.submitting_page import PAGE, json_examples, text
 from tests.unit.schemas.published.documents import DEFINITIONS, accepts
 

@@ -1,0 +1,306 @@
+"""Submit a batch file: read as a stream, its rows stored window after window, its first rows run while the rest is read."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from hashlib import sha256
+from typing import Protocol
+from uuid import UUID, uuid4
+
+from pipeline.batches.reading import Line
+from pipeline.batches.submit import open_doorbells
+from pipeline.batches.windows import WindowReader, hash_of
+from pipeline.broker import Publisher
+from pipeline.concurrency.backoff import Backoff, retry_while_unavailable
+from pipeline.concurrency.pump import Pump
+from pipeline.jobs.admission import QueueLimits
+from pipeline.jobs.preparation import Preparer
+from pipeline.jobs.submit import publish_doorbells
+from pipeline.policies.chunking import chunk_rows
+from pipeline.store import Database, batch_input, custom_ids, queries
+from pipeline.store.batch_input import BatchInput, InputWindow, NewInput, RefusedRow
+from pipeline.store.ids import JobIds
+from pipeline.store.new_rows import NewChunk
+from schemas.batches import BatchSettings
+from schemas.errors import (
+    BatchTakenOver,
+    ErrorCode,
+    InvalidBatchFile,
+    QueueSaturated,
+    StoreUnavailable,
+)
+
+_MOST_PROBLEMS = 1_000
+_LONGEST_WAIT_SECONDS = 5.0
+_RATE_SECONDS = 10.0
+_SAME_ID = "custom_id: line {:,} has the same one"
+
+
+class LineSource(Protocol):
+    """The lines of a file, or of a program.
+
+    Attributes:
+        name: for messages.
+        identity: names its content well enough to go on with it; None if nothing does.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def identity(self) -> str | None:
+        """See above."""
+        ...
+
+    def pages(self) -> Iterator[list[Line]]:
+        """Yield its lines from the first one on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSoFar:
+    """How far a file was read. `waiting` says why nothing is read at this moment."""
+
+    batch_id: int | None
+    lines: int
+    jobs: int
+    refused: int
+    waiting: str | None = None
+
+
+def key_of(source: LineSource, tenant: str) -> str | None:
+    """Return a key for a source that has a name in the file system: the same file, unchanged, has the same one."""
+    identity = source.identity
+    if identity is None:
+        return None
+    return f"file-{sha256(b'-'.join((tenant.encode(), identity.encode('utf-8', 'surrogateescape')))).hexdigest()[:24]}"
+
+
+class FileSubmitter:
+    """Submits batch files; see BatchSubmitter for the arguments."""
+
+    def __init__(
+        self, database: Database, publisher: Publisher, preparer: Preparer, ids: JobIds, limits: QueueLimits
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._preparer = preparer
+        self._ids = ids
+        self._limits = limits
+
+    async def submit(
+        self,
+        source: LineSource,
+        settings: BatchSettings,
+        *,
+        tenant: str,
+        key: str | None = None,
+        on_progress: Callable[[ReadSoFar], None] = lambda _: None,
+    ) -> BatchInput:
+        """Read a file to its end and store its rows; the first ones run meanwhile.
+
+        The same key goes on where an earlier call stopped, and returns the same batch if the file was read whole.
+
+        Raises:
+            InvalidBatchFile: it cannot be read to its end; rows that were read before run. With `strict`: a line is no
+                job, nothing runs.
+            DuplicateJob: the key was used for another file.
+            BatchTakenOver: another process reads it meanwhile, or the batch was cancelled.
+            StoreUnavailable: nothing is known to be stored.
+        """
+        return await _Submission(self, source, settings, tenant, key, on_progress).run()
+
+
+class _Submission:
+    """One file on its way into the store."""
+
+    def __init__(
+        self,
+        submitter: FileSubmitter,
+        source: LineSource,
+        settings: BatchSettings,
+        tenant: str,
+        key: str | None,
+        on_progress: Callable[[ReadSoFar], None],
+    ) -> None:
+        self._database = submitter._database
+        self._publisher = submitter._publisher
+        self._preparer = submitter._preparer
+        self._ids = submitter._ids
+        self._limits = submitter._limits
+        self._source = source
+        self._settings = settings
+        self._tenant = tenant
+        self._key = key or key_of(source, tenant)
+        self._derived = key is None
+        self._tell = on_progress
+        self._submitter: UUID = uuid4()
+        self._rates: dict[str, float | None] = {}
+        self._rates_at = -_RATE_SECONDS
+        self._batch: BatchInput
+        self._jobs = self._refused = 0
+
+    async def run(self) -> BatchInput:
+        """Submit it; see FileSubmitter.submit."""
+        with Pump(self._source.pages) as pages:
+            first = await pages.next()
+            if first is None:
+                raise InvalidBatchFile(f"{self._source.name} has no lines")
+            self._batch = batch = await batch_input.begin(self._database, self._new_input(), self._submitter)
+            self._jobs, self._refused = batch.jobs, batch.refused
+            if batch.complete and self._derived:
+                return batch  # its name, size and time of change say that it is the same file
+            if batch.cancelled and not batch.complete:
+                raise self._was_cancelled()
+            self._show(batch.lines)
+            if self._settings.strict and not batch.complete and not batch.lines:
+                await self._validate(first, pages)
+            else:
+                await self._store_all(first, pages)
+                return self._batch
+        with Pump(self._source.pages) as pages:
+            await self._store_all(await pages.next() or [], pages)
+        return self._batch
+
+    def _new_input(self) -> NewInput:
+        settings = self._settings
+        window = settings.window_seconds
+        return NewInput(
+            tenant=self._tenant,
+            key=self._key,
+            name=settings.name,
+            weight=settings.weight,
+            options=settings.model_dump_json().encode(),
+            digest=hash_of(settings).digest(),
+            window=None if window is None else timedelta(seconds=window),
+            not_before=settings.not_before,
+        )
+
+    def _was_cancelled(self) -> BatchTakenOver:
+        number = self._batch.batch_id
+        return BatchTakenOver(f"batch {number} was cancelled; the rest of its file is not read", batch_id=number)
+
+    def _show(self, lines: int, waiting: str | None = None) -> None:
+        self._tell(ReadSoFar(self._batch.batch_id, lines, self._jobs, self._refused, waiting))
+
+    def _reader(self) -> WindowReader:
+        return WindowReader(self._preparer, self._settings, self._tenant, self._batch, self._key)
+
+    async def _validate(self, first: list[Line], pages: Pump[list[Line]]) -> None:
+        """Check every line before anything runs."""
+        problems: list[RefusedRow] = []
+        async for window in self._reader().read(first, pages):
+            problems += (await self._without_repeated(window)).refused
+            self._show(window.upto)
+            if len(problems) >= _MOST_PROBLEMS:
+                break
+        if not problems:
+            return
+        problems = problems[:_MOST_PROBLEMS]
+        await batch_input.refuse(self._database, self._batch.batch_id, self._tenant, problems, self._submitter)
+        number = self._batch.batch_id
+        more = "or more " if len(problems) == _MOST_PROBLEMS else ""
+        raise InvalidBatchFile(
+            f"{self._source.name} was refused, nothing runs: {len(problems):,} {more}lines are no jobs, such as line "
+            f"{problems[0].line:,}: {problems[0].message}; all are in: yyc3 batches output {number} --errors FILE",
+            batch_id=number,
+        )
+
+    async def _store_all(self, first: list[Line], pages: Pump[list[Line]]) -> None:
+        """Store all lines that are not stored yet: a window is stored while the next one is read."""
+        batch = self._batch
+        if not batch.created and not batch.complete:
+            await custom_ids.restore(self._database, batch.batch_id, batch.jobs)
+        storing: asyncio.Task[None] | None = None
+        upto = batch.lines
+        try:
+            async for window in self._reader().read(first, pages):
+                if storing is not None:
+                    await storing
+                upto = window.upto
+                storing = asyncio.create_task(self._store(window))
+        finally:
+            if storing is not None:
+                await storing
+        if not batch.complete:
+            await retry_while_unavailable(
+                lambda: batch_input.complete(self._database, batch.batch_id, upto, self._submitter),
+                "the end of the file is stored later",
+            )
+        self._batch = await batch_input.state(self._database, batch.batch_id, None)
+
+    async def _without_repeated(self, window: InputWindow) -> InputWindow:
+        """Refuse rows whose custom id an earlier line has."""
+        ids = [(row.custom_id, row.line) for row in window.rows]
+        earlier = await custom_ids.earlier_lines(self._database, self._batch.batch_id, ids)
+        if not earlier:
+            return window
+        repeated = [
+            RefusedRow(row.line, row.custom_id, ErrorCode.DUPLICATE_JOB, _SAME_ID.format(earlier[row.line]))
+            for row in window.rows
+            if row.line in earlier
+        ]
+        refused = sorted([*window.refused, *repeated], key=lambda row: row.line)
+        return replace(window, rows=[row for row in window.rows if row.line not in earlier], refused=refused)
+
+    async def _store(self, window: InputWindow) -> None:
+        """Store a window and publish its doorbells; what is unavailable, or full, is waited for."""
+        backoff = Backoff(growing=False)
+        while True:
+            try:
+                if not self._settings.strict:
+                    window = await self._without_repeated(window)
+                chunks = await self._store_within_limits(window)
+                break
+            except QueueSaturated as error:
+                self._show(window.after, error.message)
+                await asyncio.sleep(min(error.facts.get("retry_after_seconds", 1.0), _LONGEST_WAIT_SECONDS))
+            except StoreUnavailable as error:
+                self._show(window.after, error.message)
+                await backoff.wait()
+                with suppress(StoreUnavailable):
+                    if await self._is_stored(window):
+                        chunks = []  # its commit was not answered; recovery publishes its doorbells
+                        break
+            except BatchTakenOver:
+                known = await batch_input.state(self._database, self._batch.batch_id, None)
+                if known.cancelled:
+                    raise self._was_cancelled() from None
+                raise
+        self._jobs += len(window.rows)
+        self._refused += len(window.refused)
+        self._show(window.upto)
+        await publish_doorbells(self._publisher, open_doorbells(chunks))
+
+    async def _is_stored(self, window: InputWindow) -> bool:
+        """Look after an outage of the database what of the batch it has."""
+        known = await batch_input.state(self._database, self._batch.batch_id, self._submitter)
+        if known.lines < window.upto:
+            await custom_ids.restore(self._database, known.batch_id, known.jobs)
+        return known.lines >= window.upto
+
+    async def _store_within_limits(self, window: InputWindow) -> list[NewChunk]:
+        jobs_of = Counter(row.job.model for row in window.rows)
+        rows = await self._chunk_rows(jobs_of) if jobs_of else 1
+        await self._limits.refresh()
+        with self._limits.reserve_batch(jobs_of, self._tenant) as admit:
+            admit()
+            return await batch_input.add_window(
+                self._database, self._ids, self._batch, self._tenant, window, rows, self._submitter
+            )
+
+    async def _chunk_rows(self, jobs_of: Counter[str]) -> int:
+        now = asyncio.get_running_loop().time()
+        if now - self._rates_at > _RATE_SECONDS:
+            self._rates, self._rates_at = {}, now
+        for model in jobs_of:
+            if model not in self._rates:
+                self._rates[model] = await queries.rows_per_second(self._database, model)
+        rates: Sequence[float] = [rate for model in jobs_of if (rate := self._rates[model]) is not None]
+        slots = max(self._preparer.slots(model) for model in jobs_of)
+        return chunk_rows(sum(jobs_of.values()), min(rates, default=None), slots)

@@ -1,0 +1,93 @@
+"""A line of a batch file is a job: OpenAI's form, or ours. Pure."""
+
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+from pipeline.batches.reading import Line
+from schemas.batches import BatchSettings
+from schemas.job import can_be_stored
+
+LONGEST_CUSTOM_ID = 512
+_ROUTE = "/v1/chat/completions"
+_OPENAI_FIELDS = {"custom_id", "method", "url", "body"}
+
+
+class RefusedLine(Exception):  # noqa: N818 - it describes a line
+    """A line is no job.
+
+    Attributes:
+        reason: one clause that names the field.
+        custom_id: of the line, if it could be read.
+    """
+
+    def __init__(self, reason: str, custom_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.custom_id = custom_id
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """A line that may be a job: its custom id, and the job as a caller would submit it."""
+
+    number: int
+    custom_id: str
+    job: dict[str, Any]
+
+
+def is_sampled(line: Line, settings: BatchSettings) -> bool:
+    """Whether a line belongs to the sample that the settings ask for: the same lines each time, spread over the file."""
+    if settings.sample is None:
+        return True
+    return crc32(line.number.to_bytes(8, "little")) < settings.sample * 2**32
+
+
+def parse_line(line: Line, settings: BatchSettings) -> JobLine:
+    """Return the job of a line, as far as can be said without looking into it.
+
+    Raises:
+        RefusedLine: it is none.
+    """
+    if line.problem is not None:
+        raise RefusedLine(line.problem)
+    try:
+        value = orjson.loads(line.text)
+    except orjson.JSONDecodeError as error:
+        raise RefusedLine(f"is not JSON: {error.msg.rpartition(': ')[0] or error.msg}") from None
+    if not isinstance(value, dict):
+        raise RefusedLine("is JSON, but not an object")
+    custom_id = value.pop("custom_id", None)
+    if custom_id is None:
+        raise RefusedLine("custom_id: is missing")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= LONGEST_CUSTOM_ID:
+        raise RefusedLine(f"custom_id: must be text of 1 to {LONGEST_CUSTOM_ID} characters")
+    if "\x00" in custom_id or not can_be_stored(custom_id):
+        raise RefusedLine("custom_id: has a NUL character, which cannot be stored")
+    job = value if "kind" in value else _of_openai(value, custom_id, settings)
+    if "idempotency_key" in job:
+        raise RefusedLine("idempotency_key: in a batch only the batch has a key; leave it out", custom_id)
+    job.setdefault("priority", settings.priority)
+    if settings.model is not None:
+        job["model"] = settings.model
+    if not settings.cache:
+        job["cache"] = False
+    return JobLine(line.number, custom_id, job)
+
+
+def _of_openai(value: dict[str, Any], custom_id: str, settings: BatchSettings) -> dict[str, Any]:
+    if "body" not in value:
+        raise RefusedLine("body: is missing; or write kind, for a job of ours", custom_id)
+    if value.get("url") != _ROUTE:
+        raise RefusedLine(f"url: must be {_ROUTE}, the one route of batches", custom_id)
+    if value.get("method", "POST") != "POST":
+        raise RefusedLine("method: must be POST", custom_id)
+    for name in value:
+        if name not in _OPENAI_FIELDS and name != "custom_id":
+            raise RefusedLine(f"{name if name.isidentifier() else 'a field'}: is not a field here", custom_id)
+    job = {"kind": "completion", "body": value["body"]}
+    if settings.usage_mode != "exact":
+        job["usage_mode"] = settings.usage_mode
+    return job
