@@ -163,8 +163,9 @@ class Models:
         Raises:
             UnknownModel: there is none.
         """
-        served = (entry for entry in self if entry.served_name == name)
-        return self[name] if name in self._entries else next(served, None) or self[name]
+        if name in self._entries:
+            return self._entries[name]
+        return next((entry for entry in self if entry.served_name == name), None) or self[name]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Models) and list(self) == list(other)

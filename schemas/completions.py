@@ -36,6 +36,7 @@ REFUSED = {
     "priority": "the priority of a job is set beside its body",
     "stream_options": "goes with a stream, which is asked for beside the body",
 }
+_REFUSED_NAMES = frozenset(REFUSED)
 NOT_SENT = frozenset(
     {
         "model",
@@ -57,8 +58,8 @@ def _clean(body: Any) -> Any:
     """Refuse by name what would be dropped in silence."""
     if not isinstance(body, dict):
         return body
-    for name in REFUSED.keys() & body.keys():
-        if body[name] is not None:
+    for name in () if _REFUSED_NAMES.isdisjoint(body) else body:
+        if name in _REFUSED_NAMES and body[name] is not None:
             raise PydanticCustomError(REFUSED_FIELD, "{name}: {reason}", {"name": name, "reason": REFUSED[name]})
     if body.get("stream"):
         raise PydanticCustomError(REFUSED_FIELD, "stream: a stream is asked for beside the body; leave it out")
@@ -157,6 +158,33 @@ class _Body(TypedDict):
 _BODY = TypeAdapter(_Body)
 
 
+def check_body(body: Any) -> bool:
+    """Check the body of a completion; returns whether it has images.
+
+    Raises:
+        ValidationError, PydanticCustomError, ValueError: it is none.
+    """
+    _clean(body)
+    _BODY.validate_python(body)
+    try:
+        orjson.dumps(body)
+    except (TypeError, RecursionError, ValueError):
+        raise ValueError("cannot be written as JSON: it is nested too deep, or has half a character") from None
+    characters = images = 0
+    for message in body["messages"]:
+        content = message.get("content")
+        if isinstance(content, str):
+            characters += len(content)
+        elif content:
+            images += sum(part["type"] == "image_url" for part in content)
+            characters += sum(len(part.get("text") or "") for part in content)
+    if characters > MAX_DIALOGUE_CHARACTERS:
+        raise ValueError(f"messages may have at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
+    if images > MAX_IMAGES:
+        raise ValueError(f"messages may have at most {MAX_IMAGES} images together")
+    return images > 0
+
+
 class CompletionJob(Job):
     """A chat completion of OpenAI, answered with the engine's whole body.
 
@@ -173,31 +201,8 @@ class CompletionJob(Job):
 
     @field_validator("body", mode="before")
     @classmethod
-    def _has_the_shape(cls, body: Any) -> Any:
-        _clean(body)
-        _BODY.validate_python(body)
-        return body
-
-    @field_validator("body")
-    @classmethod
-    def _is_within_limits(cls, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            orjson.dumps(body)
-        except (TypeError, RecursionError, ValueError):
-            raise ValueError("cannot be written as JSON: it is nested too deep, or has half a character") from None
-        characters = images = 0
-        for message in body["messages"]:
-            content = message.get("content")
-            if isinstance(content, str):
-                characters += len(content)
-                continue
-            for part in content or ():
-                images += part["type"] == "image_url"
-                characters += len(part.get("text") or "")
-        if characters > MAX_DIALOGUE_CHARACTERS:
-            raise ValueError(f"messages may have at most {MAX_DIALOGUE_CHARACTERS:,} characters together")
-        if images > MAX_IMAGES:
-            raise ValueError(f"messages may have at most {MAX_IMAGES} images together")
+    def _is_good(cls, body: Any) -> Any:
+        check_body(body)
         return body
 
     @property
@@ -214,7 +219,8 @@ class CompletionJob(Job):
     @property
     def image_urls(self) -> Mapping[str, str]:
         """Its images by the fields that have them."""
-        return dict(images_of(self.body))
+        plain = all(isinstance(message.get("content"), str) for message in self.body["messages"])
+        return {} if plain else dict(images_of(self.body))
 
     def with_image_urls(self, urls: Mapping[str, str]) -> Self:
         """Return the job with other images in these fields."""

@@ -1,7 +1,6 @@
 """A line of a batch file is a job: OpenAI's form, or ours. Pure."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import orjson
@@ -12,7 +11,7 @@ from schemas.job import can_be_stored
 
 LONGEST_CUSTOM_ID = 512
 _ROUTE = "/v1/chat/completions"
-_OPENAI_FIELDS = {"custom_id", "method", "url", "body"}
+_OPENAI_FIELDS = {"method", "url", "body"}
 
 
 class RefusedLine(Exception):  # noqa: N818 - it describes a line
@@ -29,13 +28,32 @@ class RefusedLine(Exception):  # noqa: N818 - it describes a line
         self.custom_id = custom_id
 
 
-@dataclass(frozen=True, slots=True)
-class JobLine:
-    """A line that may be a job: its custom id, and the job as a caller would submit it."""
+class JobLine(NamedTuple):
+    """A line that may be a job.
 
-    number: int
+    Attributes:
+        custom_id: of the line.
+        body: of a line in OpenAI's form; its job is that of `shared_fields` with this body.
+        job: of a line in our form, as a caller would submit it.
+    """
+
     custom_id: str
-    job: dict[str, Any]
+    body: Any = None
+    job: dict[str, Any] | None = None
+
+
+def shared_fields(settings: BatchSettings) -> dict[str, Any]:
+    """Return what the settings add to every line in OpenAI's form, without defaults."""
+    fields: dict[str, Any] = {}
+    if settings.priority:
+        fields["priority"] = settings.priority
+    if settings.model is not None:
+        fields["model"] = settings.model
+    if not settings.cache:
+        fields["cache"] = False
+    if settings.usage_mode != "exact":
+        fields["usage_mode"] = settings.usage_mode
+    return fields
 
 
 def is_sampled(line: Line, settings: BatchSettings) -> bool:
@@ -59,35 +77,38 @@ def parse_line(line: Line, settings: BatchSettings) -> JobLine:
         raise RefusedLine(f"is not JSON: {error.msg.rpartition(': ')[0] or error.msg}") from None
     if not isinstance(value, dict):
         raise RefusedLine("is JSON, but not an object")
+    custom_id = _custom_id(value)
+    if "kind" not in value:
+        return JobLine(custom_id, body=_of_openai(value, custom_id))
+    if "idempotency_key" in value:
+        raise RefusedLine("idempotency_key: in a batch only the batch has a key; leave it out", custom_id)
+    value.setdefault("priority", settings.priority)
+    if settings.model is not None:
+        value["model"] = settings.model
+    if not settings.cache:
+        value["cache"] = False
+    return JobLine(custom_id, job=value)
+
+
+def _custom_id(value: dict[str, Any]) -> str:
     custom_id = value.pop("custom_id", None)
     if custom_id is None:
         raise RefusedLine("custom_id: is missing")
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= LONGEST_CUSTOM_ID:
         raise RefusedLine(f"custom_id: must be text of 1 to {LONGEST_CUSTOM_ID} characters")
-    if "\x00" in custom_id or not can_be_stored(custom_id):
+    if not can_be_stored(custom_id):
         raise RefusedLine("custom_id: has a NUL character, which cannot be stored")
-    job = value if "kind" in value else _of_openai(value, custom_id, settings)
-    if "idempotency_key" in job:
-        raise RefusedLine("idempotency_key: in a batch only the batch has a key; leave it out", custom_id)
-    job.setdefault("priority", settings.priority)
-    if settings.model is not None:
-        job["model"] = settings.model
-    if not settings.cache:
-        job["cache"] = False
-    return JobLine(line.number, custom_id, job)
+    return custom_id
 
 
-def _of_openai(value: dict[str, Any], custom_id: str, settings: BatchSettings) -> dict[str, Any]:
+def _of_openai(value: dict[str, Any], custom_id: str) -> Any:
     if "body" not in value:
         raise RefusedLine("body: is missing; or write kind, for a job of ours", custom_id)
     if value.get("url") != _ROUTE:
         raise RefusedLine(f"url: must be {_ROUTE}, the one route of batches", custom_id)
     if value.get("method", "POST") != "POST":
         raise RefusedLine("method: must be POST", custom_id)
-    for name in value:
-        if name not in _OPENAI_FIELDS and name != "custom_id":
-            raise RefusedLine(f"{name if name.isidentifier() else 'a field'}: is not a field here", custom_id)
-    job = {"kind": "completion", "body": value["body"]}
-    if settings.usage_mode != "exact":
-        job["usage_mode"] = settings.usage_mode
-    return job
+    if not value.keys() <= _OPENAI_FIELDS:
+        name = next(name for name in value if name not in _OPENAI_FIELDS)
+        raise RefusedLine(f"{name if name.isidentifier() else 'a field'}: is not a field here", custom_id)
+    return value["body"]

@@ -8,9 +8,8 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from pipeline.files import DISK_IS_FULL
 from schemas.errors import InvalidBatchFile, UnwritableFile
@@ -32,8 +31,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM
 ENCODINGS = ("utf-8", "gb18030", "utf-16", "utf-16-le", "utf-16-be")
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line of a file, in UTF-8, without its end.
 
     Attributes:

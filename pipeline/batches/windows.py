@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import orjson
 
-from pipeline.batches.lines import RefusedLine, is_sampled, parse_line
+from pipeline.batches.lines import RefusedLine, is_sampled, parse_line, shared_fields
 from pipeline.batches.reading import Line
 from pipeline.concurrency.pump import Pump
 from pipeline.jobs.preparation import Preparer
@@ -16,8 +16,8 @@ from schemas.batches import BatchSettings
 from schemas.errors import DuplicateJob, ErrorCode, InvalidBatchFile, InvalidJob, UnknownModel
 
 _FIRST_WINDOWS = (500, 2_000, 8_000)  # so that an engine has work at once
-_WINDOW_ROWS = 20_000
-_WINDOW_BYTES = 16 * 1024 * 1024
+_WINDOW_ROWS = 16_000
+_WINDOW_BYTES = 8 * 1024 * 1024
 _WAIT_FOR_LINES_SECONDS = 1.0
 _YIELD_LINES = 200
 # What does not make other jobs of the same lines.
@@ -104,6 +104,7 @@ class WindowReader:
         self._tenant = tenant
         self._batch = batch
         self._key = key
+        self._shared = shared_fields(settings)
         self._windows = 0
 
     async def read(self, first: list[Line], pages: Pump[list[Line]]) -> AsyncIterator[InputWindow]:
@@ -169,14 +170,16 @@ class WindowReader:
             return
         custom_id = None
         try:
-            parsed = parse_line(line, self._settings)
-            custom_id = parsed.custom_id
-            job = await self._preparer.prepare(parsed.job, self._tenant)
+            custom_id, body, given = parse_line(line, self._settings)
+            job = None if given is not None else self._preparer.plain_completion(body, self._tenant, self._shared)
+            if job is None:
+                given = given or {"kind": "completion", "body": body, **self._shared}
+                job = await self._preparer.prepare(given, self._tenant, with_hash=False)
         except RefusedLine as error:
             window.refused.append(RefusedRow(line.number, error.custom_id, ErrorCode.INVALID_JOB, error.reason))
         except (InvalidJob, UnknownModel) as error:
             reason = error.message.removeprefix("job refused: ")
             window.refused.append(RefusedRow(line.number, custom_id, error.code, reason))
         else:
-            window.rows.append(InputRow(line.number, parsed.custom_id, job))
+            window.rows.append(InputRow(line.number, custom_id, job))
             window.size += len(job.request)

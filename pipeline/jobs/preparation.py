@@ -1,15 +1,18 @@
 """Check a job, choose its model and sanitise its images: everything before it is stored."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
+
+import orjson
 
 from pipeline.images import ImageSanitizer
 from pipeline.models import ModelEntry, Models
 from pipeline.policies.routing import route
 from pipeline.store.new_rows import NewJob
-from schemas.completions import images_of
-from schemas.errors import InvalidJob
-from schemas.job import Job
+from schemas.completions import check_body, images_of
+from schemas.errors import InvalidJob, UnknownModel
+from schemas.job import DEFAULT_TENANT, Job
 from schemas.jobs import StreamedJob, canonical, parse_job
 from schemas.limits import MAX_IMAGES
 
@@ -34,8 +37,13 @@ class Preparer:
         """Return the sequences that an engine of a model runs at once."""
         return self._models[model].max_num_seqs
 
-    async def prepare(self, job: Job | dict[str, Any], tenant: str | None = None) -> NewJob:
+    async def prepare(self, job: Job | dict[str, Any], tenant: str | None = None, *, with_hash: bool = True) -> NewJob:
         """Return the row of a job; `tenant` is that of its batch, which the job may repeat.
+
+        Args:
+            job: as a caller gave it.
+            tenant: of its batch.
+            with_hash: whether it may be compared with another job of its idempotency key.
 
         Raises:
             InvalidJob: one sentence that names the field.
@@ -45,7 +53,8 @@ class Preparer:
         entry = route(checked, self._models)
         _check_length(checked, entry)
         request = canonical(checked)
-        hashed = payload_hash(checked, request)  # of the images as they came: another Pillow writes other bytes
+        # Of the images as they came: another Pillow writes other bytes.
+        hashed = payload_hash(checked, request) if with_hash else b""
         if checked.image_urls:
             request = canonical(await self._images.sanitize(checked))
         return NewJob(
@@ -59,6 +68,32 @@ class Preparer:
             idempotency_key=checked.idempotency_key,
             payload_hash=hashed,
         )
+
+    def plain_completion(self, body: Any, tenant: str, shared: Mapping[str, Any]) -> NewJob | None:
+        """Return the row of a completion without images, as `prepare` would, in a third of the time; None if it is another.
+
+        Args:
+            body: of the completion.
+            tenant: of its batch.
+            shared: fields that all rows of the batch have beside their bodies: priority, model, cache, usage_mode, checked.
+        """
+        try:
+            if check_body(body):
+                return None
+            name = shared.get("model") or body.get("model")
+            entry = self._models.named(name)
+        except (ValueError, UnknownModel):
+            return None  # the slower way says why
+        wanted = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+        if name is None or "completion" not in entry.kinds or wanted >= entry.max_model_len:
+            return None
+        fields = {"kind": "completion", "body": body, **shared}
+        if tenant != DEFAULT_TENANT:
+            fields["tenant"] = tenant
+        request = orjson.dumps(fields)
+        if b"\\u0000" in request:
+            return None
+        return NewJob("completion", tenant, request, entry.name, shared.get("priority", 0))
 
 
 def image_bytes(job: Job | dict[str, Any]) -> int:

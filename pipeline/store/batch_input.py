@@ -6,6 +6,7 @@ Of several processes that read one file for one key, the last one to begin goes 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -21,8 +22,7 @@ from schemas.errors import BatchTakenOver, DuplicateJob, ErrorCode
 from schemas.ids import BatchId, JobId
 
 
-@dataclass(frozen=True, slots=True)
-class InputRow:
+class InputRow(NamedTuple):
     """A line that became a job."""
 
     line: int

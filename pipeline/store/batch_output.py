@@ -117,7 +117,7 @@ SELECT {_JOB}, 'cancelled', 'cancelled', NULL, NULL, c.model, NULL, NULL, NULL, 
     c.finished_at
 FROM chunks c JOIN jobs j ON j.job_id >= c.first_job_id AND j.job_id < c.first_job_id + c.rows AND j.job_id = ANY(%(ids)s)
 WHERE c.first_job_id = ANY(%(firsts)s) AND c.state = 'cancelled' AND j.job_id > %(job)s
-    AND ((xmin::text::bigint - %(before)s) & 4294967295) < 2147483648
+    AND ((c.xmin::text::bigint - %(before)s) & 4294967295) < 2147483648
     AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = j.job_id AND {is_current("o")})
 ORDER BY j.job_id
 """

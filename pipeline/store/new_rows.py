@@ -9,7 +9,7 @@ from schemas.doorbells import Lane
 from schemas.ids import JobId
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewJob:
     """A prepared job; `request` is its JSON, stored byte for byte.
 
