@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.completions import UsageMode
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId
 
@@ -61,10 +62,10 @@ class BatchSettings(BaseModel):
     weight: int = Field(default=1, ge=1, le=1_000)
     model: str | None = Field(default=None, min_length=1, max_length=100)
     cache: bool = True
-    usage_mode: str = Field(default="exact", pattern="^(exact|approximate)$")
+    usage_mode: UsageMode = UsageMode.EXACT
     sample: float | None = Field(default=None, gt=0, le=1)
     strict: bool = False
-    window_seconds: float | None = Field(default=None, ge=60, le=30 * 86_400)
+    window_seconds: float | None = Field(default=None, ge=3_600, le=30 * 86_400)
     not_before: datetime | None = None
     tags: dict[str, str] = Field(default_factory=dict, max_length=16)
 

@@ -1,6 +1,7 @@
 """Whole requests: the body of an OpenAI chat completion as it is, checked for shape and limits."""
 
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Literal, NotRequired, Self
 
 import orjson
@@ -158,6 +159,13 @@ class _Body(TypedDict):
 _BODY = TypeAdapter(_Body)
 
 
+class UsageMode(StrEnum):
+    """How the usage of a completion is counted."""
+
+    EXACT = "exact"  # it goes alone
+    APPROXIMATE = "approximate"  # it may share a request
+
+
 def check_body(body: Any) -> bool:
     """Check the body of a completion; returns whether it has images.
 
@@ -197,7 +205,7 @@ class CompletionJob(Job):
 
     kind: Literal["completion"] = "completion"
     body: dict[str, Any]
-    usage_mode: Literal["exact", "approximate"] = "exact"
+    usage_mode: UsageMode = UsageMode.EXACT
 
     @field_validator("body", mode="before")
     @classmethod

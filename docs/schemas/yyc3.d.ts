@@ -1,7 +1,7 @@
 // Types of the YYC3 AI-Call pipeline, generated from yyc3.schema.json by `make types`.
 
 /** What may be submitted, distinguished by `kind`. */
-export type Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob;
+export type Job = IntentJob | SentimentJob | ChatJob | CodeJob | VisionJob | CompletionJob;
 
 /** Find what the customer wants. Without `labels`, those of a call centre in the language of the text are used. */
 export type IntentJob = {
@@ -214,8 +214,46 @@ export type VisionJob = {
   answer_schema?: Record<string, unknown> | null;
 };
 
+/** A chat completion of OpenAI, answered with the engine's whole body. */
+export type CompletionJob = {
+  kind: "completion";
+  /**
+   * the same key with the same job returns that job, whatever its deadline and priority were; with another job it is
+   * refused.
+   */
+  idempotency_key?: string | null;
+  /** a label to count by; keys are unique within it. */
+  tenant?: string;
+  /** lower goes first, like vLLM's; 0 is normal. */
+  priority?: number;
+  /** after this time the job is `expired` and no engine is asked. */
+  deadline?: string | null;
+  /** for the caller's own bookkeeping; stored, never interpreted. */
+  tags?: Record<string, string>;
+  /** an entry of models.toml; by default the first one that supports this kind. */
+  model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
+  /**
+   * what would be sent to /v1/chat/completions. `model` in it is an entry of models.toml, or the name that its engine
+   * serves it under; `model` of the job wins.
+   */
+  body: Record<string, unknown>;
+  /**
+   * `exact` sends it alone, so that its usage is its own; `approximate` lets it share a request with rows of equal
+   * parameters, whose prompt tokens are then divided by length. With tools, or n above 1, it always goes alone.
+   */
+  usage_mode?: UsageMode;
+};
+
+/** How the usage of a completion is counted. */
+export type UsageMode = "exact" | "approximate";
+
 /** Keyword arguments of the task `yyc3.submit` on the queue `yyc3.intake`, distinguished by `kind`. */
-export type SubmitArguments = IntentArguments | SentimentArguments | ChatArguments | CodeArguments | VisionArguments;
+export type SubmitArguments = IntentArguments | SentimentArguments | ChatArguments | CodeArguments | VisionArguments | CompletionArguments;
 
 /** Find what the customer wants. Without `labels`, those of a call centre in the language of the text are used. */
 export type IntentArguments = {
@@ -376,6 +414,40 @@ export type VisionArguments = {
   answer_schema?: Record<string, unknown> | null;
 };
 
+/** A chat completion of OpenAI, answered with the engine's whole body. */
+export type CompletionArguments = {
+  /** the caller's name for the job; the same key with the same job is the same job */
+  job_key: string;
+  /** the queue that gets the replies; without it no reply is sent */
+  reply_to?: string | null;
+  kind: "completion";
+  /** a label to count by; keys are unique within it. */
+  tenant?: string;
+  /** lower goes first, like vLLM's; 0 is normal. */
+  priority?: number;
+  /** after this time the job is `expired` and no engine is asked. */
+  deadline?: string | null;
+  /** for the caller's own bookkeeping; stored, never interpreted. */
+  tags?: Record<string, string>;
+  /** an entry of models.toml; by default the first one that supports this kind. */
+  model?: string | null;
+  /**
+   * whether the answer of an earlier job that asked the same may be reused; only for jobs without randomness (intent,
+   * sentiment, and temperature 0), and within the tenant.
+   */
+  cache?: boolean;
+  /**
+   * what would be sent to /v1/chat/completions. `model` in it is an entry of models.toml, or the name that its engine
+   * serves it under; `model` of the job wins.
+   */
+  body: Record<string, unknown>;
+  /**
+   * `exact` sends it alone, so that its usage is its own; `approximate` lets it share a request with rows of equal
+   * parameters, whose prompt tokens are then divided by length. With tools, or n above 1, it always goes alone.
+   */
+  usage_mode?: UsageMode;
+};
+
 /** Everything known about a job. Until it is settled, only `state`, `error` and `model` have a meaning. */
 export type Outcome = {
   job_id: number;
@@ -407,7 +479,7 @@ export type Outcome = {
 export type JobState = "queued" | "running" | "succeeded" | "failed" | "cancelled" | "expired";
 
 /** The result of a job that succeeded, distinguished by `kind`. */
-export type Result = IntentResult | SentimentResult | ChatResult | CodeResult | VisionResult;
+export type Result = IntentResult | SentimentResult | ChatResult | CodeResult | VisionResult | CompletionResult;
 
 /**
  * The label that fits best.
@@ -467,6 +539,14 @@ export type VisionResult = {
   finish_reason: "stop" | "length";
 };
 
+/** The whole body of the engine's answer, as an OpenAI client reads it: choices, usage, log probabilities, tool calls. */
+export type CompletionResult = {
+  kind: "completion";
+  /** the dialogue was longer than the model reads, its middle was left out */
+  truncated: boolean;
+  body: Record<string, unknown>;
+};
+
 /** Why a job has no result. */
 export type JobError = {
   code: ErrorCode;
@@ -487,6 +567,8 @@ export type ErrorCode =
   | "duplicate_job"
   /** the queue is full; the message says when to submit again */
   | "queue_saturated"
+  /** a batch file cannot be read, or strict checking refused it */
+  | "invalid_batch_file"
   /** a call file cannot be read, or one of its lines is not a call */
   | "invalid_call"
   /** Redis or the message broker cannot be reached */
@@ -501,6 +583,8 @@ export type ErrorCode =
   | "job_not_found"
   /** no batch with that id */
   | "batch_not_found"
+  /** another process reads the file of this batch, or it was cancelled */
+  | "batch_taken_over"
   /** the endpoint does not answer, or answers something that is not about the job */
   | "engine_unavailable"
   /** the engine accepts no more work for now (503, 429) */

@@ -2,15 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from hashlib import sha256
-from typing import Protocol
 from uuid import UUID, uuid4
 
 from pipeline.batches.reading import Line
+from pipeline.batches.source import LineSource, key_of
 from pipeline.batches.submit import open_doorbells
 from pipeline.batches.windows import WindowReader, hash_of
 from pipeline.broker import Publisher
@@ -39,29 +38,6 @@ _RATE_SECONDS = 10.0
 _SAME_ID = "custom_id: line {:,} has the same one"
 
 
-class LineSource(Protocol):
-    """The lines of a file, or of a program.
-
-    Attributes:
-        name: for messages.
-        identity: names its content well enough to go on with it; None if nothing does.
-    """
-
-    @property
-    def name(self) -> str:
-        """See above."""
-        ...
-
-    @property
-    def identity(self) -> str | None:
-        """See above."""
-        ...
-
-    def pages(self) -> Iterator[list[Line]]:
-        """Yield its lines from the first one on."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ReadSoFar:
     """How far a file was read. `waiting` says why nothing is read at this moment."""
@@ -71,14 +47,6 @@ class ReadSoFar:
     jobs: int
     refused: int
     waiting: str | None = None
-
-
-def key_of(source: LineSource, tenant: str) -> str | None:
-    """Return a key for a source that has a name in the file system: the same file, unchanged, has the same one."""
-    identity = source.identity
-    if identity is None:
-        return None
-    return f"file-{sha256(b'-'.join((tenant.encode(), identity.encode('utf-8', 'surrogateescape')))).hexdigest()[:24]}"
 
 
 class FileSubmitter:
@@ -155,8 +123,8 @@ class _Submission:
             self._jobs, self._refused = batch.jobs, batch.refused
             if batch.complete and self._derived:
                 return batch  # its name, size and time of change say that it is the same file
-            if batch.cancelled and not batch.complete:
-                raise self._was_cancelled()
+            if (batch.cancelled or batch.expired) and not batch.complete:
+                raise self._has_ended(batch)
             self._show(batch.lines)
             if self._settings.strict and not batch.complete and not batch.lines:
                 await self._validate(first, pages)
@@ -181,9 +149,11 @@ class _Submission:
             not_before=settings.not_before,
         )
 
-    def _was_cancelled(self) -> BatchTakenOver:
-        number = self._batch.batch_id
-        return BatchTakenOver(f"batch {number} was cancelled; the rest of its file is not read", batch_id=number)
+    def _has_ended(self, batch: BatchInput) -> BatchTakenOver:
+        number = batch.batch_id
+        if batch.cancelled:
+            return BatchTakenOver(f"batch {number} was cancelled; the rest of its file is not read", batch_id=number)
+        return BatchTakenOver(f"batch {number} has expired; the rest of its file is not read", batch_id=number)
 
     def _show(self, lines: int, waiting: str | None = None) -> None:
         self._tell(ReadSoFar(self._batch.batch_id, lines, self._jobs, self._refused, waiting))
@@ -204,9 +174,8 @@ class _Submission:
         problems = problems[:_MOST_PROBLEMS]
         await batch_input.refuse(self._database, self._batch.batch_id, self._tenant, problems, self._submitter)
         number = self._batch.batch_id
-        more = "or more " if len(problems) == _MOST_PROBLEMS else ""
         raise InvalidBatchFile(
-            f"{self._source.name} was refused, nothing runs: {len(problems):,} {more}lines are no jobs, such as line "
+            f"{self._source.name} was refused, nothing runs: {len(problems):,} lines are no jobs, such as line "
             f"{problems[0].line:,}: {problems[0].message}; all are in: yyc3 batches output {number} --errors FILE",
             batch_id=number,
         )
@@ -270,7 +239,7 @@ class _Submission:
             except BatchTakenOver:
                 known = await batch_input.state(self._database, self._batch.batch_id, None)
                 if known.cancelled:
-                    raise self._was_cancelled() from None
+                    raise self._has_ended(known) from None
                 raise
         self._jobs += len(window.rows)
         self._refused += len(window.refused)

@@ -44,7 +44,7 @@ class Retried:
 
 
 async def retry(database: Database, batch_id: BatchId) -> Retried:
-    """Run exactly the rows of a batch again that failed, expired or were cancelled; its window begins anew.
+    """Run exactly the rows of a batch again that failed, expired or were cancelled; its window begins again.
 
     Raises:
         BatchNotFound: there is no such batch.

@@ -7,6 +7,7 @@ import orjson
 
 from pipeline.batches.reading import Line
 from schemas.batches import BatchSettings
+from schemas.completions import UsageMode
 from schemas.job import can_be_stored
 
 LONGEST_CUSTOM_ID = 512
@@ -51,7 +52,7 @@ def shared_fields(settings: BatchSettings) -> dict[str, Any]:
         fields["model"] = settings.model
     if not settings.cache:
         fields["cache"] = False
-    if settings.usage_mode != "exact":
+    if settings.usage_mode is not UsageMode.EXACT:
         fields["usage_mode"] = settings.usage_mode
     return fields
 
@@ -74,7 +75,7 @@ def parse_line(line: Line, settings: BatchSettings) -> JobLine:
     try:
         value = orjson.loads(line.text)
     except orjson.JSONDecodeError as error:
-        raise RefusedLine(f"is not JSON: {error.msg.rpartition(': ')[0] or error.msg}") from None
+        raise RefusedLine(f"is not JSON: {error.msg} at character {error.pos + 1:,}") from None
     if not isinstance(value, dict):
         raise RefusedLine("is JSON, but not an object")
     custom_id = _custom_id(value)

@@ -84,7 +84,8 @@ class BatchFile:
             raise InvalidBatchFile(f"{self.name} cannot be read: {reason}") from None
         self._found = found if stat.S_ISREG(found.st_mode) else None
         if self._found is None and self._reread:
-            self._stream = self._kept(self._stream)
+            with self._stream as stream:
+                self._stream = self._kept(stream)
         return self
 
     def _kept(self, stream: BinaryIO) -> BinaryIO:

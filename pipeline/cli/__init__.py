@@ -5,7 +5,7 @@ app            the commands by name
 up, demo       run everything on this machine
 submit, jobs   single jobs
 calls          recorded calls
-batches        batch files; batch_output, batch_watch: into files, and how they are shown
+batches        batch files; batch_options, batch_output, batch_watch: their parts
 dead_letters   jobs that failed for good
 queues, health status of queues and parts
 info           addresses of what runs, and which endpoints answer

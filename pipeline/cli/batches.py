@@ -3,15 +3,15 @@
 import asyncio
 import getpass
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline.batches import ReadSoFar, life
 from pipeline.batches.reading import ENCODINGS, STDIN, BatchFile
+from pipeline.cli.batch_options import BatchOptions
 from pipeline.cli.batch_output import Targets, as_written, write_output
 from pipeline.cli.batch_watch import print_batch, row_of, watch_batch
 from pipeline.cli.console import (
@@ -22,15 +22,12 @@ from pipeline.cli.console import (
     print_json,
     say,
     table,
-    tag_of,
     tell,
     wiring,
     with_database,
     with_options,
 )
 from pipeline.cli.exit_codes import Exit
-from pipeline.cli.times import duration, moment
-from pipeline.client.batches import settings_of
 from pipeline.store import Database, batch_life
 from pipeline.store.batch_input import BatchInput
 from pipeline.wiring import Wiring
@@ -41,75 +38,6 @@ from schemas.ids import batch_id as as_batch_id
 
 batches = typer.Typer(help="Batch files: submit, watch, pause, resume, cancel, retry, read.", no_args_is_help=True)
 BatchNumber = Annotated[int, typer.Argument(help="Number of the batch.")]
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """How the rows of a file are treated."""
-
-    name: Annotated[str | None, typer.Option(help="Shown beside it; default: the name of the file.")] = None
-    key: Annotated[
-        str | None,
-        typer.Option("--key", help="The same key goes on with the same batch; default: made of path, size and time."),
-    ] = None
-    tenant: Annotated[str, typer.Option(help="A label to count by.")] = "default"
-    encoding: Annotated[
-        str | None, typer.Option(help=f"Of the file, if its content does not tell: {', '.join(ENCODINGS)}.")
-    ] = None
-    strict: Annotated[
-        bool, typer.Option("--strict/--lenient", help="Check the whole file first; run nothing of a bad one.")
-    ] = False
-    priority: Annotated[int, typer.Option(help="Of rows that name none; lower goes first.")] = 0
-    weight: Annotated[int, typer.Option(help="Share beside other batches of its tenant.")] = 1
-    model: Annotated[str | None, typer.Option(help="Entry of models.toml for all rows, whatever they name.")] = None
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Use answers of earlier jobs.")] = True
-    usage_mode: Annotated[
-        str, typer.Option(help="exact, or approximate: rows of equal parameters may share a request.")
-    ] = "exact"
-    sample: Annotated[str | None, typer.Option(help="Take a share of the lines, such as 1%.")] = None
-    window: Annotated[
-        str | None, typer.Option(help="Rows that have not run by then expire: 1h to 30d; default: no end.")
-    ] = None
-    not_before: Annotated[
-        str | None, typer.Option(help="Begin in 90m, 2h, 3d, or at a time like 2026-11-22T03:00+08:00.")
-    ] = None
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="NAME=VALUE for your own bookkeeping; repeat it.")] = (
-        None
-    )
-
-    def settings(self, file: Path) -> BatchSettings:
-        """Return the settings of the batch."""
-        given: dict[str, Any] = {
-            "name": self.name or _name(file),
-            "strict": self.strict,
-            "priority": self.priority,
-            "weight": self.weight,
-            "model": self.model,
-            "cache": self.cache,
-            "usage_mode": self.usage_mode,
-            "sample": _share("--sample", self.sample),
-            "window_seconds": duration("--window", self.window),
-            "not_before": moment("--not-before", self.not_before),
-            "tags": dict(tag_of(one) for one in self.tag or ()),
-        }
-        return settings_of(given)
-
-
-def _name(file: Path) -> str:
-    name = "stdin" if file == STDIN else file.name
-    return name.encode("utf-8", "replace").decode().replace("\x00", "?")[:200] or "batch"
-
-
-def _share(option: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise InvalidSetting(f"{option}: {text} is not a share like 1% or 0.01")
-    return share
 
 
 @batches.command("submit")
@@ -270,7 +198,7 @@ def pause(
     reason: Annotated[str, typer.Option(help="Shown to others.")] = "paused by hand",
     as_json: AsJson = False,
 ) -> None:
-    """Send no more rows of a batch within two seconds; those in flight end, the engine's seats are for others."""
+    """Send no more rows of a batch within two seconds; those in flight end, the engine's slots are for others."""
     number = as_batch_id(batch_id)
 
     async def work(database: Database) -> BatchView:
@@ -313,7 +241,7 @@ def cancel(batch_id: BatchNumber, as_json: AsJson = False) -> None:
 @batches.command("retry")
 @command
 def retry(batch_id: BatchNumber, as_json: AsJson = False) -> None:
-    """Run exactly the rows again that failed, expired or were cancelled; a window begins anew."""
+    """Run exactly the rows again that failed, expired or were cancelled; a window begins again."""
     number = as_batch_id(batch_id)
 
     async def work(database: Database) -> tuple[life.Retried, BatchView]:

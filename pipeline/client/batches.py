@@ -1,6 +1,7 @@
 """`client.batches`: batches of files or lines, from Python."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 from os import PathLike
@@ -25,7 +26,8 @@ from schemas.problems import all_problems
 
 _Lines = list[dict[str, Any]]
 _Views = list[BatchView]
-_PAGE_LINES = 500
+_PAGE_LINES = 512
+_SLOW_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.5
 
 
@@ -39,10 +41,16 @@ class LinesOfProgram:
         self._lines = lines
 
     def pages(self) -> Iterator[list[Line]]:
-        """Yield the lines, numbered from 1."""
-        left = enumerate(self._lines, start=1)
-        while page := [_line(number, given) for number, given in islice(left, _PAGE_LINES)]:
+        """Yield the lines, numbered from 1; those of a slow program one by one, so that they run."""
+        left, most = enumerate(self._lines, start=1), 1
+        while True:
+            started = time.monotonic()
+            page = [_line(number, given) for number, given in islice(left, most)]
+            if not page:
+                return
             yield page
+            slow = time.monotonic() - started > _SLOW_SECONDS
+            most = 1 if slow else min(2 * most, _PAGE_LINES)
 
 
 def _line(number: int, given: Any) -> Line:

@@ -104,7 +104,7 @@ def image_bytes(job: Job | dict[str, Any]) -> int:
 
 
 def _unchecked_images(job: Any) -> list[Any]:
-    """Return what stands where images would be, in a job of a caller that nobody has looked at yet."""
+    """Return what stands where images would be, in a job that is not checked yet."""
     if not isinstance(job, dict):
         return []
     if job.get("kind") != "completion":

@@ -7,7 +7,7 @@ import orjson
 from pipeline.kinds.free_text import WORDS_AS_GIVEN
 from pipeline.kinds.kind import Kind
 from pipeline.kinds.requests import Completion, CompletionRequest, EndpointProfile, RequestTemplate
-from schemas.completions import NOT_SENT, CompletionJob
+from schemas.completions import NOT_SENT, CompletionJob, UsageMode
 from schemas.errors import InvalidOutput
 from schemas.results import CompletionResult
 
@@ -17,7 +17,7 @@ def build(job: CompletionJob, profile: EndpointProfile) -> CompletionRequest:
     parameters = {name: value for name, value in job.body.items() if value is not None and name not in NOT_SENT}
     if profile.stop_token_ids:
         parameters["stop_token_ids"] = sorted({*profile.stop_token_ids, *parameters.get("stop_token_ids", ())})
-    alone = job.usage_mode == "exact" or "tools" in parameters or parameters.get("n", 1) > 1
+    alone = job.usage_mode is UsageMode.EXACT or "tools" in parameters or parameters.get("n", 1) > 1
     template = RequestTemplate(
         key=f"completion:{orjson.dumps(parameters, option=orjson.OPT_SORT_KEYS).decode()}",
         prefix=(),

@@ -75,6 +75,7 @@ class BatchInput:
     refused: int
     expires_at: datetime | None
     cancelled: bool
+    expired: bool
     created: bool
 
 
@@ -106,11 +107,12 @@ VALUES (%(tenant)s, %(key)s, %(digest)b, %(name)s, %(weight)s, 0, %(options)b, f
 ON CONFLICT (tenant, idempotency_key) DO UPDATE SET
     submitter = CASE WHEN b.input_complete THEN b.submitter ELSE excluded.submitter END
 RETURNING batch_id, input_complete AS complete, input_lines AS lines, input_hash AS digest, jobs, refused, expires_at,
-    cancelled_at IS NOT NULL AS cancelled, options, xmax = 0 AS created
+    cancelled_at IS NOT NULL AS cancelled, coalesce(expires_at <= now(), false) AS expired, options, xmax = 0 AS created
 """
 _STATE = """
 SELECT batch_id, input_complete AS complete, input_lines AS lines, input_hash AS digest, jobs, refused, expires_at,
-    cancelled_at IS NOT NULL AS cancelled, false AS created, submitter FROM batches WHERE batch_id = %s
+    cancelled_at IS NOT NULL AS cancelled, coalesce(expires_at <= now(), false) AS expired, false AS created, submitter
+FROM batches WHERE batch_id = %s
 """
 
 

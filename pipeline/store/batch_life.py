@@ -252,7 +252,7 @@ SELECT (
 
 
 async def begin_retry(database: Database, batch_id: BatchId) -> None:
-    """Open a batch again: it is not cancelled any more, and its window begins anew. `retry_chunks` queues its rows.
+    """Open a batch again: it is not cancelled any more, and its window begins again. `retry_chunks` queues its rows.
 
     Raises:
         BatchNotFound: there is no such batch.

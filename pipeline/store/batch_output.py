@@ -78,7 +78,7 @@ class Cursor:
         """
         found = _CURSOR.fullmatch(text)
         if found is None:
-            raise InvalidJob("cursor: is none of ours; leave it out to begin anew")
+            raise InvalidJob("cursor: is none of ours; leave it out to begin at the start")
         return cls(*map(int, found.groups()))
 
 

@@ -76,10 +76,12 @@ async def restore(database: Database, batch_id: BatchId, jobs: int) -> None:
                 "SELECT first_job_id, rows FROM chunks WHERE batch_id = %s ORDER BY 1", (batch_id,)
             )
         ).fetchall()
-        for chunk in chunks:
-            await connection.execute(
-                f"""INSERT INTO {table} SELECT decode(md5(custom_id), 'hex'), position + 1 FROM jobs
-                    WHERE job_id >= %(first)s AND job_id < %(first)s + %(rows)s AND batch_id = %(batch)s
-                    ON CONFLICT DO NOTHING""",
+    for chunk in chunks:
+        async with database.connection() as connection:
+            cursor = await connection.execute(
+                """SELECT custom_id, position + 1 AS line FROM jobs
+                   WHERE job_id >= %(first)s AND job_id < %(first)s + %(rows)s AND batch_id = %(batch)s""",
                 {"first": chunk["first_job_id"], "rows": chunk["rows"], "batch": batch_id},
             )
+            known = [(row["custom_id"], row["line"]) for row in await cursor.fetchall()]
+        await earlier_lines(database, batch_id, known)

@@ -53,5 +53,5 @@ pauses = sa.Table(
     sa.Column("by_whom", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.CheckConstraint("scope IN ('batch')", name="ck_pauses_scope"),
-    comment="What is paused, by whom and why. A row leaves when it goes on.",
+    comment="What is paused, by whom and why. Rows leave when it goes on.",
 )

@@ -19,7 +19,7 @@ from tests.unit.schemas.published.documents import DEFINITIONS, accepts
 
 def test_the_examples_of_the_page_are_valid() -> None:
     jobs = json_examples("job")
-    assert {job["kind"] for job in jobs} == {"intent", "sentiment", "chat", "code", "vision"}
+    assert {job["kind"] for job in jobs} == {"intent", "sentiment", "chat", "completion", "code", "vision"}
     for job in jobs:
         assert accepts("Job", job), job
         assert accepts("SubmitArguments", job | {"job_key": "a", "reply_to": "crm.replies"}), job

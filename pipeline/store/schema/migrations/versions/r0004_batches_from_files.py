@@ -6,57 +6,61 @@ revision = "0004"
 down_revision = "0003"
 
 
+_BATCHES = """
+ALTER TABLE batches
+    ADD COLUMN options BYTEA,
+    ADD COLUMN input_complete BOOLEAN DEFAULT true NOT NULL,
+    ADD COLUMN input_seen_at TIMESTAMP WITH TIME ZONE,
+    ADD COLUMN input_lines BIGINT DEFAULT 0 NOT NULL,
+    ADD COLUMN input_hash BYTEA,
+    ADD COLUMN submitter UUID,
+    ADD COLUMN refused INTEGER DEFAULT 0 NOT NULL,
+    ADD COLUMN not_before TIMESTAMP WITH TIME ZONE,
+    ADD COLUMN expires_at TIMESTAMP WITH TIME ZONE,
+    ADD COLUMN cancelled_at TIMESTAMP WITH TIME ZONE,
+    ADD COLUMN failed_at TIMESTAMP WITH TIME ZONE
+"""
+_REFUSED_LINES = """
+CREATE TABLE refused_lines (
+    batch_id BIGINT NOT NULL,
+    line BIGINT NOT NULL,
+    tenant TEXT NOT NULL,
+    custom_id TEXT,
+    code TEXT NOT NULL,
+    message TEXT NOT NULL,
+    CONSTRAINT pk_refused_lines PRIMARY KEY (batch_id, line)
+)
+"""
+_PAUSES = """
+CREATE TABLE pauses (
+    scope TEXT NOT NULL,
+    name TEXT NOT NULL,
+    since TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    by_whom TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    CONSTRAINT pk_pauses PRIMARY KEY (scope, name),
+    CONSTRAINT ck_pauses_scope CHECK (scope IN ('batch'))
+)
+"""
+
+
 def upgrade() -> None:
-    op.execute("""
-        ALTER TABLE batches
-            ADD COLUMN options BYTEA,
-            ADD COLUMN input_complete BOOLEAN DEFAULT true NOT NULL,
-            ADD COLUMN input_seen_at TIMESTAMP WITH TIME ZONE,
-            ADD COLUMN input_lines BIGINT DEFAULT 0 NOT NULL,
-            ADD COLUMN input_hash BYTEA,
-            ADD COLUMN submitter UUID,
-            ADD COLUMN refused INTEGER DEFAULT 0 NOT NULL,
-            ADD COLUMN not_before TIMESTAMP WITH TIME ZONE,
-            ADD COLUMN expires_at TIMESTAMP WITH TIME ZONE,
-            ADD COLUMN cancelled_at TIMESTAMP WITH TIME ZONE,
-            ADD COLUMN failed_at TIMESTAMP WITH TIME ZONE
-    """)
+    op.execute(_BATCHES)
     op.execute("ALTER TABLE jobs ADD COLUMN custom_id TEXT")
     op.execute("ALTER TABLE chunks ADD COLUMN input_window INTEGER")
     op.execute("ALTER TABLE chunks DROP CONSTRAINT ck_chunks_state")
     op.execute(
-        "ALTER TABLE chunks ADD CONSTRAINT ck_chunks_state "
-        "CHECK (state IN ('queued', 'running', 'done', 'cancelled')) NOT VALID"
+        "ALTER TABLE chunks ADD CONSTRAINT ck_chunks_state CHECK (state IN ('queued', 'running', 'done', 'cancelled'))"
     )
-    # A default of its own, so that the rows that are there are not written anew.
+    # A default of its own, so that the rows that are there are not rewritten.
     op.execute("ALTER TABLE outcomes ADD COLUMN xid BIGINT")
     op.execute("ALTER TABLE outcomes ALTER COLUMN xid SET DEFAULT pg_current_xact_id()::text::bigint")
-    op.execute("""
-        CREATE TABLE refused_lines (
-            batch_id BIGINT NOT NULL,
-            line BIGINT NOT NULL,
-            tenant TEXT NOT NULL,
-            custom_id TEXT,
-            code TEXT NOT NULL,
-            message TEXT NOT NULL,
-            CONSTRAINT pk_refused_lines PRIMARY KEY (batch_id, line)
-        )
-    """)
+    op.execute(_REFUSED_LINES)
     op.execute(
         "COMMENT ON TABLE refused_lines IS 'Lines of batch files that are no jobs. Rows stay as long as their batch.'"
     )
-    op.execute("""
-        CREATE TABLE pauses (
-            scope TEXT NOT NULL,
-            name TEXT NOT NULL,
-            since TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
-            by_whom TEXT NOT NULL,
-            reason TEXT NOT NULL,
-            CONSTRAINT pk_pauses PRIMARY KEY (scope, name),
-            CONSTRAINT ck_pauses_scope CHECK (scope IN ('batch'))
-        )
-    """)
-    op.execute("COMMENT ON TABLE pauses IS 'What is paused, by whom and why. A row leaves when it goes on.'")
+    op.execute(_PAUSES)
+    op.execute("COMMENT ON TABLE pauses IS 'What is paused, by whom and why. Rows leave when it goes on.'")
     op.execute("CREATE INDEX ix_batches_created_at ON batches (tenant, created_at)")
 
 
