@@ -23,10 +23,14 @@ _SATURATED = 0.03
 
 
 @contextmanager
-def fast_pipeline(*, speed: float = 1_000.0, simulator_arguments: tuple[str, ...] = ()) -> Iterator[Stack]:
+def fast_pipeline(
+    *, speed: float = 1_000.0, simulator_arguments: tuple[str, ...] = (), models_file: Path | None = None
+) -> Iterator[Stack]:
     """Run the stack in a new home, with simulators `speed` times faster than life."""
     with tempfile.TemporaryDirectory(prefix="yyc3-bench-") as folder:
-        settings = Settings(_env_file=None, home=Path(folder), database_url=None, redis_url=None)
+        settings = Settings(
+            _env_file=None, home=Path(folder), database_url=None, redis_url=None, models_file=models_file
+        )
         os.environ["YYC3_HOME"] = folder
         for name in ("DATABASE_URL", "REDIS_URL", "AI_BASE_URL", "AI_MODEL"):
             os.environ.pop(name, None)

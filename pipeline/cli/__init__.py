@@ -8,6 +8,7 @@ calls          recorded calls
 batches        batch files; batch_options, batch_output, batch_watch: their parts
 dead_letters   jobs that failed for good
 queues, health status of queues and parts
+usage          what was done for whom
 info           addresses of what runs, and which endpoints answer
 services       one part each: worker, intake, recover, flower, simulator, db
 schema         JSON Schema and TypeScript types

@@ -21,6 +21,7 @@ from pipeline.cli.queues import queues
 from pipeline.cli.schema import schema
 from pipeline.cli.submit import submit
 from pipeline.cli.up import up
+from pipeline.cli.usage import usage
 from pipeline.observability.logging import configure_logging
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.add_typer(calls, name="calls")
 app.add_typer(batches, name="batches")
 app.command()(queues)
 app.command()(health)
+app.command()(usage)
 app.command()(info)
 app.command()(schema)
 app.command()(services.worker)

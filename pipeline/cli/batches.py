@@ -28,7 +28,7 @@ from pipeline.cli.console import (
     with_options,
 )
 from pipeline.cli.exit_codes import Exit
-from pipeline.store import Database, batch_life
+from pipeline.store import Database, batch_life, pauses
 from pipeline.store.batch_input import BatchInput
 from pipeline.wiring import Wiring
 from schemas.batches import BatchSettings, BatchView
@@ -202,7 +202,7 @@ def pause(
     number = as_batch_id(batch_id)
 
     async def work(database: Database) -> BatchView:
-        await batch_life.pause(database, number, by_whom=_by_whom(), reason=reason[:500])
+        await pauses.pause(database, number, by_whom=_by_whom(), reason=reason[:500])
         return await batch_life.view(database, number)
 
     _done(with_database(work), f"batch {number} is paused; go on with: yyc3 batches resume {number}", as_json)
@@ -222,7 +222,7 @@ def resume(batch_id: BatchNumber, as_json: AsJson = False) -> None:
     number = as_batch_id(batch_id)
 
     async def work(database: Database) -> tuple[bool, BatchView]:
-        return await batch_life.resume(database, number), await batch_life.view(database, number)
+        return await pauses.resume(database, number), await batch_life.view(database, number)
 
     paused, found = with_database(work)
     _done(found, f"batch {number} goes on" if paused else f"batch {number} was not paused", as_json)

@@ -15,7 +15,7 @@ from pipeline.batches import FileSubmitter, ReadSoFar, life
 from pipeline.batches.output import BatchOutput, error_line, output_line, refused_line
 from pipeline.batches.reading import BatchFile, Line
 from pipeline.concurrency.backoff import retry_while_unavailable
-from pipeline.store import Database, batch_life
+from pipeline.store import Database, batch_life, pauses
 from pipeline.store.batch_output import Cursor
 from schemas.batches import BatchSettings, BatchView
 from schemas.errors import InvalidJob
@@ -142,13 +142,13 @@ class AsyncBatches:
     ) -> BatchView:
         """Let no more rows begin: within two seconds none is sent, those in flight end."""
         number = as_batch_id(batch_id)
-        await batch_life.pause(self._open()[0], number, by_whom=by_whom, reason=reason)
+        await pauses.pause(self._open()[0], number, by_whom=by_whom, reason=reason)
         return await self.get(number)
 
     async def resume(self, batch_id: BatchId) -> BatchView:
         """Go on with a batch that is paused."""
         number = as_batch_id(batch_id)
-        await batch_life.resume(self._open()[0], number)
+        await pauses.resume(self._open()[0], number)
         return await self.get(number)
 
     async def cancel(self, batch_id: BatchId) -> BatchView:

@@ -14,6 +14,8 @@ CHUNK_COLUMNS = {
     "model": "Model",
     "lane": "Lane",
     "batch": "Batch",
+    "batch_name": "Batch name",
+    "tenant": "Tenant",
     "chunk": "Chunk",
 }
 _FIELDS = (*CHUNK_COLUMNS, "rows", "rows_done", "rows_failed")
@@ -41,6 +43,8 @@ class ChunkTask(Task):
     model: Any = None
     lane: Any = None
     batch: Any = None
+    batch_name: Any = None
+    tenant: Any = None
     chunk: Any = None
     rows: Any = None
     rows_done: Any = None

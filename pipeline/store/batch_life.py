@@ -114,41 +114,6 @@ async def failures_by_code(database: Database, batch_id: BatchId) -> dict[str, i
         return {row["code"]: row["rows"] for row in await cursor.fetchall()}
 
 
-async def pause(database: Database, batch_id: BatchId, *, by_whom: str, reason: str) -> None:
-    """Let no more rows of a batch begin until it is resumed; one that is paused keeps its pause. Safe to call again.
-
-    Raises:
-        BatchNotFound: there is no such batch.
-    """
-    async with database.connection() as connection:
-        cursor = await connection.execute(
-            """INSERT INTO pauses AS p (scope, name, by_whom, reason)
-               SELECT 'batch', batch_id::text, %(by_whom)s, %(reason)s FROM batches WHERE batch_id = %(batch)s
-               ON CONFLICT (scope, name) DO UPDATE SET reason = p.reason RETURNING name""",
-            {"batch": batch_id, "by_whom": by_whom, "reason": reason},
-        )
-        if await cursor.fetchone() is None:
-            raise BatchNotFound(f"there is no batch {batch_id}", batch_id=batch_id)
-
-
-async def resume(database: Database, batch_id: BatchId) -> bool:
-    """End the pause of a batch; False if it was not paused.
-
-    Raises:
-        BatchNotFound: there is no such batch.
-    """
-    async with database.connection() as connection:
-        cursor = await connection.execute(
-            """WITH gone AS (DELETE FROM pauses WHERE scope = 'batch' AND name = %(name)s RETURNING name)
-               SELECT EXISTS (SELECT FROM gone) AS was_paused FROM batches WHERE batch_id = %(batch)s""",
-            {"name": str(int(batch_id)), "batch": batch_id},
-        )
-        row = await cursor.fetchone()
-    if row is None:
-        raise BatchNotFound(f"there is no batch {batch_id}", batch_id=batch_id)
-    return bool(row["was_paused"])
-
-
 _CANCEL_CHUNKS = """
 WITH open AS MATERIALIZED (
     SELECT first_job_id FROM chunks WHERE batch_id = %(batch)s AND state IN ('queued', 'running')

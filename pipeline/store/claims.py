@@ -11,6 +11,7 @@ from psycopg.rows import DictRow
 
 from pipeline.policies.retries import LONGEST_DELAY
 from pipeline.store.database import Database
+from pipeline.store.pauses import may_run
 from pipeline.store.replays import LATEST_REPLAY
 from schemas.doorbells import Lane
 from schemas.ids import BatchId, JobId
@@ -60,6 +61,7 @@ class Claim:
         fence: says whose writes count.
         jobs: its rows without an outcome.
         bytes: of the requests of all its rows; 0 if a former version stored it.
+        tenant, batch_name: of its batch, to be shown.
         seconds_to_expiry: until its batch expires, on the database clock, at the claim; None if it does not.
     """
 
@@ -75,6 +77,8 @@ class Claim:
     reply_to: str | None
     jobs: tuple[ClaimedJob, ...]
     bytes: int = 0
+    tenant: str = ""
+    batch_name: str | None = None
     seconds_to_expiry: float | None = None
 
 
@@ -82,20 +86,12 @@ class Claim:
 IS_DUE = f"(due_at <= now() OR due_at > now() + interval '{LONGEST_DELAY.total_seconds() * 2:.0f} seconds')"
 """SQL for whether a queued chunk may be claimed now."""
 
-
-def may_run(batch_id: str) -> str:
-    """SQL for whether a batch is neither paused nor to begin later; `batch_id` is SQL too, and may be of no batch."""
-    return (
-        f"NOT EXISTS (SELECT FROM pauses p WHERE p.scope = 'batch' AND p.name = {batch_id}::text) "
-        f"AND NOT EXISTS (SELECT FROM batches n WHERE n.batch_id = {batch_id} AND n.not_before > now())"
-    )
-
-
 _CLAIMED = """
     state = 'running', run_id = picked.run_id, fence = c.fence + 1, worker = %(worker)s,
     lease_expires_at = now() + %(lease)s, started_at = coalesce(c.started_at, now())
 FROM picked WHERE c.first_job_id = picked.first_job_id
 RETURNING c.first_job_id, c.run_id, c.fence, c.rows, c.model, c.lane, c.batch_id, c.priority, c.rounds, c.reply_to, c.bytes,
+    c.tenant, (SELECT b.name FROM batches b WHERE b.batch_id = c.batch_id) AS batch_name,
     (SELECT extract(epoch FROM b.expires_at - now())::float8 FROM batches b WHERE b.batch_id = c.batch_id) AS seconds_to_expiry,
     c.fence = 1 AND c.succeeded + c.failed + c.cancelled + c.expired = 0 AS untouched
 """

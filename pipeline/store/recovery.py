@@ -11,9 +11,11 @@ from datetime import datetime, timedelta
 
 from pipeline.policies.retries import MAX_CRASHES
 from pipeline.store.cancellation import SettledWithoutRun
-from pipeline.store.claims import IS_DUE, may_run
+from pipeline.store.claims import IS_DUE
 from pipeline.store.database import Database
+from pipeline.store.pauses import may_run
 from pipeline.store.replays import current_replay, is_current
+from pipeline.store.usage import NOTHING_SPENT, count_usage
 from schemas.doorbells import Lane
 from schemas.ids import JobId
 
@@ -56,7 +58,10 @@ WITH poison AS (
     SELECT j.job_id, {current_replay("j.job_id")}, j.tenant, j.kind, 'failed', 'crashed_worker',
            'every worker that took this job was lost; their names and times are in its history', c.model
     FROM poison JOIN chunks c USING (first_job_id) JOIN jobs j ON j.job_id = poison.first_job_id
-    ON CONFLICT DO NOTHING RETURNING job_id
+    ON CONFLICT DO NOTHING RETURNING job_id, tenant, kind, state, model
+), settled AS (
+    SELECT stored.*, c.lane, {NOTHING_SPENT} FROM stored JOIN chunks c ON c.first_job_id = stored.job_id
+), used AS ({count_usage("settled", "lane")}
 )
 UPDATE chunks c SET state = 'done', finished_at = now(),
     failed = c.failed + (SELECT count(*) FROM stored WHERE stored.job_id = c.first_job_id)
@@ -76,12 +81,12 @@ SELECT q.model, q.lane, n.chunks FROM (
 """
 # Queued jobs expire even if no worker serves their queue. Lock the chunk first, as settling does.
 _DUE = """
-SELECT first_job_id, rows, model, reply_to, batch_id FROM chunks WHERE state = 'queued' AND deadline <= now()
+SELECT first_job_id, rows, model, lane, reply_to, batch_id FROM chunks WHERE state = 'queued' AND deadline <= now()
 ORDER BY deadline LIMIT %(chunks)s FOR UPDATE SKIP LOCKED
 """
 _EXPIRE = f"""
 WITH due AS MATERIALIZED ({_DUE}), open AS MATERIALIZED (
-    SELECT d.first_job_id, d.reply_to, d.model, j.job_id, j.tenant, j.kind, j.streamed,
+    SELECT d.first_job_id, d.reply_to, d.model, d.lane, j.job_id, j.tenant, j.kind, j.streamed,
         least(j.deadline, b.expires_at) AS deadline
     FROM due d LEFT JOIN batches b ON b.batch_id = d.batch_id CROSS JOIN LATERAL (
         SELECT * FROM jobs j WHERE j.job_id BETWEEN d.first_job_id AND d.first_job_id + d.rows - 1
@@ -92,7 +97,10 @@ WITH due AS MATERIALIZED ({_DUE}), open AS MATERIALIZED (
     INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message, model)
     SELECT job_id, {current_replay("open.job_id")}, tenant, kind, 'expired', 'deadline_passed',
            'its deadline passed before an engine was asked', model
-    FROM open WHERE deadline <= now() ON CONFLICT DO NOTHING RETURNING job_id
+    FROM open WHERE deadline <= now() ON CONFLICT DO NOTHING RETURNING job_id, tenant, kind, state, model
+), settled AS (
+    SELECT stored.*, open.lane, {NOTHING_SPENT} FROM stored JOIN open USING (job_id)
+), used AS ({count_usage("settled", "lane")}
 ), counts AS (
     SELECT d.first_job_id, count(*) FILTER (WHERE o.deadline <= now()) AS expired,
         count(o.job_id) FILTER (WHERE o.deadline IS NULL OR o.deadline > now()) AS left,

@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 
 from pipeline.store.database import Database
+from pipeline.store.usage import count_usage
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
 from schemas.results import JobState
@@ -151,7 +152,7 @@ WITH settlement AS (
     SELECT * FROM json_to_recordset(%(settlements)s::json)
         AS r(chunk bigint, fence int, next_state text, delay float8, retry bool, code text)
 ), held AS MATERIALIZED (
-    SELECT c.first_job_id, c.rows, c.fence FROM chunks c
+    SELECT c.first_job_id, c.rows, c.fence, c.lane FROM chunks c
     JOIN settlement r ON r.chunk = c.first_job_id AND r.fence = c.fence
     WHERE c.state = 'running' ORDER BY c.first_job_id FOR UPDATE OF c SKIP LOCKED
 ), given AS MATERIALIZED (
@@ -161,7 +162,9 @@ WITH settlement AS (
     JOIN held h ON h.first_job_id = g.chunk AND h.fence = g.fence
 ), stored AS (
     INSERT INTO outcomes (answer, {", ".join(_COLUMNS)}) SELECT answer, {", ".join(_COLUMNS)}
-    FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens, cached_from
+    FROM given ON CONFLICT DO NOTHING RETURNING job_id, state, prompt_tokens, completion_tokens, cached_from,
+        tenant, model, kind, queue_wait_seconds, engine_seconds
+), used AS ({count_usage("stored", "(SELECT lane FROM held LIMIT 1)")}  -- of one worker process: all have one lane
 ), cached AS (
     -- The newest answer is the one to find: an older one may be deleted, or have lost to a cancel.
     INSERT INTO answer_cache (key, tenant, job_id, replay)

@@ -35,6 +35,7 @@ from schemas.doorbells import Doorbell
 from schemas.errors import EngineError, PipelineError
 from schemas.intake import CancelArguments, parse_intake
 from schemas.jobs import canonical, parse_job
+from tests.support import fuzz_batches as batches
 from tests.support import fuzz_environment as environment
 
 CANARY = "CANARY13800000000"
@@ -398,6 +399,8 @@ TARGETS = (
     Target("engine refusal", 0.06, _a_refusal, _check_refusal),
     Target("metrics page", 0.03, lambda draw: flipped(_PAGE, draw), _check_page),
     Target("call file", 0.0006, _a_file, _check_file),  # a hundred lines each
+    Target("batch file", 0.004, batches.a_batch_file, batches.check_batch_file),
+    Target("completion", 0.03, lambda draw: broken(batches.LINE, draw), batches.check_line),
     Target("image", 0.02, _an_image, _check_image),
     Target("settings", 0.01, environment.a_setting, environment.check_setting),
     Target("file of settings", 0.01, environment.a_dotenv, environment.check_dotenv),

@@ -66,6 +66,8 @@ class _Progress:
                 lane=self._doorbell.lane,
                 chunk=run.claim.first_job_id,
                 batch=run.claim.batch_id,
+                batch_name=run.claim.batch_name,
+                tenant=run.claim.tenant,
                 rows=run.claim.rows,
                 rows_done=run.done_rows,
                 rows_failed=run.failed,

@@ -143,6 +143,8 @@ class Worker:
         return {
             "chunk": claim.first_job_id,
             "batch": claim.batch_id,
+            "batch_name": claim.batch_name,
+            "tenant": claim.tenant,
             "rows": claim.rows,
             "rows_done": run.done_rows,
             "rows_failed": run.failed,

@@ -1,4 +1,4 @@
-"""The tables of batches: what was submitted together, the lines of files that are no jobs, and what is paused."""
+"""The tables of batches and usage: what was submitted together, refused lines, what is paused, what was done for whom."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import UUID
@@ -42,6 +42,21 @@ refused_lines = sa.Table(
     sa.Column("code", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     comment="Lines of batch files that are no jobs. Rows stay as long as their batch.",
+)
+
+usage_hourly = sa.Table(
+    "usage_hourly",
+    metadata,
+    sa.Column("hour", INSTANT, primary_key=True),
+    *[sa.Column(name, sa.Text, primary_key=True) for name in ("tenant", "model", "kind", "lane")],
+    sa.Column("shard", sa.SmallInteger, primary_key=True, autoincrement=False),
+    *[count_column(name, sa.BigInteger) for name in ("succeeded", "failed", "cancelled", "expired", "cached")],
+    *[count_column(name, sa.BigInteger) for name in ("prompt_tokens", "completion_tokens")],
+    *[
+        sa.Column(name, sa.Double, nullable=False, server_default="0")
+        for name in ("queue_wait_seconds", "engine_seconds")
+    ],
+    comment="Outcomes by hour, tenant, model, kind and lane, counted when they are stored. Deleted after 400 days.",
 )
 
 pauses = sa.Table(

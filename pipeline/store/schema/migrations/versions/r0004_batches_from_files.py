@@ -42,6 +42,26 @@ CREATE TABLE pauses (
     CONSTRAINT ck_pauses_scope CHECK (scope IN ('batch'))
 )
 """
+_USAGE = """
+CREATE TABLE usage_hourly (
+    hour TIMESTAMP WITH TIME ZONE NOT NULL,
+    tenant TEXT NOT NULL,
+    model TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    lane TEXT NOT NULL,
+    shard SMALLINT NOT NULL,
+    succeeded BIGINT DEFAULT '0' NOT NULL,
+    failed BIGINT DEFAULT '0' NOT NULL,
+    cancelled BIGINT DEFAULT '0' NOT NULL,
+    expired BIGINT DEFAULT '0' NOT NULL,
+    cached BIGINT DEFAULT '0' NOT NULL,
+    prompt_tokens BIGINT DEFAULT '0' NOT NULL,
+    completion_tokens BIGINT DEFAULT '0' NOT NULL,
+    queue_wait_seconds DOUBLE PRECISION DEFAULT '0' NOT NULL,
+    engine_seconds DOUBLE PRECISION DEFAULT '0' NOT NULL,
+    CONSTRAINT pk_usage_hourly PRIMARY KEY (hour, tenant, model, kind, lane, shard)
+) WITH (fillfactor = 50)
+"""
 
 
 def upgrade() -> None:
@@ -61,11 +81,17 @@ def upgrade() -> None:
     )
     op.execute(_PAUSES)
     op.execute("COMMENT ON TABLE pauses IS 'What is paused, by whom and why. Rows leave when it goes on.'")
+    op.execute(_USAGE)
+    op.execute(
+        "COMMENT ON TABLE usage_hourly IS 'Outcomes by hour, tenant, model, kind and lane, counted when they are stored. "
+        "Deleted after 400 days.'"
+    )
     op.execute("CREATE INDEX ix_batches_created_at ON batches (tenant, created_at)")
 
 
 def downgrade() -> None:
     op.execute("DROP INDEX ix_batches_created_at")
+    op.execute("DROP TABLE usage_hourly")
     op.execute("DROP TABLE pauses")
     op.execute("DROP TABLE refused_lines")
     op.execute("ALTER TABLE outcomes DROP COLUMN xid")
