@@ -47,7 +47,9 @@ class Sender:
             on_text = self._streams.begin(row.job_id, order)
             row.times_sent += 1
         # The first token of a bulk row is not read by anyone, and a stream costs a hundred times as much as one body.
-        streamed = row.request.template.free_text and (run.claim.lane is Lane.INTERACTIVE or on_text is not None)
+        template = row.request.template
+        read = run.claim.lane is Lane.INTERACTIVE or on_text is not None
+        streamed = template.free_text and read and not template.whole_body  # a stream has no whole body
         return await self._client.complete(
             endpoint.url,
             self._pool.entry.engine_name,
