@@ -131,7 +131,9 @@ class BatchOutput:
         """Yield the rows of a window in pieces, as far as they are settled; None where it ends too early."""
         done = 0
         while True:
-            rows = await retry_while_unavailable(lambda: batch_output.rows_of(self._database, window), _WAITING)
+            rows = await retry_while_unavailable(
+                lambda: batch_output.rows_of(self._database, self._batch_id, window), _WAITING
+            )
             upto = next((at for at in range(done, len(rows)) if rows[at].state is None), len(rows))
             if upto > done:
                 yield rows[done:upto]

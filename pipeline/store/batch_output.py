@@ -5,9 +5,11 @@ never skipped, and none comes again.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 from psycopg.rows import tuple_row
@@ -18,7 +20,8 @@ from schemas.errors import ErrorCode, InvalidJob
 from schemas.ids import BatchId, JobId
 
 _CURSOR = re.compile(r"(\d{1,19})\.(\d{1,19})\.(\d{1,19})")
-_CHUNKS = 64
+_CHUNKS = 8
+_NEAR_IDS = 2_048
 
 
 class OutputRow(NamedTuple):
@@ -98,56 +101,78 @@ SELECT CASE WHEN EXISTS (SELECT FROM chunks WHERE batch_id = %(batch)s AND state
 """
 # xmin is the last transaction that changed a chunk, 32 bits of it: chunks in which nothing happened are not looked into.
 _CHANGED = """
-SELECT first_job_id, rows, state FROM chunks
+SELECT first_job_id, rows, state, ((%(upto)s - 1 - xmin::text::bigint) & 4294967295) < 2147483648 AS is_over FROM chunks
 WHERE batch_id = %(batch)s AND first_job_id + rows > %(job)s
     AND ((xmin::text::bigint - %(before)s) & 4294967295) < 2147483648
 ORDER BY first_job_id LIMIT %(chunks)s
 """
+# Both tables by a range of ids that is known when it is planned: without it the planner may read whole partitions.
+_IN_RANGE = "j.job_id >= %(first)s AND j.job_id < %(end)s AND j.batch_id = %(batch)s"
 _SETTLED = f"""
-SELECT {_JOB}, o.state, {_OUTCOME} FROM unnest(%(firsts)s::bigint[], %(rows)s::int[]) AS c(first_job_id, rows)
-CROSS JOIN LATERAL (
-    SELECT * FROM outcomes o WHERE o.job_id >= c.first_job_id AND o.job_id < c.first_job_id + c.rows AND o.job_id > %(job)s
-        AND coalesce(o.xid, 0) >= %(before)s AND coalesce(o.xid, 0) < %(upto)s AND {is_current("o")}
-) o JOIN jobs j ON j.job_id = o.job_id AND j.job_id = ANY(%(ids)s)
+SELECT {_JOB}, o.state, {_OUTCOME} FROM outcomes o JOIN jobs j ON j.job_id = o.job_id
+WHERE o.job_id >= %(first)s AND o.job_id < %(end)s AND o.job_id > %(job)s AND {_IN_RANGE}
+    AND coalesce(o.xid, 0) >= %(before)s AND coalesce(o.xid, 0) < %(upto)s AND {is_current("o")}
 ORDER BY o.job_id
 """
-# Rows of a cancelled chunk without an outcome: the cancel of the batch is what settled them.
-_BARE = f"""
-SELECT {_JOB}, 'cancelled', 'cancelled', NULL, NULL, c.model, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-    c.finished_at
-FROM chunks c JOIN jobs j ON j.job_id >= c.first_job_id AND j.job_id < c.first_job_id + c.rows AND j.job_id = ANY(%(ids)s)
-WHERE c.first_job_id = ANY(%(firsts)s) AND c.state = 'cancelled' AND j.job_id > %(job)s
-    AND ((c.xmin::text::bigint - %(before)s) & 4294967295) < 2147483648
-    AND NOT EXISTS (SELECT FROM outcomes o WHERE o.job_id = j.job_id AND {is_current("o")})
-ORDER BY j.job_id
+_WITH_OUTCOMES = f"""
+SELECT {_JOB}, o.state, {_OUTCOME} FROM jobs j
+LEFT JOIN outcomes o ON o.job_id = j.job_id AND o.job_id >= %(first)s AND o.job_id < %(end)s AND {is_current("o")}
+WHERE {_IN_RANGE} ORDER BY j.job_id
 """
+
+
+class _Chunk(NamedTuple):
+    first: int
+    rows: int
+    state: str
+    is_over: bool = True
+
+    @property
+    def end(self) -> int:
+        return self.first + self.rows
 
 
 async def settled_since(database: Database, batch_id: BatchId, cursor: Cursor) -> OutputPage:
-    """Return rows that were settled after a cursor: those of at most 64 chunks, in no promised order."""
-    arguments: dict[str, Any] = {"batch": batch_id, "before": cursor.before, "job": cursor.job, "chunks": _CHUNKS}
+    """Return rows that were settled after a cursor: those of a few chunks, in no promised order."""
+    given: dict[str, Any] = {"batch": batch_id, "before": cursor.before, "job": cursor.job, "chunks": _CHUNKS}
     async with database.connection() as connection:
         upto = cursor.upto
         if upto <= cursor.before:
-            horizon = await (await connection.execute(_HORIZON, arguments)).fetchone()
+            horizon = await (await connection.execute(_HORIZON, given)).fetchone()
             assert horizon is not None, "it is one row"
-            upto, arguments["job"] = max(horizon["upto"], cursor.before), 0  # a retry makes the horizon an earlier one
-        chunks = await (await connection.execute(_CHANGED, arguments)).fetchall()
-        if not chunks:
-            return OutputPage([], Cursor(upto, upto, 0), more=False)
-        arguments |= {"firsts": [one["first_job_id"] for one in chunks], "rows": [one["rows"] for one in chunks]}
-        arguments |= {"upto": upto, "ids": _ids(chunks)}
-        found = await _rows(connection, _SETTLED, arguments)
-        if any(one["state"] == "cancelled" for one in chunks):
-            found += await _rows(connection, _BARE, arguments)
-    last = chunks[-1]["first_job_id"] + chunks[-1]["rows"] - 1
+            upto, given["job"] = max(horizon["upto"], cursor.before), 0  # a retry makes the horizon an earlier one
+        given["upto"] = upto
+        chunks = [_Chunk(*row.values()) for row in await (await connection.execute(_CHANGED, given)).fetchall()]
+        found: list[OutputRow] = []
+        for first, end in _ranges(chunks):
+            found += await _rows(connection, _SETTLED, given | {"first": first, "end": end})
+        for first, end in _ranges([one for one in chunks if one.state == "cancelled" and one.is_over]):
+            rows = await _rows(connection, _WITH_OUTCOMES, given | {"first": first, "end": end})
+            found += [row for row in _with_cancelled(rows, chunks) if row.settled_at is None and row.state is not None]
     more = len(chunks) == _CHUNKS
-    return OutputPage(found, Cursor(cursor.before, upto, last) if more else Cursor(upto, upto, 0), more)
+    return OutputPage(found, Cursor(cursor.before, upto, chunks[-1].end - 1) if more else Cursor(upto, upto, 0), more)
 
 
-def _ids(chunks: Sequence[Any]) -> list[int]:
-    # Without the ids the planner may read whole partitions.
-    return [job for one in chunks for job in range(one["first_job_id"], one["first_job_id"] + one["rows"])]
+def _ranges(chunks: Sequence[_Chunk]) -> list[tuple[int, int]]:
+    """Return ranges of ids that have the chunks, and little else."""
+    ranges: list[tuple[int, int]] = []
+    for chunk in chunks:
+        if ranges and chunk.first - ranges[-1][1] < _NEAR_IDS:
+            ranges[-1] = (ranges[-1][0], chunk.end)
+        else:
+            ranges.append((chunk.first, chunk.end))
+    return ranges
+
+
+def _with_cancelled(rows: Sequence[OutputRow], chunks: Sequence[_Chunk]) -> list[OutputRow]:
+    """Say of rows without an outcome whether they were cancelled with their batch: their chunk says so."""
+    firsts = [chunk.first for chunk in chunks]
+    return [
+        row._replace(state="cancelled", code="cancelled")
+        if row.state is None and chunks[bisect_right(firsts, row.job_id) - 1].state == "cancelled"
+        else row
+        for row in rows
+    ]
 
 
 async def _rows(connection: Any, statement: str, arguments: dict[str, Any]) -> list[OutputRow]:
@@ -156,61 +181,40 @@ async def _rows(connection: Any, statement: str, arguments: dict[str, Any]) -> l
         return [OutputRow(*row) for row in await reading.fetchall()]
 
 
-_BY_POSITION = f"""
-SELECT {_JOB}, coalesce(o.state, CASE WHEN c.state = 'cancelled' THEN 'cancelled' END),
-    {_OUTCOME.replace("o.code", "coalesce(o.code, CASE WHEN c.state = 'cancelled' THEN 'cancelled' END)", 1)}
-FROM unnest(%(firsts)s::bigint[], %(rows)s::int[], %(states)s::text[]) AS c(first_job_id, rows, state)
-JOIN jobs j ON j.job_id >= c.first_job_id AND j.job_id < c.first_job_id + c.rows AND j.job_id = ANY(%(ids)s)
-LEFT JOIN LATERAL (
-    SELECT * FROM outcomes o WHERE o.job_id = j.job_id AND {is_current("o")} LIMIT 1
-) o ON true
-ORDER BY j.position
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Jobs among which ids do not follow the lines: the chunks of one window of the input."""
+    """Jobs among which ids do not follow the lines: the range of one window of the input."""
 
     number: int
-    chunks: tuple[tuple[JobId, int], ...]
+    first: JobId
+    end: JobId
 
 
 async def windows(database: Database, batch_id: BatchId, after: int) -> list[Window]:
     """Return the windows of a batch after one, in the order of its file; a batch of a former version is one window."""
     async with database.connection() as connection:
         cursor = await connection.execute(
-            """SELECT coalesce(input_window, 0) AS number, array_agg(first_job_id ORDER BY first_job_id) AS firsts,
-                      array_agg(rows ORDER BY first_job_id) AS rows
+            """SELECT coalesce(input_window, 0) AS number, min(first_job_id) AS first, max(first_job_id + rows) AS end
                FROM chunks WHERE batch_id = %s AND coalesce(input_window, 0) > %s GROUP BY 1 ORDER BY min(first_job_id)""",
             (batch_id, after),
         )
-        return [
-            Window(row["number"], tuple(zip(row["firsts"], row["rows"], strict=True)))
-            for row in await cursor.fetchall()
-        ]
+        return [Window(**row) for row in await cursor.fetchall()]
 
 
-async def rows_of(database: Database, window: Window) -> list[OutputRow]:
+async def rows_of(database: Database, batch_id: BatchId, window: Window) -> list[OutputRow]:
     """Return the rows of a window in the order of their lines, with their current outcomes."""
-    firsts = [first for first, _ in window.chunks]
+    given = {"batch": batch_id, "first": window.first, "end": window.end}
     async with database.connection() as connection:
-        chunks = await (
-            await connection.execute(
-                """SELECT first_job_id, rows, state FROM chunks
-                   WHERE first_job_id >= %s AND first_job_id < %s AND batch_id = (
-                       SELECT batch_id FROM chunks WHERE first_job_id = %s)
-                   ORDER BY first_job_id""",
-                (min(firsts), max(first + rows for first, rows in window.chunks), firsts[0]),
-            )
-        ).fetchall()
-        arguments = {
-            "firsts": [one["first_job_id"] for one in chunks],
-            "rows": [one["rows"] for one in chunks],
-            "states": [one["state"] for one in chunks],
-            "ids": _ids(chunks),
-        }
-        return await _rows(connection, _BY_POSITION, arguments)
+        cursor = await connection.execute(
+            """SELECT first_job_id, rows, state FROM chunks
+               WHERE batch_id = %(batch)s AND first_job_id >= %(first)s AND first_job_id < %(end)s ORDER BY first_job_id""",
+            given,
+        )
+        chunks = [_Chunk(*row.values()) for row in await cursor.fetchall()]
+        found: list[OutputRow] = []
+        for first, end in _ranges(chunks):
+            found += await _rows(connection, _WITH_OUTCOMES, given | {"first": first, "end": end})
+    return sorted(_with_cancelled(found, chunks), key=attrgetter("position"))
 
 
 @dataclass(frozen=True, slots=True)

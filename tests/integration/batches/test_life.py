@@ -136,6 +136,9 @@ def test_a_cancel_stops_rows_in_flight_and_a_retry_runs_exactly_those(
         assert len(errors) == stopped.cancelled
         assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
         assert client.get(JobId(int(errors[0]["id"].removeprefix("batch_req_")))).state == "cancelled"
+        lines_of_all, cursor = client.batches.output_since(found.batch_id)
+        assert len(lines_of_all) == 300
+        assert client.batches.output_since(found.batch_id, cursor)[0] == []
         kept = {line["custom_id"]: line for line in client.batches.output(found.batch_id)}
         client.batches.retry(found.batch_id)
         done = ended(client, found.batch_id)
