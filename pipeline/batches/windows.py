@@ -15,9 +15,9 @@ from pipeline.store.batch_input import BatchInput, InputRow, InputWindow, Refuse
 from schemas.batches import BatchSettings
 from schemas.errors import DuplicateJob, ErrorCode, InvalidBatchFile, InvalidJob, UnknownModel
 
-_FIRST_WINDOWS = (500, 2_000, 8_000)  # so that an engine has work at once
-_WINDOW_ROWS = 16_000
-_WINDOW_BYTES = 8 * 1024 * 1024
+_FIRST_WINDOWS = (500, 2_000)  # so that an engine has work at once
+_WINDOW_ROWS = 8_000
+_WINDOW_BYTES = 5 * 1024 * 1024
 _WAIT_FOR_LINES_SECONDS = 1.0
 _YIELD_LINES = 200
 # What does not make other jobs of the same lines.

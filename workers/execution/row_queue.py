@@ -36,26 +36,39 @@ class QueuedRow(Protocol):
 
     Attributes:
         group: rows of equal groups may share a request.
-        priority: lower goes first; rows of equal priority in the order in which they came.
-        sequence: set by the queue when the row first comes; a row that comes back keeps it.
+        priority: lower goes first; of equal priority tenants take turns, and rows of one in the order in which they came.
+        tenant: whose row it is.
+        turn, sequence: set by the queue when the row first comes; a row that comes back keeps them.
         tokens: of its prompt, estimated.
     """
 
     group: Hashable
     priority: int
+    turn: int
     sequence: int
     tokens: int
+
+    @property
+    def tenant(self) -> str:
+        """See above."""
+        ...
 
 
 QueuedT = TypeVar("QueuedT", bound=QueuedRow)
 
 
 class RowQueue(Generic[QueuedT]):
-    """Rows that wait for capacity. Requests are put together when there is capacity, not before."""
+    """Rows that wait for capacity. Requests are put together when there is capacity, not before.
+
+    A row has the turn after the last one of its tenant, or the present one if its tenant has none waiting: so a few rows
+    of one tenant are not behind all those of another that came first.
+    """
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[QueuedT]] = {}
-        self._heads: list[tuple[int, int, int, Hashable]] = []
+        self._heads: list[tuple[int, int, int, int, Hashable]] = []
+        self._turns: dict[str, int] = {}
+        self._turn = 0
         self._sequences = self._entries = 0
 
     def __len__(self) -> int:
@@ -70,6 +83,7 @@ class RowQueue(Generic[QueuedT]):
         if not again:
             self._sequences += 1
             row.sequence = self._sequences
+            row.turn = self._turns[row.tenant] = max(self._turn, self._turns.get(row.tenant, 0)) + 1
         group = self._groups.get(row.group)
         if group is None:
             self._groups[row.group] = deque((row,))
@@ -83,9 +97,9 @@ class RowQueue(Generic[QueuedT]):
     def peek(self) -> tuple[QueuedT, int] | None:
         """Return the next row, and how many rows may share its request."""
         while self._heads:
-            priority, sequence, _, key = self._heads[0]
+            priority, turn, sequence, _, key = self._heads[0]
             group = self._groups.get(key)
-            if group and (group[0].priority, group[0].sequence) == (priority, sequence):
+            if group and (group[0].priority, group[0].turn, group[0].sequence) == (priority, turn, sequence):
                 return group[0], len(group)
             heappop(self._heads)  # pushed for a row that is not the head any more
         return None
@@ -97,6 +111,7 @@ class RowQueue(Generic[QueuedT]):
             return []
         group = self._groups[found[0].group]
         taken = [group.popleft()]
+        self._turn = max(self._turn, taken[0].turn)
         room = min(tokens, LARGEST_REQUEST_TOKENS) - taken[0].tokens
         while group and len(taken) < rows and group[0].tokens <= room:
             room -= group[0].tokens
@@ -105,6 +120,8 @@ class RowQueue(Generic[QueuedT]):
             self._push(group[0])
         else:
             del self._groups[taken[0].group]
+            if not self._groups:
+                self._turns.clear()
         return taken
 
     def drain(self) -> list[QueuedT]:
@@ -112,8 +129,9 @@ class RowQueue(Generic[QueuedT]):
         rows = [row for group in self._groups.values() for row in group]
         self._groups.clear()
         self._heads.clear()
+        self._turns.clear()
         return rows
 
     def _push(self, row: QueuedT) -> None:
         self._entries += 1
-        heappush(self._heads, (row.priority, row.sequence, self._entries, row.group))
+        heappush(self._heads, (row.priority, row.turn, row.sequence, self._entries, row.group))

@@ -31,7 +31,7 @@ class Row:
     Attributes:
         key: names the question, if an equal question has the same answer and may reuse it; otherwise None.
         capabilities, revision: of the engine that the key was made for, see `EnginePool.revision_of`.
-        group, priority, sequence, tokens: see `row_queue.QueuedRow`.
+        group, priority, tenant, turn, sequence, tokens: see `row_queue.QueuedRow`.
         excluded: endpoints that failed it in this round.
         refusals: how often an endpoint accepted no more rows when this one came.
         followers: rows that ask the same and wait for the answer of this one.
@@ -51,6 +51,7 @@ class Row:
     group: Hashable = None
     priority: int = 0
     tokens: int = 0
+    turn: int = 0
     sequence: int = 0
     sent_at: float = 0.0
     times_sent: int = 0
@@ -74,6 +75,11 @@ class Row:
     def job_id(self) -> JobId:
         """Its job."""
         return self.claimed.job_id
+
+    @property
+    def tenant(self) -> str:
+        """Whose job it is."""
+        return self.claimed.tenant
 
     @property
     def is_pending(self) -> bool:

@@ -15,6 +15,8 @@ class Item:
     priority: int = 0
     tokens: int = 1
     sequence: int = 0
+    tenant: str = "t"
+    turn: int = 0
 
 
 def queue_of(*items: Item) -> RowQueue[Item]:
@@ -43,6 +45,14 @@ def test_a_group_that_keeps_growing_does_not_keep_others_waiting() -> None:
     for name in "4567":
         queue.add(Item(name))
     assert [taken(queue, 2) for _ in range(3)] == ["23", "x", "45"]
+
+
+def test_a_few_rows_of_one_tenant_are_not_behind_all_those_of_another() -> None:
+    queue = queue_of(*[Item("a", ("a", i), tenant="a") for i in range(6)])
+    assert taken(queue, 1) + taken(queue, 1) == "aa"
+    for number in range(2):
+        queue.add(Item("b", ("b", number), tenant="b"))
+    assert "".join(taken(queue, 1) for _ in range(6)) == "abab" + "aa"
 
 
 def test_urgent_rows_overtake_and_a_returned_row_has_its_old_position() -> None:
