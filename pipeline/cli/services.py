@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import command, print_json, say, tell, wiring
+from pipeline.cli.console import AsJson, command, print_json, say, table, tell, wiring, with_database
 from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.policies.leases import scan_interval
+from pipeline.store import Database
 from pipeline.store.processes import Role
 from schemas.doorbells import Lane
 from schemas.errors import InvalidSetting
@@ -113,6 +114,24 @@ def simulator(context: typer.Context) -> None:
     from simulator import main as run_simulator
 
     raise typer.Exit(run_simulator(context.args))
+
+
+@db.command("size")
+@command
+def db_size(as_json: AsJson = False) -> None:
+    """Print how large each table is, and how fast the database grows."""
+    from pipeline.store import sizes
+
+    async def read(database: Database) -> tuple[list[sizes.TableSize], sizes.Growth]:
+        return await sizes.table_sizes(database), await sizes.growth(database)
+
+    found, growth = with_database(read)
+    if as_json:
+        print_json(asdict(growth) | {"tables": [asdict(one) for one in found]})
+        return
+    rows = [[one.name, f"{one.bytes / 1e6:,.1f}", one.rows, one.partitions] for one in found]
+    table("tables", ["table", "MB", "rows", "partitions"], rows)
+    say(f"{growth.bytes / 1e9:.2f} GB together; a day like the last one adds {growth.bytes_a_day / 1e9:.2f} GB")
 
 
 @db.command("upgrade")

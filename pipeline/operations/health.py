@@ -1,7 +1,6 @@
 """Check every part of the pipeline. Each finding says what is wrong and what to do."""
 
 import asyncio
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +16,7 @@ from pipeline.engine.capabilities import letters_are_tokens, probe
 from pipeline.engine.metrics import poll_metrics
 from pipeline.kinds.requests import CompletionRequest, RequestTemplate
 from pipeline.models import ModelEntry, Models
+from pipeline.operations.disk import room_in
 from pipeline.operations.presence import models_hash
 from pipeline.store import Database, processes, queries
 from pipeline.store.processes import Role
@@ -33,7 +33,6 @@ from schemas.errors import (
 from schemas.intake import INTAKE_QUEUE
 
 _PING_SECONDS = 1.0
-_FULL_BYTES = 1_000_000_000
 _LONGEST_SECONDS = 5.0
 _RECENTLY = timedelta(hours=1)
 _PROBE = CompletionRequest(
@@ -72,7 +71,7 @@ async def check(
     parts |= {"processes": _processes(database, publisher, models), "work": _work(database)}
     parts |= {f"{entry.name} at {url}": _endpoint(engine, entry, url) for entry in models for url in entry.addresses}
     if home is not None:
-        yield _disk(home)
+        parts["disk"] = _disk(home, database)
     failed: set[str] = set()
     for checked in asyncio.as_completed([_bounded(part, work) for part, work in parts.items()]):
         finding = await checked
@@ -106,11 +105,8 @@ async def endpoints(engine: EngineClient, models: Models) -> list[EndpointFound]
     ]
 
 
-def _disk(home: Path) -> Finding:
-    free = shutil.disk_usage(home).free
-    enough = free > _FULL_BYTES
-    advice = "" if enough else "make room, or move YYC3_HOME: without room Postgres stops, and no job can be stored"
-    return Finding("disk", enough, f"{free / 1e9:.1f} GB free in {home}", advice)
+async def _disk(home: Path, database: Database) -> Finding:
+    return Finding("disk", *await room_in(home, database))
 
 
 async def _bounded(part: str, work: Awaitable[Finding]) -> Finding:

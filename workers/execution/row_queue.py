@@ -44,14 +44,10 @@ class QueuedRow(Protocol):
 
     group: Hashable
     priority: int
+    tenant: str
     turn: int
     sequence: int
     tokens: int
-
-    @property
-    def tenant(self) -> str:
-        """See above."""
-        ...
 
 
 QueuedT = TypeVar("QueuedT", bound=QueuedRow)

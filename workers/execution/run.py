@@ -50,6 +50,7 @@ class Row:
     revision: str = ""
     group: Hashable = None
     priority: int = 0
+    tenant: str = ""
     tokens: int = 0
     turn: int = 0
     sequence: int = 0
@@ -66,7 +67,7 @@ class Row:
     def __post_init__(self) -> None:
         claim = self.run.claim
         self.priority = claim.priority - int(self.claimed.queue_wait_seconds // AGING_SECONDS)
-        self.tokens = self.request.tokens
+        self.tokens, self.tenant = self.request.tokens, self.claimed.tenant
         # A row that failed before is sent alone: if it crashes its engine, it harms no other row.
         alone = self.request.template.free_text or self.run.attempts[self.job_id] > 0
         self.group = self.job_id if alone else (self.request.template.key, claim.batch_id, claim.priority)
@@ -75,11 +76,6 @@ class Row:
     def job_id(self) -> JobId:
         """Its job."""
         return self.claimed.job_id
-
-    @property
-    def tenant(self) -> str:
-        """Whose job it is."""
-        return self.claimed.tenant
 
     @property
     def is_pending(self) -> bool:
