@@ -49,6 +49,8 @@ class BatchSettings(BaseModel):
         cache: whether answers of earlier jobs are used.
         usage_mode: of rows in OpenAI's form that name none; see CompletionJob.
         sample: the share of lines that is taken, the same ones each time.
+        canary: the share of rows that runs first; if too many of them fail, the batch pauses by itself.
+        canary_limit: the share of failed rows of the canary that is still accepted.
         strict: whether the whole file is checked before anything runs.
         window_seconds: rows that did not run until then expire; None without an end.
         not_before: nothing runs earlier.
@@ -64,6 +66,8 @@ class BatchSettings(BaseModel):
     cache: bool = True
     usage_mode: UsageMode = UsageMode.EXACT
     sample: float | None = Field(default=None, gt=0, le=1)
+    canary: float | None = Field(default=None, gt=0, lt=1)
+    canary_limit: float = Field(default=0.05, ge=0, lt=1)
     strict: bool = False
     window_seconds: float | None = Field(default=None, ge=3_600, le=30 * 86_400)
     not_before: datetime | None = None
@@ -80,6 +84,7 @@ class BatchView(BaseModel):
         refused: lines that are no jobs.
         cached: succeeded rows that were answered without an engine.
         running: rows that workers hold.
+        canary: `running` while only the canary runs, then `passed` or `failed`; None without one.
         last_code: why rows wait for another attempt; None if none do.
         in_progress_at: when its first row began.
         finished_at: when its last row got its outcome; None while rows are open.
@@ -103,6 +108,7 @@ class BatchView(BaseModel):
     running: int
     prompt_tokens: int
     completion_tokens: int
+    canary: str | None = None
     last_code: ErrorCode | None = None
     input_complete: bool
     input_lines: int

@@ -147,6 +147,7 @@ class _Submission:
             digest=hash_of(settings).digest(),
             window=None if window is None else timedelta(seconds=window),
             not_before=settings.not_before,
+            canary_limit=None if settings.canary is None else settings.canary_limit,
         )
 
     def _has_ended(self, batch: BatchInput) -> BatchTakenOver:

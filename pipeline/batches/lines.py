@@ -57,11 +57,9 @@ def shared_fields(settings: BatchSettings) -> dict[str, Any]:
     return fields
 
 
-def is_sampled(line: Line, settings: BatchSettings) -> bool:
-    """Whether a line belongs to the sample that the settings ask for: the same lines each time, spread over the file."""
-    if settings.sample is None:
-        return True
-    return crc32(line.number.to_bytes(8, "little")) < settings.sample * 2**32
+def is_within(line: Line, share: float) -> bool:
+    """Whether a line belongs to a share of all lines: the same ones each time, spread over the file."""
+    return crc32(line.number.to_bytes(8, "little")) < share * 2**32
 
 
 def parse_line(line: Line, settings: BatchSettings) -> JobLine:

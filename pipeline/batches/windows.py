@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 import orjson
 
-from pipeline.batches.lines import RefusedLine, is_sampled, parse_line, shared_fields
+from pipeline.batches.lines import RefusedLine, is_within, parse_line, shared_fields
 from pipeline.batches.reading import Line
 from pipeline.concurrency.pump import Pump
 from pipeline.jobs.preparation import Preparer
@@ -21,7 +21,7 @@ _WINDOW_BYTES = 5 * 1024 * 1024
 _WAIT_FOR_LINES_SECONDS = 1.0
 _YIELD_LINES = 200
 # What does not make other jobs of the same lines.
-_ABOUT_THE_BATCH = {"name", "weight", "window_seconds", "not_before", "strict", "tags"}
+_ABOUT_THE_BATCH = {"name", "weight", "window_seconds", "not_before", "strict", "tags", "canary_limit"}
 
 
 def hash_of(settings: BatchSettings) -> "blake2b":
@@ -166,7 +166,7 @@ class WindowReader:
         return len(window.rows) + len(window.refused) >= most or window.size >= _WINDOW_BYTES
 
     async def _add(self, window: _Window, line: Line) -> None:
-        if not is_sampled(line, self._settings):
+        if self._settings.sample is not None and not is_within(line, self._settings.sample):
             return
         custom_id = None
         try:
@@ -181,5 +181,6 @@ class WindowReader:
             reason = error.message.removeprefix("job refused: ")
             window.refused.append(RefusedRow(line.number, custom_id, error.code, reason))
         else:
-            window.rows.append(InputRow(line.number, custom_id, job))
+            held = self._settings.canary is not None and not is_within(line, self._settings.canary)
+            window.rows.append(InputRow(line.number, custom_id, job, held))
             window.size += len(job.request)

@@ -38,6 +38,10 @@ class BatchOptions:
     usage_mode: Annotated[
         UsageMode, typer.Option(help="exact, or approximate: rows of equal parameters may share a request.")
     ] = UsageMode.EXACT
+    canary: Annotated[
+        str | None, typer.Option(help="Run a share first, such as 1%; the batch pauses if too many of it fail.")
+    ] = None
+    canary_limit: Annotated[str, typer.Option(help="Share of the canary that may fail.")] = "5%"
     sample: Annotated[str | None, typer.Option(help="Take a share of the lines, such as 1%.")] = None
     window: Annotated[
         str | None, typer.Option(help="Rows that have not run by then expire: 1h to 30d; default: no end.")
@@ -60,6 +64,8 @@ class BatchOptions:
             "cache": self.cache,
             "usage_mode": self.usage_mode,
             "sample": _share("--sample", self.sample),
+            "canary": _share("--canary", self.canary),
+            "canary_limit": _share("--canary-limit", self.canary_limit),
             "window_seconds": duration("--window", self.window),
             "not_before": moment("--not-before", self.not_before),
             "tags": dict(tag_of(one) for one in self.tag or ()),

@@ -43,6 +43,7 @@ def print_batch(found: BatchView, failures: dict[str, int] | None = None) -> Non
     facts = [
         ("failed by code", codes),
         ("paused", found.paused_at and f"{when(found.paused_at)}, {found.paused_by}: {found.pause_reason}"),
+        ("canary", found.canary),
         ("waits for its file", found.input_waits_since and when(found.input_waits_since)),
         ("waits", found.last_code and not found.status.is_final and f"{found.last_code}: {found.last_code.meaning}"),
         ("tenant", found.tenant),
@@ -91,6 +92,8 @@ def _line(found: BatchView, rows: float, tokens: float, failures: dict[str, int]
         parts.append(f"{found.cached:,} cached")
     if found.paused_at is not None:
         parts.append(f"paused since {when(found.paused_at)} by {found.paused_by}: {found.pause_reason}")
+    elif found.canary == "running":
+        parts.append("only its canary runs")
     elif not found.input_complete:
         parts.append("its file is still read")
     elif found.last_code is not None and not rows:

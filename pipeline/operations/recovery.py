@@ -12,7 +12,7 @@ from pipeline.jobs.notify import notify_settled_without_run
 from pipeline.models import Models
 from pipeline.operations.pruning import prune
 from pipeline.policies.leases import scan_interval
-from pipeline.store import Database, recovery
+from pipeline.store import Database, batch_life, recovery
 from pipeline.store.cancellation import SettledWithoutRun
 from pipeline.store.recovery import LeaseSighting, RunnableChunks
 from pipeline.streams import StreamWriter
@@ -102,6 +102,8 @@ class Recovery:
         requeued, poison = await self._requeue_lost()
         expired, more = await self._expire()
         await notify_settled_without_run(self._notifier, self._streams, [*poison, *expired])
+        for batch, canary in (await batch_life.decide_canaries(self._database)).items():
+            _log.info("the canary of a batch has run", batch=batch, canary=canary)
         known = {entry.name for entry in self._models}
         runnable = await recovery.runnable_chunks(self._database, MAX_OPEN_DOORBELLS)
         doorbells = await self._publish_doorbells([chunks for chunks in runnable if chunks.model in known])

@@ -23,11 +23,12 @@ from schemas.ids import BatchId, JobId
 
 
 class InputRow(NamedTuple):
-    """A line that became a job."""
+    """A line that became a job; `held` until the canary of its batch has passed."""
 
     line: int
     custom_id: str
     job: NewJob
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class NewInput:
         options: the settings as JSON.
         digest: over what is not in the lines but makes them other jobs.
         window: rows that have not run by then expire.
+        canary_limit: of a batch that runs a canary first.
     """
 
     tenant: str
@@ -97,13 +99,15 @@ class NewInput:
     digest: bytes
     window: timedelta | None
     not_before: datetime | None
+    canary_limit: float | None
 
 
 _BEGIN = """
 INSERT INTO batches AS b (tenant, idempotency_key, payload_hash, name, weight, jobs, options, input_complete, input_seen_at,
-    input_hash, submitter, not_before, expires_at)
+    input_hash, submitter, not_before, expires_at, canary, canary_limit)
 VALUES (%(tenant)s, %(key)s, %(digest)b, %(name)s, %(weight)s, 0, %(options)b, false, now(), %(digest)b, %(submitter)s,
-    %(not_before)s, greatest(now(), %(not_before)s) + %(window)s)
+    %(not_before)s, greatest(now(), %(not_before)s) + %(window)s,
+    CASE WHEN %(canary_limit)s::real IS NOT NULL THEN 'running' END, %(canary_limit)s)
 ON CONFLICT (tenant, idempotency_key) DO UPDATE SET
     submitter = CASE WHEN b.input_complete THEN b.submitter ELSE excluded.submitter END
 RETURNING batch_id, input_complete AS complete, input_lines AS lines, input_hash AS digest, jobs, refused, expires_at,
@@ -183,6 +187,9 @@ async def add_window(
         await copy_jobs(connection, batch.batch_id, tenant, _rows(firsts, groups))
         await copy_chunks(connection, batch.batch_id, [(chunk, window.after + 1) for chunk in chunks])
         await _copy_refused(connection, batch.batch_id, tenant, window.refused)
+        held = [first for first, group in zip(firsts, groups, strict=True) if group[0].held]
+        if held:
+            await connection.execute("UPDATE chunks SET due_at = 'infinity' WHERE first_job_id = ANY(%s)", (held,))
         cursor = await connection.execute(
             """UPDATE batches SET jobs = jobs + %(jobs)s, refused = refused + %(refused)s, input_lines = %(upto)s,
                    input_hash = %(digest)b, input_seen_at = now()
@@ -204,9 +211,9 @@ async def add_window(
 
 
 def _gathered(rows: Sequence[InputRow], chunk_rows: int) -> list[list[InputRow]]:
-    alike: dict[tuple[str, int], list[InputRow]] = {}
+    alike: dict[tuple[str, int, bool], list[InputRow]] = {}
     for row in rows:
-        alike.setdefault((row.job.model, row.job.priority), []).append(row)
+        alike.setdefault((row.job.model, row.job.priority, row.held), []).append(row)
     groups: list[list[InputRow]] = []
     for own in alike.values():
         begin = 0

@@ -246,6 +246,33 @@ async def retry_chunks(database: Database, batch_id: BatchId, *, after: JobId | 
     return RetryPage(row["rows"], row["busy"], last)
 
 
+# Decided when its file was read and all rows of the canary have outcomes: the rest may run, or the batch is paused first.
+_DECIDE_CANARIES = """
+WITH ready AS MATERIALIZED (
+    SELECT b.batch_id, b.canary_limit, coalesce(sum(c.failed) FILTER (WHERE c.due_at < 'infinity'), 0)::bigint AS failed,
+        coalesce(sum(c.rows) FILTER (WHERE c.due_at < 'infinity'), 0)::bigint AS rows
+    FROM batches b LEFT JOIN chunks c USING (batch_id) WHERE b.canary = 'running' AND b.input_complete
+    GROUP BY b.batch_id HAVING coalesce(bool_and(c.state NOT IN ('queued', 'running') OR c.due_at = 'infinity'), true)
+), paused AS (
+    INSERT INTO pauses (scope, name, by_whom, reason)
+    SELECT 'batch', batch_id::text, 'canary', format('%%s of the first %%s rows failed', failed, rows) FROM ready
+    WHERE failed > canary_limit * rows ON CONFLICT DO NOTHING
+), released AS (
+    UPDATE chunks c SET due_at = now() FROM ready WHERE c.batch_id = ready.batch_id AND c.due_at = 'infinity'
+)
+UPDATE batches b SET canary = CASE WHEN r.failed > r.canary_limit * r.rows THEN 'failed' ELSE 'passed' END
+FROM ready r WHERE b.batch_id = r.batch_id AND b.canary = 'running' RETURNING b.batch_id, b.canary
+"""
+
+
+async def decide_canaries(database: Database) -> dict[BatchId, str]:
+    """Let batches go on whose canary has run, or pause them; returns what was decided. Several processes may do so."""
+    async with database.connection() as connection:
+        return {
+            row["batch_id"]: row["canary"] for row in await (await connection.execute(_DECIDE_CANARIES, {})).fetchall()
+        }
+
+
 _ABANDONED = """
 WITH abandoned AS (
     UPDATE batches SET expires_at = now() WHERE NOT input_complete AND cancelled_at IS NULL AND failed_at IS NULL

@@ -25,12 +25,15 @@ batches = sa.Table(
     count_column("refused"),
     sa.Column("not_before", INSTANT),
     sa.Column("expires_at", INSTANT),
+    sa.Column("canary", sa.Text),
+    sa.Column("canary_limit", sa.REAL),
     sa.Column("cancelled_at", INSTANT),
     sa.Column("failed_at", INSTANT),
     sa.UniqueConstraint("tenant", "idempotency_key"),
     comment="What callers submitted together. Rows stay: a key of a batch never names another one.",
 )
 sa.Index("ix_batches_created_at", batches.c.tenant, batches.c.created_at)
+sa.Index("ix_batches_canary", batches.c.batch_id, postgresql_where=sa.text("canary = 'running'"))
 
 refused_lines = sa.Table(
     "refused_lines",

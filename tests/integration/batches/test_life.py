@@ -185,6 +185,27 @@ def test_rows_that_a_window_expired_run_in_a_new_one(sandbox: Sandbox, client: C
         assert ended(client, found.batch_id).succeeded == 40
 
 
+@pytest.mark.parametrize(("limit", "canary"), [(0.05, "failed"), (0.9, "passed")])
+def test_a_canary_runs_first_and_pauses_a_batch_that_fails(
+    sandbox: Sandbox, client: Client, write: Write, tmp_path: Path, limit: float, canary: str
+) -> None:
+    script = tmp_path / "answers"
+    script.write_text("".join(json.dumps({"when": f"{digit}个", "status": 400}) + "\n" for digit in range(4)))
+    with running(sandbox, "--answers", str(script)):
+        found = client.batches.create(write(600), canary=0.1, canary_limit=limit)
+        assert found.canary == "running"
+        wait_for(lambda: client.batches.get(found.batch_id).canary != "running", "the canary to be decided")
+        decided = client.batches.get(found.batch_id)
+        assert decided.canary == canary
+        if canary == "failed":
+            assert 30 < decided.settled < 100, "only the canary ran"
+            assert (decided.paused_by, decided.status) == ("canary", BatchStatus.IN_PROGRESS)
+            assert decided.pause_reason == f"{decided.failed} of the first {decided.settled} rows failed"
+            client.batches.resume(found.batch_id)
+        done = ended(client, found.batch_id)
+    assert (done.succeeded, done.failed) == (360, 240)
+
+
 def test_nothing_runs_before_its_time(sandbox: Sandbox, client: Client, write: Write) -> None:
     with running(sandbox):
         later = client.batches.create(write(20), not_before="2100-01-01T00:00:00Z")

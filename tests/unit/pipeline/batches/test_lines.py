@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from pipeline.batches.lines import RefusedLine, is_sampled, parse_line, shared_fields
+from pipeline.batches.lines import RefusedLine, is_within, parse_line, shared_fields
 from pipeline.batches.reading import Line
 from pipeline.images import ImageSanitizer
 from pipeline.jobs.preparation import Preparer
@@ -69,9 +69,8 @@ def test_settings_apply_to_both_forms() -> None:
 
 
 def test_a_sample_is_the_same_each_time_and_of_the_size_that_was_asked_for() -> None:
-    settings = BatchSettings(sample=0.01)
-    taken = [number for number in range(100_000) if is_sampled(Line(number, b""), settings)]
-    assert taken == [number for number in range(100_000) if is_sampled(Line(number, b""), settings)]
+    taken = [number for number in range(100_000) if is_within(Line(number, b""), 0.01)]
+    assert taken == [number for number in range(100_000) if is_within(Line(number, b""), 0.01)]
     assert 800 < len(taken) < 1_200
     assert sum(number < 50_000 for number in taken) > 300, "spread over the file"
 

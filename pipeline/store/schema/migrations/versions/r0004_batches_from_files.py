@@ -17,6 +17,8 @@ ALTER TABLE batches
     ADD COLUMN refused INTEGER DEFAULT 0 NOT NULL,
     ADD COLUMN not_before TIMESTAMP WITH TIME ZONE,
     ADD COLUMN expires_at TIMESTAMP WITH TIME ZONE,
+    ADD COLUMN canary TEXT,
+    ADD COLUMN canary_limit REAL,
     ADD COLUMN cancelled_at TIMESTAMP WITH TIME ZONE,
     ADD COLUMN failed_at TIMESTAMP WITH TIME ZONE
 """
@@ -86,10 +88,12 @@ def upgrade() -> None:
         "COMMENT ON TABLE usage_hourly IS 'Outcomes by hour, tenant, model, kind and lane, counted when they are stored. "
         "Deleted after 400 days.'"
     )
+    op.execute("CREATE INDEX ix_batches_canary ON batches (batch_id) WHERE canary = 'running'")
     op.execute("CREATE INDEX ix_batches_created_at ON batches (tenant, created_at)")
 
 
 def downgrade() -> None:
+    op.execute("DROP INDEX ix_batches_canary")
     op.execute("DROP INDEX ix_batches_created_at")
     op.execute("DROP TABLE usage_hourly")
     op.execute("DROP TABLE pauses")
@@ -104,5 +108,6 @@ def downgrade() -> None:
         ALTER TABLE batches
             DROP COLUMN options, DROP COLUMN input_complete, DROP COLUMN input_seen_at, DROP COLUMN input_lines,
             DROP COLUMN input_hash, DROP COLUMN submitter, DROP COLUMN refused, DROP COLUMN not_before, DROP COLUMN expires_at,
-            DROP COLUMN cancelled_at, DROP COLUMN failed_at
+            DROP COLUMN cancelled_at, DROP COLUMN failed_at,
+            DROP COLUMN canary, DROP COLUMN canary_limit
     """)
