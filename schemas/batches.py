@@ -1,13 +1,15 @@
 """What is known of a batch: OpenAI's eight statuses and counts, and what is ours."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from schemas.completions import UsageMode
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId
+
+_LAST_YEAR = 2200
 
 
 class BatchStatus(StrEnum):
@@ -16,7 +18,7 @@ class BatchStatus(StrEnum):
     VALIDATING = "validating"  # its whole file is checked first, nothing runs
     FAILED = "failed"  # the file was refused, nothing ran
     IN_PROGRESS = "in_progress"  # rows run or wait; also while its file is read
-    FINALIZING = "finalizing"  # every row has an outcome, its file is still read
+    FINALIZING = "finalizing"  # OpenAI prepares its files; ours need none, so it does not occur
     COMPLETED = "completed"  # every row has an outcome, failed ones too
     EXPIRED = "expired"  # its window ended before all rows had run
     CANCELLING = "cancelling"  # it was cancelled, requests in flight are aborted
@@ -70,8 +72,15 @@ class BatchSettings(BaseModel):
     canary_limit: float = Field(default=0.05, ge=0, lt=1)
     strict: bool = False
     window_seconds: float | None = Field(default=None, ge=3_600, le=30 * 86_400)
-    not_before: datetime | None = None
+    not_before: AwareDatetime | None = None
     tags: dict[str, str] = Field(default_factory=dict, max_length=16)
+
+    @field_validator("not_before")
+    @classmethod
+    def _is_within_reach(cls, moment: datetime | None) -> datetime | None:
+        if moment is not None and moment.astimezone(UTC).year > _LAST_YEAR:
+            raise ValueError(f"is too far away; a batch may begin until the end of {_LAST_YEAR}")
+        return moment
 
 
 class BatchView(BaseModel):

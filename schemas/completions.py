@@ -34,9 +34,11 @@ REFUSED = {
     "web_search_options": "vLLM drops it: there is no search",
     "prompt": "belongs to another route: write messages",
     "input": "belongs to another route: write messages",
+    "chat_template": "the template is the engine's own; leave it out",
     "priority": "the priority of a job is set beside its body",
     "stream_options": "goes with a stream, which is asked for beside the body",
 }
+_OF_TEMPLATES = {"chat_template", "tokenize"}
 _REFUSED_NAMES = frozenset(REFUSED)
 NOT_SENT = frozenset(
     {
@@ -62,6 +64,8 @@ def _clean(body: Any) -> Any:
     for name in () if _REFUSED_NAMES.isdisjoint(body) else body:
         if name in _REFUSED_NAMES and body[name] is not None:
             raise PydanticCustomError(REFUSED_FIELD, "{name}: {reason}", {"name": name, "reason": REFUSED[name]})
+    if not _OF_TEMPLATES.isdisjoint(body.get("chat_template_kwargs") or ()):
+        raise PydanticCustomError(REFUSED_FIELD, "chat_template_kwargs: the template is the engine's own; leave it out")
     if body.get("stream"):
         raise PydanticCustomError(REFUSED_FIELD, "stream: a stream is asked for beside the body; leave it out")
     if body.get("modalities") not in (None, ["text"]):
@@ -146,6 +150,7 @@ class _Body(TypedDict):
     frequency_penalty: NotRequired[_Penalty]
     logprobs: NotRequired[bool | None]
     top_logprobs: NotRequired[Annotated[int, Field(ge=0, le=20)] | None]
+    prompt_logprobs: NotRequired[Annotated[int, Field(ge=0, le=20)] | None]
     logit_bias: NotRequired[dict[str, float] | None]
     tools: NotRequired[Annotated[list[_Tool], Field(min_length=1, max_length=_MOST_TOOLS)] | None]
     tool_choice: NotRequired[Literal["none", "auto", "required"] | dict[str, Any] | None]

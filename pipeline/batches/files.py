@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from pipeline.batches.reading import Line
 from pipeline.batches.source import LineSource, key_of
-from pipeline.batches.submit import open_doorbells
+from pipeline.batches.submit import check_names, open_doorbells
 from pipeline.batches.windows import WindowReader, hash_of
 from pipeline.broker import Publisher
 from pipeline.concurrency.backoff import Backoff, retry_while_unavailable
@@ -81,6 +81,7 @@ class FileSubmitter:
             BatchTakenOver: another process reads it meanwhile, or the batch was cancelled.
             StoreUnavailable: nothing is known to be stored.
         """
+        check_names(settings.name, "" if tenant is None else tenant, key)
         return await _Submission(self, source, settings, tenant, key, on_progress).run()
 
 
@@ -104,7 +105,7 @@ class _Submission:
         self._source = source
         self._settings = settings
         self._tenant = tenant
-        self._key = key or key_of(source, tenant)
+        self._key = key if key is not None else key_of(source, tenant, hash_of(settings).digest())
         self._derived = key is None
         self._tell = on_progress
         self._submitter: UUID = uuid4()
@@ -123,8 +124,9 @@ class _Submission:
             self._jobs, self._refused = batch.jobs, batch.refused
             if batch.complete and self._derived:
                 return batch  # its name, size and time of change say that it is the same file
-            if (batch.cancelled or batch.expired) and not batch.complete:
-                raise self._has_ended(batch)
+            if not batch.complete:
+                self._check_open(batch)
+                await custom_ids.prepare(self._database, batch.batch_id, batch.lines)
             self._show(batch.lines)
             if self._settings.strict and not batch.complete and not batch.lines:
                 await self._validate(first, pages)
@@ -150,11 +152,12 @@ class _Submission:
             canary_limit=None if settings.canary is None else settings.canary_limit,
         )
 
-    def _has_ended(self, batch: BatchInput) -> BatchTakenOver:
+    def _check_open(self, batch: BatchInput) -> None:
         number = batch.batch_id
         if batch.cancelled:
-            return BatchTakenOver(f"batch {number} was cancelled; the rest of its file is not read", batch_id=number)
-        return BatchTakenOver(f"batch {number} has expired; the rest of its file is not read", batch_id=number)
+            raise BatchTakenOver(f"batch {number} was cancelled; the rest of its file is not read", batch_id=number)
+        if batch.expired:
+            raise BatchTakenOver(f"batch {number} has expired; the rest of its file is not read", batch_id=number)
 
     def _show(self, lines: int, waiting: str | None = None) -> None:
         self._tell(ReadSoFar(self._batch.batch_id, lines, self._jobs, self._refused, waiting))
@@ -166,7 +169,7 @@ class _Submission:
         """Check every line before anything runs."""
         problems: list[RefusedRow] = []
         async for window in self._reader().read(first, pages):
-            problems += (await self._without_repeated(window)).refused
+            problems += (await self._without_repeated(window, stored=False)).refused
             self._show(window.upto)
             if len(problems) >= _MOST_PROBLEMS:
                 break
@@ -184,8 +187,6 @@ class _Submission:
     async def _store_all(self, first: list[Line], pages: Pump[list[Line]]) -> None:
         """Store all lines that are not stored yet: a window is stored while the next one is read."""
         batch = self._batch
-        if not batch.created and not batch.complete:
-            await custom_ids.restore(self._database, batch.batch_id, batch.jobs)
         storing: asyncio.Task[None] | None = None
         upto = batch.lines
         try:
@@ -204,10 +205,10 @@ class _Submission:
             )
         self._batch = await batch_input.state(self._database, batch.batch_id, None)
 
-    async def _without_repeated(self, window: InputWindow) -> InputWindow:
+    async def _without_repeated(self, window: InputWindow, *, stored: bool = True) -> InputWindow:
         """Refuse rows whose custom id an earlier line has."""
         ids = [(row.custom_id, row.line) for row in window.rows]
-        earlier = await custom_ids.earlier_lines(self._database, self._batch.batch_id, ids)
+        earlier = await custom_ids.earlier_lines(self._database, self._batch.batch_id, ids, stored=stored)
         if not earlier:
             return window
         repeated = [
@@ -230,6 +231,9 @@ class _Submission:
             except QueueSaturated as error:
                 self._show(window.after, error.message)
                 await asyncio.sleep(min(error.facts.get("retry_after_seconds", 1.0), _LONGEST_WAIT_SECONDS))
+                with suppress(StoreUnavailable):  # then the next attempt says so
+                    await batch_input.wait(self._database, self._batch.batch_id, self._submitter)
+                    await self._is_stored(window)
             except StoreUnavailable as error:
                 self._show(window.after, error.message)
                 await backoff.wait()
@@ -238,9 +242,9 @@ class _Submission:
                         chunks = []  # its commit was not answered; recovery publishes its doorbells
                         break
             except BatchTakenOver:
-                known = await batch_input.state(self._database, self._batch.batch_id, None)
-                if known.cancelled:
-                    raise self._has_ended(known) from None
+                if await self._is_stored(window):
+                    chunks = []
+                    break
                 raise
         self._jobs += len(window.rows)
         self._refused += len(window.refused)
@@ -248,10 +252,13 @@ class _Submission:
         await publish_doorbells(self._publisher, open_doorbells(chunks))
 
     async def _is_stored(self, window: InputWindow) -> bool:
-        """Look after an outage of the database what of the batch it has."""
+        """Whether a window is in the store after all.
+
+        Raises:
+            BatchTakenOver: the batch has ended, or another process reads its file.
+        """
+        self._check_open(await batch_input.state(self._database, self._batch.batch_id, None))
         known = await batch_input.state(self._database, self._batch.batch_id, self._submitter)
-        if known.lines < window.upto:
-            await custom_ids.restore(self._database, known.batch_id, known.jobs)
         return known.lines >= window.upto
 
     async def _store_within_limits(self, window: InputWindow) -> list[NewChunk]:

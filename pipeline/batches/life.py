@@ -1,16 +1,18 @@
-"""Cancel and retry whole batches: as many statements as they need."""
+"""Pause, cancel and retry whole batches: as many statements as they need."""
 
 import asyncio
 from dataclasses import dataclass
 
-from pipeline.store import Database, batch_life
+from pipeline.store import Database, batch_life, pauses
 from schemas.batches import BatchStatus, BatchView
 from schemas.errors import InvalidJob
 from schemas.ids import BatchId, JobId
+from schemas.job import can_be_stored
 
 _LOCKED_SECONDS = 0.1
 _FEW_CHUNKS = 500
 _PATIENCE_SECONDS = 30.0
+_LONGEST_REASON = 500
 
 
 async def cancel(database: Database, batch_id: BatchId) -> BatchView:
@@ -32,6 +34,24 @@ async def cancel(database: Database, batch_id: BatchId) -> BatchView:
             break  # an unusual lock: the batch is `cancelling`, and the same call goes on with it
         if left < _FEW_CHUNKS:
             await asyncio.sleep(_LOCKED_SECONDS)  # results of it are being stored at this moment
+    return await batch_life.view(database, batch_id)
+
+
+async def pause(database: Database, batch_id: BatchId, *, by_whom: str, reason: str) -> BatchView:
+    """Let no more rows of a batch begin until it is resumed; one that has ended stays as it is. Safe to call again.
+
+    Raises:
+        BatchNotFound: there is no such batch.
+        InvalidJob: names what is wrong with the reason.
+        StoreUnavailable: call again.
+    """
+    for field, text in (("by_whom", by_whom), ("reason", reason)):
+        if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_REASON or not can_be_stored(text):
+            raise InvalidJob(f"{field}: must be text of 1 to {_LONGEST_REASON} characters, without NUL")
+    found = await batch_life.view(database, batch_id)
+    if found.status.is_final:
+        return found
+    await pauses.pause(database, batch_id, by_whom=by_whom, reason=reason)
     return await batch_life.view(database, batch_id)
 
 

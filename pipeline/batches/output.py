@@ -12,7 +12,7 @@ from pipeline.store import Database, batch_life, batch_output
 from pipeline.store.batch_output import Cursor, OutputRow, RefusedLineRow, Window
 from schemas.batches import BatchView
 from schemas.errors import ErrorCode
-from schemas.ids import BatchId
+from schemas.ids import BatchId, JobId
 
 _LOOK_SECONDS = 1.0
 _WAITING = "the output waits for the database"
@@ -143,7 +143,15 @@ class BatchOutput:
                 yield None
                 return
             done = upto
+            awaited = JobId(rows[upto].job_id)
             on_wait(rows[upto].position + 1, "has no outcome yet")
+            await self._until_settled(awaited)
+
+    async def _until_settled(self, job_id: JobId) -> None:
+        look = partial(batch_output.is_settled, self._database, job_id)
+        while True:
+            if await retry_while_unavailable(look, _WAITING):
+                return
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def refused(self) -> AsyncIterator[list[RefusedLineRow]]:

@@ -4,7 +4,6 @@ import codecs
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ _OTHER_FORMATS = {
     b"\xfd7zXZ\x00": "packed with xz; pack it as .gz or .zst",
     b"PAR1": "Parquet; write it as JSON Lines",
     b"%PDF": "a PDF",
+    b"\xff\xfe\x00\x00": "UTF-32; write it as UTF-8",
+    b"\x00\x00\xfe\xff": "UTF-32; write it as UTF-8",
 }
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 ENCODINGS = ("utf-8", "gb18030", "utf-16", "utf-16-le", "utf-16-be")
@@ -57,6 +58,8 @@ class BatchFile:
     """
 
     def __init__(self, path: Path, encoding: str | None = None, *, reread: bool = False) -> None:
+        if encoding not in {None, *ENCODINGS}:
+            raise InvalidBatchFile(f"encoding: must be one of {', '.join(ENCODINGS)}")
         self.path = path
         self._given = self._encoding = encoding
         self._reread = reread
@@ -72,7 +75,10 @@ class BatchFile:
 
     def __enter__(self) -> "BatchFile":
         if self.path == STDIN:
-            self._stream = self._kept(sys.stdin.buffer) if self._reread else sys.stdin.buffer
+            # Without a buffer: a thread that waits for it may not hold a lock when the process ends.
+            self._stream = open(0, "rb", buffering=0, closefd=False)
+            if self._reread:
+                self._stream = self._kept(self._stream)
             return self
         try:
             found = self.path.stat()
@@ -103,14 +109,15 @@ class BatchFile:
         return kept
 
     def __exit__(self, *_: object) -> None:
-        if self._stream is not sys.stdin.buffer:
-            self._stream.close()
+        self._stream.close()
 
     @property
     def identity(self) -> str | None:
         """Path, size and time of change, which name a regular file well enough to go on with it; None for others."""
         found = self._found
-        return None if found is None else f"{os.path.realpath(self.path)}\0{found.st_size}\0{found.st_mtime_ns}"
+        if found is None:
+            return None
+        return f"{os.path.realpath(self.path)}\0{found.st_size}\0{found.st_mtime_ns}\0{self._given or ''}"
 
     def pages(self) -> Iterator[list[Line]]:
         """Yield the lines that are not empty, as many at once as there are; from the first one on, each time."""
@@ -166,6 +173,8 @@ class BatchFile:
         first = next(blocks, b"")
         while len(first) < 4 and (more := next(blocks, b"")):
             first += more
+        if first.startswith((_GZIP, _ZSTD)):
+            raise InvalidBatchFile(f"{self.name} is packed twice; unpack it once")
         mark = next((mark for mark in _MARKS if first.startswith(mark)), b"")
         encoding = _MARKS[mark] if mark else _utf16_by_zeros(first) if self._encoding is None else self._encoding
         first = first[len(mark) :]

@@ -30,9 +30,16 @@ class LineSource(Protocol):
         ...
 
 
-def key_of(source: LineSource, tenant: str) -> str | None:
-    """Return a key for a source that has a name in the file system: the same file, unchanged, has the same one."""
+def key_of(source: LineSource, tenant: str, digest: bytes) -> str | None:
+    """Return a key for a source that has a name in the file system: the same file, unchanged, has the same one.
+
+    Args:
+        source: of the lines.
+        tenant: of the batch.
+        digest: over settings that make other jobs of the same lines.
+    """
     identity = source.identity
     if identity is None:
         return None
-    return f"file-{sha256(b'-'.join((tenant.encode(), identity.encode('utf-8', 'surrogateescape')))).hexdigest()[:24]}"
+    parts = (tenant.encode(), digest, identity.encode("utf-8", "surrogateescape"))
+    return f"file-{sha256(b'-'.join(parts)).hexdigest()[:24]}"

@@ -82,13 +82,7 @@ class BatchSubmitter:
         Raises:
             InvalidJob: names the field.
         """
-        for field, value in (("name", name), ("idempotency_key", "-" if idempotency_key is None else idempotency_key)):
-            if not isinstance(value, str) or not value or len(value) > 200 or not can_be_stored(value):
-                raise InvalidJob(
-                    f"{field}: must be text of 1 to 200 characters, without NUL and without half characters"
-                )
-        if tenant is not None and not (isinstance(tenant, str) and re.fullmatch(TENANT_PATTERN, tenant)):
-            raise InvalidJob("tenant: must have 1 to 64 letters, digits, dots, dashes or underlines of ASCII")
+        check_names(name, tenant, idempotency_key)
         return BatchDraft(self, self._preparer, name, tenant, idempotency_key)
 
     async def store(self, rows: BatchRows, batch: NewBatch) -> Batch:
@@ -104,6 +98,19 @@ class BatchSubmitter:
         slots = max(self._preparer.slots(model) for model in rows.jobs_of)
         rates = [await queries.rows_per_second(self._database, model) for model in rows.jobs_of]
         return chunk_rows(len(rows), min((rate for rate in rates if rate is not None), default=None), slots)
+
+
+def check_names(name: Any, tenant: Any, idempotency_key: Any) -> None:
+    """Check what names a batch.
+
+    Raises:
+        InvalidJob: names the field.
+    """
+    for field, value in (("name", name), ("idempotency_key", "-" if idempotency_key is None else idempotency_key)):
+        if not isinstance(value, str) or not value or len(value) > 200 or not can_be_stored(value):
+            raise InvalidJob(f"{field}: must be text of 1 to 200 characters, without NUL and without half characters")
+    if tenant is not None and not (isinstance(tenant, str) and re.fullmatch(TENANT_PATTERN, tenant)):
+        raise InvalidJob("tenant: must have 1 to 64 letters, digits, dots, dashes or underlines of ASCII")
 
 
 def several(jobs: Any) -> Iterable[Job | dict[str, Any]]:

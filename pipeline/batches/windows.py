@@ -1,6 +1,7 @@
 """Cut the lines of a batch file into windows of rows that are stored together."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from schemas.errors import DuplicateJob, ErrorCode, InvalidBatchFile, InvalidJob
 _FIRST_WINDOWS = (500, 2_000)  # so that an engine has work at once
 _WINDOW_ROWS = 8_000
 _WINDOW_BYTES = 5 * 1024 * 1024
+_WINDOW_SECONDS = 2.0  # lines of a slow program run meanwhile
 _WAIT_FOR_LINES_SECONDS = 1.0
 _YIELD_LINES = 200
 # What does not make other jobs of the same lines.
@@ -38,6 +40,7 @@ class _Window:
     rows: list[InputRow] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
     size: int = 0
+    begun: float = field(default_factory=time.monotonic)
 
     def closed(self, upto: int, digest: bytes) -> InputWindow:
         """Return what is stored."""
@@ -163,7 +166,12 @@ class WindowReader:
 
     def _is_full(self, window: _Window) -> bool:
         most = _FIRST_WINDOWS[self._windows] if self._windows < len(_FIRST_WINDOWS) else _WINDOW_ROWS
-        return len(window.rows) + len(window.refused) >= most or window.size >= _WINDOW_BYTES
+        rows = len(window.rows) + len(window.refused)
+        return (
+            rows >= most
+            or window.size >= _WINDOW_BYTES
+            or (rows > 0 and time.monotonic() - window.begun > _WINDOW_SECONDS)
+        )
 
     async def _add(self, window: _Window, line: Line) -> None:
         if self._settings.sample is not None and not is_within(line, self._settings.sample):

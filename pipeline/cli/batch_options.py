@@ -56,7 +56,7 @@ class BatchOptions:
     def settings(self, file: Path) -> BatchSettings:
         """Return the settings of the batch."""
         given: dict[str, Any] = {
-            "name": self.name or _name(file),
+            "name": _name(file) if self.name is None else self.name,
             "strict": self.strict,
             "priority": self.priority,
             "weight": self.weight,
@@ -66,7 +66,7 @@ class BatchOptions:
             "sample": _share("--sample", self.sample),
             "canary": _share("--canary", self.canary),
             "canary_limit": _share("--canary-limit", self.canary_limit),
-            "window_seconds": duration("--window", self.window),
+            "window_seconds": _window(self.window),
             "not_before": moment("--not-before", self.not_before),
             "tags": dict(tag_of(one) for one in self.tag or ()),
         }
@@ -76,6 +76,13 @@ class BatchOptions:
 def _name(file: Path) -> str:
     name = "stdin" if file == STDIN else file.name
     return name.encode("utf-8", "replace").decode().replace("\x00", "?")[:200] or "batch"
+
+
+def _window(text: str | None) -> float | None:
+    seconds = duration("--window", text)
+    if seconds is not None and not 3_600 <= seconds <= 30 * 86_400:
+        raise InvalidSetting(f"--window: {text} is not between 1h and 30d")
+    return seconds
 
 
 def _share(option: str, text: str | None) -> float | None:

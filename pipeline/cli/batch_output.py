@@ -1,5 +1,6 @@
 """The output of a batch into files."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ class Targets:
     """The files for answers and for what has none, opened before the work begins; a context manager."""
 
     def __init__(self, out: Path | None, errors: Path | None, *, inputs: Sequence[Path] = ()) -> None:
-        if out is not None and out == errors:
+        if out is not None and errors is not None and os.path.realpath(out) == os.path.realpath(errors):
             raise UnwritableFile("--errors: names the same file as --out; name another one")
         self.out, self.errors = out, errors
         self._inputs = inputs
@@ -103,7 +104,7 @@ async def write_output(
         async for rows, after in output.settled(at, wait=wait):
             targets.write(rows)
             at = after
-    if targets.wants_refused:
+    if targets.wants_refused and cursor is None:  # an earlier output had them
         async for refused in output.refused():
             targets.write_refused(b"".join(map(refused_line, refused)), len(refused))
     return None if ordered else at

@@ -36,9 +36,10 @@ def row_of(found: BatchView) -> list[object]:
     ]
 
 
-def print_batch(found: BatchView, failures: dict[str, int] | None = None) -> None:
-    """Print everything known about a batch."""
-    say(f"batch {found.batch_id} ({found.name}): {found.status}; {_counts(found)}")
+def print_batch(found: BatchView, failures: dict[str, int] | None = None, *, on_stderr: bool = False) -> None:
+    """Print everything known about a batch; on stderr alone if answers are on stdout."""
+    show = tell if on_stderr else say
+    show(f"batch {found.batch_id} ({found.name}): {found.status}; {_counts(found)}")
     codes = ", ".join(f"{rows:,} {code}" for code, rows in (failures or {}).items())
     facts = [
         ("failed by code", codes),

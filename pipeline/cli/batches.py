@@ -28,10 +28,11 @@ from pipeline.cli.console import (
     with_options,
 )
 from pipeline.cli.exit_codes import Exit
+from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.store import Database, batch_life, pauses
 from pipeline.store.batch_input import BatchInput
 from pipeline.wiring import Wiring
-from schemas.batches import BatchSettings, BatchView
+from schemas.batches import BatchSettings, BatchStatus, BatchView
 from schemas.errors import InvalidSetting
 from schemas.ids import BatchId
 from schemas.ids import batch_id as as_batch_id
@@ -59,6 +60,8 @@ def submit(
     """Submit a file of jobs: OpenAI's batch lines, or ours, or both; the first rows run while the rest is read."""
     settings, wired = options.settings(file), wiring()
     wait = wait or out is not None or errors is not None
+    if as_json and out == STDIN:
+        raise InvalidSetting("--json: prints to stdout, as --out does; name a file")
     with Targets(out, errors, inputs=[] if file == STDIN else [file]) as targets:
         done = _submit(wired, file, settings, options, quiet=as_json)
         number = done.batch_id
@@ -67,7 +70,7 @@ def submit(
     if as_json:
         print_json(found)
     elif wait:
-        print_batch(found)
+        print_batch(found, on_stderr=out == STDIN)
         as_written(targets)
     else:
         _print_submitted(found)
@@ -134,10 +137,14 @@ def _wait(wired: Wiring, number: BatchId, targets: Targets, *, quiet: bool) -> B
     async def run() -> BatchView:
         database = await Database(wired.database_url).open()
         try:
+            watching = asyncio.create_task(watch_batch(database, number, quiet=quiet))
             writing = asyncio.create_task(write_output(database, number, targets, wait=True))
-            found = await watch_batch(database, number, quiet=quiet)
-            await writing
-            return found
+            try:  # a full disk is said when it is full
+                await asyncio.gather(watching, writing)
+            finally:
+                for task in (watching, writing):
+                    await cancel_and_wait(task)
+            return watching.result()
         finally:
             await database.close()
 
@@ -202,10 +209,11 @@ def pause(
     number = as_batch_id(batch_id)
 
     async def work(database: Database) -> BatchView:
-        await pauses.pause(database, number, by_whom=_by_whom(), reason=reason[:500])
-        return await batch_life.view(database, number)
+        return await life.pause(database, number, by_whom=_by_whom(), reason=reason)
 
-    _done(with_database(work), f"batch {number} is paused; go on with: yyc3 batches resume {number}", as_json)
+    found = with_database(work)
+    paused = f"batch {number} is paused; go on with: yyc3 batches resume {number}"
+    _done(found, f"batch {number} has ended before" if found.status.is_final else paused, as_json)
 
 
 def _by_whom() -> str:
@@ -235,7 +243,8 @@ def cancel(batch_id: BatchNumber, as_json: AsJson = False) -> None:
     number = as_batch_id(batch_id)
     found = with_database(lambda database: life.cancel(database, number))
     rest = f"{found.cancelled:,} rows are cancelled; run them after all with: yyc3 batches retry {number}"
-    _done(found, f"batch {number}: {rest}" if found.cancelled else f"batch {number} has ended before", as_json)
+    is_cancelled = found.status in {BatchStatus.CANCELLING, BatchStatus.CANCELLED}
+    _done(found, f"batch {number}: {rest}" if is_cancelled else f"batch {number} has ended before", as_json)
 
 
 @batches.command("retry")

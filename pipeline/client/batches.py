@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -29,6 +29,7 @@ _Views = list[BatchView]
 _PAGE_LINES = 512
 _SLOW_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.5
+_MOST_BATCHES = 1_000
 
 
 class LinesOfProgram:
@@ -118,9 +119,11 @@ class AsyncBatches:
         database, submitter = self._open()
         checked = settings_of(settings)
         if isinstance(source, str | PathLike):
-            with BatchFile(Path(source), encoding) as file:
+            with BatchFile(Path(source), encoding, reread=checked.strict) as file:
                 done = await submitter.submit(file, checked, tenant=tenant, key=key, on_progress=on_progress)
         else:
+            if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+                raise InvalidJob("source: give the path of a file, or a list of lines")
             lines = LinesOfProgram(source if not checked.strict else list(source))
             done = await submitter.submit(lines, checked, tenant=tenant, key=key, on_progress=on_progress)
         return await batch_life.view(database, done.batch_id)
@@ -135,15 +138,18 @@ class AsyncBatches:
 
     async def list(self, *, tenant: str | None = None, before: BatchId | None = None, limit: int = 20) -> _Views:
         """Return the newest batches, newest first; `before` is the last one of the page before."""
+        if not isinstance(limit, int) or not 1 <= limit <= _MOST_BATCHES:
+            raise InvalidJob(f"limit: must be a number from 1 to {_MOST_BATCHES:,}")
+        if not isinstance(tenant, str | None):
+            raise InvalidJob("tenant: must be text")
+        before = None if before is None else as_batch_id(before)
         return await batch_life.newest(self._open()[0], tenant=tenant, before=before, limit=limit)
 
     async def pause(
         self, batch_id: BatchId, *, by_whom: str = "client", reason: str = "paused by a program"
     ) -> BatchView:
         """Let no more rows begin: within two seconds none is sent, those in flight end."""
-        number = as_batch_id(batch_id)
-        await pauses.pause(self._open()[0], number, by_whom=by_whom, reason=reason)
-        return await self.get(number)
+        return await life.pause(self._open()[0], as_batch_id(batch_id), by_whom=by_whom, reason=reason)
 
     async def resume(self, batch_id: BatchId) -> BatchView:
         """Go on with a batch that is paused."""
@@ -199,9 +205,10 @@ class AsyncBatches:
 
     async def output_since(self, batch_id: BatchId, cursor: str | None = None) -> tuple[_Lines, str]:
         """Return what was settled since a cursor, succeeded or not, and the cursor for the next call."""
-        output = BatchOutput(self._open()[0], as_batch_id(batch_id))
+        number, at = as_batch_id(batch_id), Cursor() if cursor is None else Cursor.parse(cursor)
+        await self.get(number)
+        output = BatchOutput(self._open()[0], number)
         found: _Lines = []
-        at = Cursor() if cursor is None else Cursor.parse(cursor)
         async for rows, after in output.settled(at, wait=False):
             at = after
             found += [orjson.loads(output_line(row) if row.state == "succeeded" else error_line(row)) for row in rows]

@@ -135,10 +135,7 @@ async def begin(database: Database, new: NewInput, submitter: UUID) -> BatchInpu
                 f"idempotency_key: already used for batch {row['batch_id']}, which was not made of a file; use a new key",
                 batch_id=row["batch_id"],
             )
-        found = _input(row)
-    if not found.complete:
-        await custom_ids.prepare(database, found.batch_id)
-    return found
+    return _input(row)
 
 
 async def state(database: Database, batch_id: BatchId, submitter: UUID | None) -> BatchInput:
@@ -186,7 +183,6 @@ async def add_window(
     async with database.transaction() as connection:
         await copy_jobs(connection, batch.batch_id, tenant, _rows(firsts, groups))
         await copy_chunks(connection, batch.batch_id, [(chunk, window.after + 1) for chunk in chunks])
-        await _copy_refused(connection, batch.batch_id, tenant, window.refused)
         held = [first for first, group in zip(firsts, groups, strict=True) if group[0].held]
         if held:
             await connection.execute("UPDATE chunks SET due_at = 'infinity' WHERE first_job_id = ANY(%s)", (held,))
@@ -207,6 +203,7 @@ async def add_window(
         )
         if cursor.rowcount != 1:
             raise _taken_over(batch.batch_id)  # also rolls back
+        await _copy_refused(connection, batch.batch_id, tenant, window.refused)
     return chunks
 
 
@@ -253,6 +250,14 @@ async def _copy_refused(
             await copy.write_row((batch_id, row.line, tenant, row.custom_id, row.code, row.message))
 
 
+async def wait(database: Database, batch_id: BatchId, submitter: UUID) -> None:
+    """Say that the process that reads a file lives and waits, so that its batch is not taken for abandoned."""
+    async with database.connection() as connection:
+        await connection.execute(
+            "UPDATE batches SET input_seen_at = now() WHERE batch_id = %s AND submitter = %s", (batch_id, submitter)
+        )
+
+
 async def complete(database: Database, batch_id: BatchId, lines: int, submitter: UUID) -> None:
     """Say that a file was read to its end, and forget the custom ids.
 
@@ -275,10 +280,12 @@ async def refuse(
 ) -> None:
     """Say that a file was refused as a whole, with the first of its lines that are no jobs. Its key becomes free."""
     async with database.transaction() as connection:
-        await _copy_refused(connection, batch_id, tenant, refused)
-        await connection.execute(
+        cursor = await connection.execute(
             """UPDATE batches SET input_complete = true, failed_at = now(), idempotency_key = NULL, refused = %s
                WHERE batch_id = %s AND submitter = %s AND jobs = 0""",
             (len(refused), batch_id, submitter),
         )
+        if cursor.rowcount != 1:
+            raise _taken_over(batch_id)
+        await _copy_refused(connection, batch_id, tenant, refused)
     await custom_ids.forget(database, batch_id)

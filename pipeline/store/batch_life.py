@@ -6,7 +6,6 @@ from typing import Any
 import orjson
 from psycopg.rows import DictRow
 
-from pipeline.store import custom_ids
 from pipeline.store.database import Database
 from pipeline.store.replays import current_replay, is_current
 from schemas.batches import BatchSettings, BatchStatus, BatchView, RequestCounts
@@ -24,6 +23,7 @@ CROSS JOIN LATERAL (
         coalesce(sum(cached), 0)::bigint AS cached, coalesce(sum(prompt_tokens), 0)::bigint AS prompt_tokens,
         coalesce(sum(completion_tokens), 0)::bigint AS completion_tokens,
         count(*) FILTER (WHERE state IN ('queued', 'running')) AS open_chunks,
+        count(*) FILTER (WHERE state = 'cancelled') AS cancelled_chunks,
         coalesce(sum(greatest(0, rows - succeeded - failed - cancelled - expired)) FILTER (WHERE state = 'running'), 0)::bigint
             AS running,
         min(started_at) AS in_progress_at, max(finished_at) AS finished_at,
@@ -63,7 +63,7 @@ def _view(row: DictRow) -> BatchView:
     jobs, is_open = row["jobs"], row["open_chunks"] > 0
     others = row["succeeded"] + row["failed"] + row["expired"]
     # Rows that were cancelled with their batch have no outcomes: what is left of it is cancelled when no chunk is open.
-    cancelled = row["cancelled"] if is_open or row["cancelled_at"] is None else max(0, jobs - others)
+    cancelled = row["cancelled"] if is_open or not row["cancelled_chunks"] else max(0, jobs - others)
     found = {
         name: row[name] for name in BatchView.model_fields if name in row and name not in {"cancelled", "finished_at"}
     }
@@ -98,7 +98,7 @@ def _status(row: DictRow, *, is_open: bool, unsettled: int) -> BatchStatus:
         return BatchStatus.EXPIRED
     if not row["input_complete"]:
         strict = row["options"] is not None and orjson.loads(row["options"]).get("strict")
-        return BatchStatus.VALIDATING if strict and not row["input_lines"] else BatchStatus.FINALIZING
+        return BatchStatus.VALIDATING if strict and not row["input_lines"] else BatchStatus.IN_PROGRESS
     return BatchStatus.COMPLETED
 
 
@@ -184,7 +184,8 @@ WITH page AS MATERIALIZED (
     FROM page p CROSS JOIN LATERAL (
         SELECT * FROM outcomes o WHERE o.job_id >= p.first_job_id AND o.job_id < p.first_job_id + p.rows
             AND o.state <> 'succeeded' AND {is_current("o")}
-    ) o JOIN jobs j ON j.job_id = o.job_id WHERE j.deadline IS NULL OR j.deadline > now()
+    ) o JOIN jobs j ON j.job_id = o.job_id AND j.job_id >= p.first_job_id AND j.job_id < p.first_job_id + p.rows
+    WHERE j.deadline IS NULL OR j.deadline > now()
 ), decided AS (
     INSERT INTO dead_letter_decisions (job_id, replay, tenant, decision)
     SELECT u.job_id, u.replay, u.tenant, 'replayed' FROM unsuccessful u JOIN locked l ON l.first_job_id = u.chunk
@@ -203,7 +204,7 @@ WITH page AS MATERIALIZED (
     UPDATE chunks c SET state = 'queued', fence = c.fence + 1, crashes = 0, rounds = 0, last_code = NULL, due_at = now(),
         created_at = CASE WHEN c.state = 'queued' THEN c.created_at ELSE now() END, started_at = NULL, finished_at = NULL,
         failed = c.failed - coalesce(a.failed, 0), expired = c.expired - coalesce(a.expired, 0),
-        cancelled = c.cancelled - coalesce(a.cancelled, 0), deadline = least(b.expires_at, a.deadline)
+        cancelled = c.cancelled - coalesce(a.cancelled, 0), deadline = least(c.deadline, b.expires_at, a.deadline)
     FROM locked l LEFT JOIN again a ON a.chunk = l.first_job_id LEFT JOIN bare n ON n.chunk = l.first_job_id
         CROSS JOIN batches b
     WHERE c.first_job_id = l.first_job_id AND b.batch_id = %(batch)s AND (a.rows > 0 OR l.state = 'cancelled')
@@ -211,7 +212,10 @@ WITH page AS MATERIALIZED (
 SELECT (
         SELECT coalesce(sum(rows), 0)::bigint FROM (SELECT rows FROM again UNION ALL SELECT greatest(rows, 0) FROM bare) a
     ) AS rows,
-    (SELECT count(DISTINCT u.chunk) FROM unsuccessful u WHERE u.chunk NOT IN (SELECT first_job_id FROM locked)) AS busy,
+    (
+        SELECT count(*) FROM page p WHERE p.first_job_id NOT IN (SELECT first_job_id FROM locked)
+            AND (p.state = 'cancelled' OR p.first_job_id IN (SELECT chunk FROM unsuccessful))
+    ) AS busy,
     (SELECT count(*) FROM page) AS chunks, (SELECT max(first_job_id) FROM page) AS last
 """
 
@@ -280,13 +284,11 @@ WITH abandoned AS (
 ), queued AS (
     UPDATE chunks c SET deadline = now() FROM abandoned a WHERE c.batch_id = a.batch_id AND c.state = 'queued'
 )
-SELECT batch_id FROM abandoned
+SELECT FROM abandoned
 """
 
 
 async def expire_abandoned(database: Database) -> None:
     """Expire batches whose submitter added nothing for a day before their file was read to its end."""
     async with database.connection() as connection:
-        found = await (await connection.execute(_ABANDONED)).fetchall()
-    for batch in found:
-        await custom_ids.forget(database, BatchId(batch["batch_id"]))
+        await connection.execute(_ABANDONED)

@@ -19,9 +19,10 @@ from pipeline.store.replays import is_current
 from schemas.errors import ErrorCode, InvalidJob
 from schemas.ids import BatchId, JobId
 
-_CURSOR = re.compile(r"(\d{1,19})\.(\d{1,19})\.(\d{1,19})")
+_CURSOR = re.compile(r"(\d{1,18})\.(\d{1,18})\.(\d{1,18})")
 _CHUNKS = 8
 _NEAR_IDS = 2_048
+_HALF_OF_XMIN = 2**31 - 1
 
 
 class OutputRow(NamedTuple):
@@ -79,7 +80,7 @@ class Cursor:
         Raises:
             InvalidJob: it is none.
         """
-        found = _CURSOR.fullmatch(text)
+        found = _CURSOR.fullmatch(text) if isinstance(text, str) else None
         if found is None:
             raise InvalidJob("cursor: is none of ours; leave it out to begin at the start")
         return cls(*map(int, found.groups()))
@@ -97,13 +98,15 @@ class OutputPage:
 # The end of the transactions that are over for certain. When no chunk is open, all that this snapshot sees is all there is.
 _HORIZON = """
 SELECT CASE WHEN EXISTS (SELECT FROM chunks WHERE batch_id = %(batch)s AND state IN ('queued', 'running'))
-    THEN pg_snapshot_xmin(pg_current_snapshot()) ELSE pg_snapshot_xmax(pg_current_snapshot()) END::text::bigint AS upto
+    THEN pg_snapshot_xmin(pg_current_snapshot()) ELSE pg_snapshot_xmax(pg_current_snapshot()) END::text::bigint AS upto,
+    pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS newest
 """
 # xmin is the last transaction that changed a chunk, 32 bits of it: chunks in which nothing happened are not looked into.
 _CHANGED = """
-SELECT first_job_id, rows, state, ((%(upto)s - 1 - xmin::text::bigint) & 4294967295) < 2147483648 AS is_over FROM chunks
-WHERE batch_id = %(batch)s AND first_job_id + rows > %(job)s
-    AND ((xmin::text::bigint - %(before)s) & 4294967295) < 2147483648
+SELECT first_job_id, rows, state, ((%(upto)s - 1 - xmin::text::bigint) & 4294967295) < 2147483648
+    OR finished_at < now() - interval '1 hour' AS is_over
+FROM chunks WHERE batch_id = %(batch)s AND first_job_id + rows > %(job)s
+    AND (%(whole)s OR ((xmin::text::bigint - %(before)s) & 4294967295) < 2147483648)
 ORDER BY first_job_id LIMIT %(chunks)s
 """
 # Both tables by a range of ids that is known when it is planned: without it the planner may read whole partitions.
@@ -136,19 +139,22 @@ async def settled_since(database: Database, batch_id: BatchId, cursor: Cursor) -
     """Return rows that were settled after a cursor: those of a few chunks, in no promised order."""
     given: dict[str, Any] = {"batch": batch_id, "before": cursor.before, "job": cursor.job, "chunks": _CHUNKS}
     async with database.connection() as connection:
+        horizon = await (await connection.execute(_HORIZON, given)).fetchone()
+        assert horizon is not None, "it is one row"
         upto = cursor.upto
+        if max(upto, cursor.before) > horizon["newest"]:
+            raise InvalidJob("cursor: is of another database; leave it out to begin at the start")
         if upto <= cursor.before:
-            horizon = await (await connection.execute(_HORIZON, given)).fetchone()
-            assert horizon is not None, "it is one row"
             upto, given["job"] = max(horizon["upto"], cursor.before), 0  # a retry makes the horizon an earlier one
-        given["upto"] = upto
+        given |= {"upto": upto, "whole": not cursor.before or upto - cursor.before >= _HALF_OF_XMIN}
         chunks = [_Chunk(*row.values()) for row in await (await connection.execute(_CHANGED, given)).fetchall()]
         found: list[OutputRow] = []
         for first, end in _ranges(chunks):
             found += await _rows(connection, _SETTLED, given | {"first": first, "end": end})
-        for first, end in _ranges([one for one in chunks if one.state == "cancelled" and one.is_over]):
+        cancelled = [one for one in chunks if one.state == "cancelled" and one.is_over]
+        for first, end in _ranges(cancelled):
             rows = await _rows(connection, _WITH_OUTCOMES, given | {"first": first, "end": end})
-            found += [row for row in _with_cancelled(rows, chunks) if row.settled_at is None and row.state is not None]
+            found += _of_chunks([row for row in rows if row.state is None], cancelled)
     more = len(chunks) == _CHUNKS
     return OutputPage(found, Cursor(cursor.before, upto, chunks[-1].end - 1) if more else Cursor(upto, upto, 0), more)
 
@@ -164,15 +170,15 @@ def _ranges(chunks: Sequence[_Chunk]) -> list[tuple[int, int]]:
     return ranges
 
 
-def _with_cancelled(rows: Sequence[OutputRow], chunks: Sequence[_Chunk]) -> list[OutputRow]:
-    """Say of rows without an outcome whether they were cancelled with their batch: their chunk says so."""
-    firsts = [chunk.first for chunk in chunks]
-    return [
-        row._replace(state="cancelled", code="cancelled")
-        if row.state is None and chunks[bisect_right(firsts, row.job_id) - 1].state == "cancelled"
-        else row
-        for row in rows
-    ]
+def _of_chunks(rows: Sequence[OutputRow], chunks: Sequence[_Chunk]) -> list[OutputRow]:
+    """Return the rows of these chunks; one without an outcome was cancelled with its batch if its chunk says so."""
+    firsts, found = [chunk.first for chunk in chunks], []
+    for row in rows:
+        chunk = chunks[bisect_right(firsts, row.job_id) - 1]
+        if chunk.first <= row.job_id < chunk.end:
+            bare = row.state is None and chunk.state == "cancelled"
+            found.append(row._replace(state="cancelled", code="cancelled") if bare else row)
+    return found
 
 
 async def _rows(connection: Any, statement: str, arguments: dict[str, Any]) -> list[OutputRow]:
@@ -195,7 +201,7 @@ async def windows(database: Database, batch_id: BatchId, after: int) -> list[Win
     async with database.connection() as connection:
         cursor = await connection.execute(
             """SELECT coalesce(input_window, 0) AS number, min(first_job_id) AS first, max(first_job_id + rows) AS end
-               FROM chunks WHERE batch_id = %s AND coalesce(input_window, 0) > %s GROUP BY 1 ORDER BY min(first_job_id)""",
+               FROM chunks WHERE batch_id = %s AND coalesce(input_window, 0) > %s GROUP BY 1 ORDER BY 1""",
             (batch_id, after),
         )
         return [Window(**row) for row in await cursor.fetchall()]
@@ -203,18 +209,32 @@ async def windows(database: Database, batch_id: BatchId, after: int) -> list[Win
 
 async def rows_of(database: Database, batch_id: BatchId, window: Window) -> list[OutputRow]:
     """Return the rows of a window in the order of their lines, with their current outcomes."""
-    given = {"batch": batch_id, "first": window.first, "end": window.end}
+    given = {"batch": batch_id, "number": window.number, "first": window.first, "end": window.end}
     async with database.connection() as connection:
         cursor = await connection.execute(
             """SELECT first_job_id, rows, state FROM chunks
-               WHERE batch_id = %(batch)s AND first_job_id >= %(first)s AND first_job_id < %(end)s ORDER BY first_job_id""",
+               WHERE batch_id = %(batch)s AND first_job_id >= %(first)s AND first_job_id < %(end)s
+                   AND coalesce(input_window, 0) = %(number)s ORDER BY first_job_id""",
             given,
         )
         chunks = [_Chunk(*row.values()) for row in await cursor.fetchall()]
         found: list[OutputRow] = []
         for first, end in _ranges(chunks):
             found += await _rows(connection, _WITH_OUTCOMES, given | {"first": first, "end": end})
-    return sorted(_with_cancelled(found, chunks), key=attrgetter("position"))
+    return sorted(_of_chunks(found, chunks), key=attrgetter("position"))
+
+
+async def is_settled(database: Database, job_id: JobId) -> bool:
+    """Whether a job has an outcome, or was cancelled with its batch."""
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            f"""SELECT EXISTS (SELECT FROM outcomes o WHERE o.job_id = %(job)s AND {is_current("o")}) OR (
+                    SELECT state = 'cancelled' FROM chunks WHERE first_job_id <= %(job)s ORDER BY first_job_id DESC LIMIT 1
+                ) AS settled""",
+            {"job": job_id},
+        )
+        row = await cursor.fetchone()
+    return bool(row and row["settled"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,13 +140,16 @@ async def batch_progress(database: Database, batch_id: BatchId) -> BatchProgress
             """SELECT coalesce(sum(rows), 0)::bigint AS jobs, coalesce(sum(succeeded), 0)::bigint AS succeeded,
                       coalesce(sum(failed), 0)::bigint AS failed, coalesce(sum(cancelled), 0)::bigint AS cancelled,
                       coalesce(sum(expired), 0)::bigint AS expired, coalesce(sum(cached), 0)::bigint AS cached,
-                      max(last_code) FILTER (WHERE state = 'queued') AS last_code
+                      max(last_code) FILTER (WHERE state = 'queued') AS last_code,
+                      bool_or(state = 'cancelled') AND NOT bool_or(state IN ('queued', 'running')) AS ended_by_cancel
                FROM chunks WHERE batch_id = %s""",
             (batch_id,),
         )
         row = await cursor.fetchone()
     if row is None or not row["jobs"]:  # chunks are stored with their batch
         raise BatchNotFound(f"there is no batch {batch_id}", batch_id=batch_id)
+    if row.pop("ended_by_cancel"):  # rows that were cancelled with their batch have no outcomes
+        row["cancelled"] = row["jobs"] - row["succeeded"] - row["failed"] - row["expired"]
     return BatchProgress(**{**row, "last_code": ErrorCode(row["last_code"]) if row["last_code"] else None})
 
 

@@ -11,12 +11,12 @@ from schemas.ids import JobId
 # may have been halved during the wait for it, then the job is not inside any more.
 _CANCEL = f"""
 WITH chunk AS MATERIALIZED (
-    SELECT first_job_id, rows, reply_to, model, lane FROM chunks WHERE first_job_id <= %(job)s
+    SELECT first_job_id, rows, state, reply_to, model, lane FROM chunks WHERE first_job_id <= %(job)s
     ORDER BY first_job_id DESC LIMIT 1 FOR UPDATE
 ), stored AS (
     INSERT INTO outcomes (job_id, replay, tenant, kind, state, code, message)
     SELECT job_id, {current_replay("%(job)s")}, tenant, kind, 'cancelled', 'cancelled', 'cancelled before it was settled'
-    FROM jobs JOIN chunk ON job_id < first_job_id + rows WHERE job_id = %(job)s
+    FROM jobs JOIN chunk ON job_id < first_job_id + rows AND chunk.state <> 'cancelled' WHERE job_id = %(job)s
     ON CONFLICT DO NOTHING RETURNING job_id, tenant, kind, state
 ), settled AS (
     SELECT stored.*, chunk.model, chunk.lane, {NOTHING_SPENT} FROM stored, chunk

@@ -83,7 +83,8 @@ class Claim:
 
 
 # No delay is that long: the clock was set back while the chunk was queued.
-IS_DUE = f"(due_at <= now() OR (due_at > now() + interval '{LONGEST_DELAY.total_seconds() * 2:.0f} seconds' AND due_at < 'infinity'))"
+_TOO_LATE = f"due_at > now() + interval '{LONGEST_DELAY.total_seconds() * 2:.0f} seconds' AND due_at < 'infinity'"
+IS_DUE = f"(due_at <= now() OR ({_TOO_LATE}))"
 """SQL for whether a queued chunk may be claimed now; one that waits for the canary of its batch is due at infinity."""
 
 _CLAIMED = """

@@ -26,7 +26,8 @@ WITH lost AS (
     UPDATE lost_runs r SET lives = true FROM lost WHERE r.first_job_id = lost.first_job_id AND r.fence = lost.fence
 )
 UPDATE chunks c SET crashes = c.crashes - 1 FROM lost
-WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1 AND c.crashes > 0 AND c.state <> 'done'
+WHERE c.first_job_id = lost.first_job_id AND c.fence > lost.fence AND c.rows = 1 AND c.crashes > 0
+    AND c.state IN ('queued', 'running')
 """
 
 

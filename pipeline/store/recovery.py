@@ -68,16 +68,30 @@ UPDATE chunks c SET state = 'done', finished_at = now(),
 FROM poison WHERE c.first_job_id = poison.first_job_id
 RETURNING c.first_job_id AS job_id, c.reply_to, (SELECT j.streamed FROM jobs j WHERE j.job_id = c.first_job_id) AS streamed
 """
-# No more than `most` are of interest, and what is queued is counted already: the index is read for some of it.
+# No more than `most` are of interest, and what is queued is counted already: the index is read for some of it, by the groups
+# of one batch and priority, of which those of paused batches are left out whole.
 _RUNNABLE = f"""
-SELECT q.model, q.lane, n.chunks FROM (
+WITH RECURSIVE queued AS (
     SELECT model, lane FROM queue_depths GROUP BY model, lane HAVING sum(chunks) > 0
-) q CROSS JOIN LATERAL (
+), groups AS (
+    SELECT q.model, q.lane, g.batch, g.priority FROM queued q CROSS JOIN LATERAL (
+        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
+        WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' ORDER BY coalesce(batch_id, 0), priority LIMIT 1
+    ) g
+    UNION ALL
+    SELECT g.model, g.lane, n.batch, n.priority FROM groups g CROSS JOIN LATERAL (
+        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
+        WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
+            AND (coalesce(batch_id, 0), priority) > (g.batch, g.priority)
+        ORDER BY coalesce(batch_id, 0), priority LIMIT 1
+    ) n
+)
+SELECT g.model, g.lane, least(sum(n.chunks), %(most)s)::bigint AS chunks FROM groups g CROSS JOIN LATERAL (
     SELECT count(*) AS chunks FROM (
-        SELECT 1 FROM chunks c WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' AND {IS_DUE}
-            AND {may_run("c.batch_id")} LIMIT %(most)s
+        SELECT 1 FROM chunks c WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
+            AND coalesce(batch_id, 0) = g.batch AND priority = g.priority AND {IS_DUE} LIMIT %(most)s
     ) due
-) n WHERE n.chunks > 0
+) n WHERE {may_run("g.batch")} GROUP BY g.model, g.lane HAVING sum(n.chunks) > 0
 """
 # Queued jobs expire even if no worker serves their queue. Lock the chunk first, as settling does.
 _DUE = """

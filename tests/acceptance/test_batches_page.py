@@ -88,7 +88,11 @@ def test_what_cannot_be_read_is_one_sentence(running: Sandbox, tmp_path: Path) -
         ([str(tmp_path / "empty")], "has no lines"),
         (["-", "--encoding", "latin-1"], "--encoding: latin-1 is none of"),
         (["-", "--sample", "200%"], "--sample: 200% is not a share"),
-        (["-", "--window", "5m"], "window_seconds"),
+        (["-", "--window", "5m"], "--window: 5m is not between 1h and 30d"),
+        (["-", "--out", "a.jsonl", "--errors", "./a.jsonl"], "--errors: names the same file"),
+        (["-", "--out", "-", "--json"], "--json: prints to stdout"),
+        (["-", "--key", ""], "idempotency_key: must be text of 1 to 200"),
+        (["-", "--tenant", "a b"], "tenant: must have 1 to 64 letters"),
         (["-", "--window", "soon"], "--window: soon is not like 90m"),
         (["-", "--out", "a.jsonl", "--errors", "a.jsonl"], "--errors: names the same file"),
     ):

@@ -70,7 +70,8 @@ class Row:
         self.tokens, self.tenant = self.request.tokens, self.claimed.tenant
         # A row that failed before is sent alone: if it crashes its engine, it harms no other row.
         alone = self.request.template.free_text or self.run.attempts[self.job_id] > 0
-        self.group = self.job_id if alone else (self.request.template.key, claim.batch_id, claim.priority)
+        shared = (self.request.template.key, self.tenant, claim.batch_id, claim.priority)
+        self.group = self.job_id if alone else shared
 
     @property
     def job_id(self) -> JobId:

@@ -155,7 +155,7 @@ class Worker:
         """Return why a run achieved nothing, in words of ours: `retry` if its rows wait, `failed` if all of them failed."""
         settled = len(run.claim.jobs) - len(run.unsettled)
         if run.lost:
-            return {"retry": "lost: its lease ended, and another worker has the chunk"}
+            return {"retry": "lost: its lease ended and another worker has the chunk, or its batch was cancelled"}
         if run.unsettled and not settled:
             if run.last_code is None:
                 why = "its batch is paused" if run.given_back else "this worker stops"

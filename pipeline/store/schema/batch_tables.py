@@ -32,7 +32,6 @@ batches = sa.Table(
     sa.UniqueConstraint("tenant", "idempotency_key"),
     comment="What callers submitted together. Rows stay: a key of a batch never names another one.",
 )
-sa.Index("ix_batches_created_at", batches.c.tenant, batches.c.created_at)
 sa.Index("ix_batches_canary", batches.c.batch_id, postgresql_where=sa.text("canary = 'running'"))
 
 refused_lines = sa.Table(

@@ -291,3 +291,109 @@ def test_a_terminal_less_stdin_is_read_too(sandbox: Sandbox, write: Write) -> No
         )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["jobs"] == 300
+
+
+def test_lines_that_were_read_and_never_stored_do_not_count_as_earlier_ones(
+    sandbox: Sandbox, client: Client, write: Write
+) -> None:
+    with pytest.raises(_KilledError):
+        client.batches.create(half(600), key="k")
+    (before,) = client.batches.list()
+    never = before.input_lines + 1
+    sandbox.query(
+        f"INSERT INTO custom_ids_{before.batch_id} VALUES (decode(md5('r900'), 'hex'), %s) ON CONFLICT DO NOTHING",
+        never,
+    )
+    found = client.batches.create(write(1_000), key="k")
+    assert (found.jobs, found.refused) == (1_000, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [({"tenant": "客服"}, "tenant: must have 1 to 64 letters"), ({"key": "k" * 201}, "idempotency_key: must be text")],
+)
+def test_what_names_a_batch_is_checked_before_anything_is_read(
+    client: Client, write: Write, given: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(InvalidJob, match=reason):
+        client.batches.create(write(2), tenant=given.get("tenant", "default"), key=given.get("key"))
+
+
+def test_other_settings_make_another_batch_of_the_same_file(client: Client, write: Write) -> None:
+    file = write(10)
+    first = client.batches.create(file)
+    assert client.batches.create(file, priority=3).batch_id != first.batch_id
+    assert client.batches.create(file, name="renamed").batch_id == first.batch_id
+
+
+def test_tables_that_readers_left_are_dropped(sandbox: Sandbox, client: Client) -> None:
+    for key in ("cancelled", "open"):
+        with pytest.raises(_KilledError):
+            client.batches.create(half(600), key=key)
+    newest, oldest = client.batches.list()
+    client.batches.cancel(oldest.batch_id)
+    with sandbox.process("pipeline.cli", "recover"):
+        wait_for(lambda: tables(sandbox) == 1, "the table of the cancelled batch to be dropped")
+    assert newest.input_waits_since is not None
+
+
+def test_a_batch_that_would_begin_beyond_all_years_is_refused(sandbox: Sandbox, client: Client, write: Write) -> None:
+    with pytest.raises(InvalidJob, match="not_before: is too far away"):
+        client.batches.create(write(2), not_before="9999-12-31T00:00:00Z", window_seconds=86_400)
+    with pytest.raises(InvalidJob, match="not_before"):
+        client.batches.create(write(2), not_before="2031-01-01T00:00:00")
+    assert sandbox.query("SELECT count(*) FROM batches") == [(0,)]
+
+
+def test_the_first_of_two_readers_ends_in_a_sentence_also_with_bad_lines(client: Client, write: Write) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    file = write([openai_line(at) if at % 100 else f"{{broken {at}" for at in range(5_000)])
+    texts = file.read_bytes().splitlines()
+
+    def lines() -> Iterator[bytes]:
+        for number, text in enumerate(texts):
+            if number == 1_000:
+                begun.set()
+                assert go_on.wait(60)
+            yield text
+
+    caught: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            client.batches.create(lines(), key="k")
+        except BatchTakenOver as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(60)
+    found = client.batches.create(file, key="k")
+    go_on.set()
+    thread.join(60)
+    assert caught
+    assert "yyc3 db upgrade" not in str(caught[0])
+    assert (found.jobs, found.refused) == (4_950, 50)
+
+
+def test_lines_of_a_steady_trickle_run_meanwhile(sandbox: Sandbox, client: Client) -> None:
+    stop = threading.Event()
+
+    def lines() -> Iterator[dict[str, Any]]:
+        for number in itertools.count():
+            if stop.wait(0.1):
+                return
+            yield openai_line(number)
+
+    thread = threading.Thread(target=client.batches.create, args=(lines(),))
+    thread.start()
+    wait_for(lambda: sandbox.query("SELECT count(*) > 5 FROM jobs") == [(True,)], "rows of the trickle")
+    assert client.batches.list()[0].status is BatchStatus.IN_PROGRESS
+    stop.set()
+    thread.join(60)
+
+
+@pytest.mark.parametrize("source", [b"bytes", {"a": 1}, None, 5])
+def test_what_is_no_list_of_lines_is_refused(client: Client, source: Any) -> None:
+    with pytest.raises(InvalidJob, match="source: give the path of a file, or a list of lines"):
+        client.batches.create(source)

@@ -17,6 +17,7 @@ from pipeline.store import Database, claims
 from pipeline.store.connecting import parse_url
 from schemas.batches import BatchStatus, BatchView
 from schemas.doorbells import Lane
+from schemas.errors import BatchNotFound, InvalidJob
 from schemas.ids import BatchId, JobId
 from tests.integration.batches.conftest import Write, openai_line
 from tests.support.sandbox import Sandbox, Simulator, wait_for
@@ -284,7 +285,41 @@ async def test_tenants_take_turns_and_weights_divide_what_a_tenant_gets(
 
 @pytest.mark.parametrize("cursor", ["x", "1.2", "-1.2.3", "1.2.3.4"])
 def test_a_cursor_that_is_none_of_ours_is_refused(client: Client, cursor: str) -> None:
-    from schemas.errors import InvalidJob
-
     with pytest.raises(InvalidJob, match="cursor: is none of ours"):
         client.batches.output_since(BatchId(1), cursor)
+
+
+def test_a_watch_of_a_cancelled_batch_ends_in_both_forms(sandbox: Sandbox, client: Client, write: Write) -> None:
+    found = client.batches.create(write(50))
+    client.batches.cancel(found.batch_id)
+    *_, last = client.watch_batch(found.batch_id)
+    assert (last.cancelled, last.settled) == (50, 50)
+    job = client.batches.output_since(found.batch_id)[0][0]["id"].removeprefix("batch_req_")
+    _, cursor = client.batches.output_since(found.batch_id)
+    assert client.cancel(JobId(int(job))) is False, "it was cancelled before"
+    assert client.batches.output_since(found.batch_id, cursor)[0] == []
+    del sandbox
+
+
+def test_tenants_never_share_a_request(sandbox: Sandbox, client: Client) -> None:
+    with sandbox.simulator() as simulator, sandbox.worker("interactive"):
+        jobs = [
+            {"kind": "sentiment", "text": f"好 {at}", "tenant": ("a", "b")[at % 2], "cache": False} for at in range(2)
+        ]
+        for job_id in [client.submit(job) for job in jobs]:
+            assert client.result(job_id, timeout=30).batch_rows == 1
+        assert simulator.state()["rows"] == 2
+
+
+def test_pauses_and_cursors_of_others_are_refused_in_a_sentence(client: Client, write: Write) -> None:
+    found = client.batches.create(write(3))
+    for reason in ("", "x" * 501, "a\0b"):
+        with pytest.raises(InvalidJob, match="reason: must be text of 1 to 500 characters"):
+            client.batches.pause(found.batch_id, reason=reason)
+    for cursor in ("9" * 19 + ".1.1", "9" * 18 + ".1.1"):
+        with pytest.raises(InvalidJob, match="cursor: is "):
+            client.batches.output_since(found.batch_id, cursor)
+    with pytest.raises(BatchNotFound):
+        client.batches.output_since(BatchId(99_999))
+    client.batches.cancel(found.batch_id)
+    assert client.batches.pause(found.batch_id).paused_at is None, "it has ended"

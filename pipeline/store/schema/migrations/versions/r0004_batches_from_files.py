@@ -89,12 +89,10 @@ def upgrade() -> None:
         "Deleted after 400 days.'"
     )
     op.execute("CREATE INDEX ix_batches_canary ON batches (batch_id) WHERE canary = 'running'")
-    op.execute("CREATE INDEX ix_batches_created_at ON batches (tenant, created_at)")
 
 
 def downgrade() -> None:
     op.execute("DROP INDEX ix_batches_canary")
-    op.execute("DROP INDEX ix_batches_created_at")
     op.execute("DROP TABLE usage_hourly")
     op.execute("DROP TABLE pauses")
     op.execute("DROP TABLE refused_lines")
