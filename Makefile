@@ -60,6 +60,8 @@ bench: $(STAMP)  ## cost of a job, latency, streams, filling an engine, chat und
 	@$(BIN)/python -m bench.failover
 	@$(BIN)/python -m bench.takeover
 	@$(BIN)/python -m bench.growth --rows 1000000
+	@$(BIN)/python -m bench.batch_scale --rows 10000,100000
+	@$(BIN)/python -m bench.fairness
 
 types: $(STAMP)  ## renew docs/schemas/ and the error table of docs/submitting.md
 	@$(BIN)/yyc3 schema --out docs/schemas

@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_one_sentence(running: Sandbox, tmp_path: Path) -
         done = running.yyc3("batches", "submit", *given, check=2)
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
-    for command in ("show", "watch", "pause", "resume", "cancel", "retry", "output"):
+    for command in ("show", "output"):
         done = running.yyc3("batches", command, "999", check=None)
         assert done.returncode == 1
         assert "there is no batch 999" in done.stderr
