@@ -7,7 +7,7 @@ from datetime import datetime
 from psycopg.rows import DictRow
 
 from pipeline.store.database import Database
-from pipeline.store.queue_depths import OPEN_ROWS
+from pipeline.store.queue_depths import OPEN_ROWS, QUEUED_GROUPS
 from pipeline.store.replays import is_current
 from schemas.errors import ErrorCode
 from schemas.ids import JobId
@@ -164,19 +164,7 @@ class QueueState:
 _STATES = f"""
 WITH RECURSIVE queued AS (
     SELECT model, lane, sum(jobs)::bigint AS jobs FROM queue_depths GROUP BY model, lane HAVING sum(chunks) > 0
-), groups AS (
-    SELECT q.model, q.lane, g.batch, g.priority FROM queued q CROSS JOIN LATERAL (
-        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
-        WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' ORDER BY coalesce(batch_id, 0), priority LIMIT 1
-    ) g
-    UNION ALL
-    SELECT g.model, g.lane, n.batch, n.priority FROM groups g CROSS JOIN LATERAL (
-        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
-        WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
-            AND (coalesce(batch_id, 0), priority) > (g.batch, g.priority)
-        ORDER BY coalesce(batch_id, 0), priority LIMIT 1
-    ) n
-), oldest AS (
+), {QUEUED_GROUPS}, oldest AS (
     SELECT g.model, g.lane, min(h.created_at) AS at FROM groups g CROSS JOIN LATERAL (
         SELECT created_at FROM chunks c WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
             AND coalesce(batch_id, 0) = g.batch AND priority = g.priority ORDER BY deadline, first_job_id LIMIT 1

@@ -9,6 +9,22 @@ from schemas.doorbells import Lane
 OPEN_ROWS = "least(rows, greatest(0, rows - succeeded - failed - cancelled - expired))"
 """SQL for the rows of a chunk without an outcome, by its counters; a halved chunk counts too few."""
 
+QUEUED_GROUPS = """groups AS (
+    SELECT q.model, q.lane, g.batch, g.priority FROM queued q CROSS JOIN LATERAL (
+        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
+        WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' ORDER BY coalesce(batch_id, 0), priority LIMIT 1
+    ) g
+    UNION ALL
+    SELECT g.model, g.lane, n.batch, n.priority FROM groups g CROSS JOIN LATERAL (
+        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
+        WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
+            AND (coalesce(batch_id, 0), priority) > (g.batch, g.priority)
+        ORDER BY coalesce(batch_id, 0), priority LIMIT 1
+    ) n
+)"""
+"""SQL of a recursive CTE: the batches and priorities that `queued`, a CTE of models and lanes, have in the queue, found by
+skipping from one to the next in an index, however many chunks each has."""
+
 # Summed over the shards that a trigger counts in. The rate counts chunks that one run finished: a replayed chunk would count
 # all its rows again.
 _QUEUED = """

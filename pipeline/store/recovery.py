@@ -14,6 +14,7 @@ from pipeline.store.cancellation import SettledWithoutRun
 from pipeline.store.claims import IS_DUE
 from pipeline.store.database import Database
 from pipeline.store.pauses import may_run
+from pipeline.store.queue_depths import QUEUED_GROUPS
 from pipeline.store.replays import current_replay, is_current
 from pipeline.store.usage import NOTHING_SPENT, count_usage
 from schemas.doorbells import Lane
@@ -73,19 +74,7 @@ RETURNING c.first_job_id AS job_id, c.reply_to, (SELECT j.streamed FROM jobs j W
 _RUNNABLE = f"""
 WITH RECURSIVE queued AS (
     SELECT model, lane FROM queue_depths GROUP BY model, lane HAVING sum(chunks) > 0
-), groups AS (
-    SELECT q.model, q.lane, g.batch, g.priority FROM queued q CROSS JOIN LATERAL (
-        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
-        WHERE c.model = q.model AND c.lane = q.lane AND state = 'queued' ORDER BY coalesce(batch_id, 0), priority LIMIT 1
-    ) g
-    UNION ALL
-    SELECT g.model, g.lane, n.batch, n.priority FROM groups g CROSS JOIN LATERAL (
-        SELECT coalesce(batch_id, 0) AS batch, priority FROM chunks c
-        WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
-            AND (coalesce(batch_id, 0), priority) > (g.batch, g.priority)
-        ORDER BY coalesce(batch_id, 0), priority LIMIT 1
-    ) n
-)
+), {QUEUED_GROUPS}
 SELECT g.model, g.lane, least(sum(n.chunks), %(most)s)::bigint AS chunks FROM groups g CROSS JOIN LATERAL (
     SELECT count(*) AS chunks FROM (
         SELECT 1 FROM chunks c WHERE c.model = g.model AND c.lane = g.lane AND state = 'queued'
