@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg
 
-from bench.setting import cpu_seconds, fast_pipeline, processes_of, show, wait_for
+from bench.setting import batch_line, cpu_seconds, fast_pipeline, processes_of, show, wait_for
 from pipeline.stack import Stack
 from pipeline.store.connecting import parse_url
 
@@ -33,15 +33,9 @@ def write_file(folder: Path, rows: int, row_bytes: int) -> Path:
     file = folder / f"{rows}-{row_bytes}.jsonl"
     with file.open("w", encoding="utf-8") as out:
         for number in range(rows):
-            body = {
-                "model": "chatglm3-6b",
-                "messages": [{"role": "user", "content": f"{number} "}],
-                "max_tokens": 1,
-                "temperature": 0,
-            }
-            line = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            line = batch_line(f"request-{number}", f"{number} ", max_tokens=1, temperature=0)
             short = row_bytes - len(json.dumps(line)) - 1
-            body["messages"][0]["content"] += "x" * max(0, short)  # type: ignore[index]
+            line["body"]["messages"][0]["content"] += "x" * max(0, short)
             out.write(json.dumps(line) + "\n")
     return file
 

@@ -16,24 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.setting import fast_pipeline, show, wait_for
+from bench.setting import batch_line, fast_pipeline, show, wait_for
 from pipeline import Client
 from schemas.ids import BatchId
 
 ROWS, SMALL_ROWS, SLOTS = 100_000, 500, 32
-_WARM_SECONDS = 15.0
+_WARM_ROWS = 1_000
 
 
 def lines(count: int, name: str) -> Iterator[dict[str, Any]]:
     """Make rows of ten tokens, each with a question of its own."""
     for number in range(count):
-        body = {
-            "model": "chatglm3-6b",
-            "messages": [{"role": "user", "content": f"{name} {number}"}],
-            "max_tokens": 10,
-            "temperature": 1,
-        }
-        yield {"custom_id": f"{name}-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        yield batch_line(f"{name}-{number}", f"{name} {number}", max_tokens=10, temperature=1)
 
 
 def run_small(client: Client, name: str) -> float:
@@ -43,6 +37,10 @@ def run_small(client: Client, name: str) -> float:
     *_, last = client.batches.watch(batch.batch_id)
     assert last.succeeded == SMALL_ROWS
     return time.perf_counter() - started
+
+
+def _wait_until_warm(client: Client, batch_id: BatchId) -> None:
+    wait_for(lambda: client.batches.get(batch_id).settled >= _WARM_ROWS, "a batch to run evenly")
 
 
 def rate(client: Client, batch_id: BatchId, seconds: float) -> float:
@@ -57,11 +55,11 @@ def measure(client: Client, rows: int) -> dict[str, float]:
     run_small(client, "warm")
     alone = run_small(client, "alone")
     large = client.batches.create(lines(rows, "large"), tenant="a", key="large")
-    time.sleep(_WARM_SECONDS)
+    _wait_until_warm(client, large.batch_id)
     alone_rate = rate(client, large.batch_id, 5.0)
     behind = run_small(client, "behind")
     other = client.batches.create(lines(20_000, "other"), tenant="a", key="other")
-    time.sleep(_WARM_SECONDS)
+    _wait_until_warm(client, other.batch_id)
     paused = client.batches.pause(large.batch_id)
     started = time.perf_counter()
     assert paused.paused_at is not None

@@ -45,6 +45,13 @@ def fast_pipeline(
             yield stack
 
 
+def batch_line(custom_id: str, content: str, **body: Any) -> dict[str, Any]:
+    """Return a line of a batch file in OpenAI's form."""
+    messages = [{"role": "user", "content": content}]
+    body = {"model": "chatglm3-6b", "messages": messages, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
     """Wait for a condition; a process that never gets there ends the benchmark with a sentence."""
     if not wait_until(condition, seconds):
