@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from pipeline.batches.output import error_line, output_line
+from pipeline.batches.output import output_line
 from pipeline.files import OutputFile
 from pipeline.store.batch_output import OutputRow
 from schemas.errors import UnwritableFile
@@ -232,16 +232,3 @@ def export_for(path: Path) -> type[Any]:
             f"--out: {path.suffix} files need more packages: pip install 'yyc3-ai-call[reports]'"
         ) from None
     return found
-
-
-class ErrorLines:
-    """Writes the lines of rows that did not succeed."""
-
-    def __init__(self, target: OutputFile) -> None:
-        self._target = target
-
-    def write(self, rows: Sequence[OutputRow]) -> None:
-        """Write those of these rows that did not succeed."""
-        lines = b"".join(error_line(row) for row in rows if row.state not in {"succeeded", None})
-        if lines:
-            self._target.write_bytes(lines)

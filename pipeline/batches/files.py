@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from pipeline.batches.reading import Line
 from pipeline.batches.source import LineSource, key_of
-from pipeline.batches.submit import check_names, open_doorbells
+from pipeline.batches.submit import check_names, open_doorbells, rows_of_chunk
 from pipeline.batches.windows import WindowReader, hash_of
 from pipeline.broker import Publisher
 from pipeline.concurrency.backoff import Backoff, retry_while_unavailable
@@ -18,11 +18,10 @@ from pipeline.concurrency.pump import Pump
 from pipeline.jobs.admission import QueueLimits
 from pipeline.jobs.preparation import Preparer
 from pipeline.jobs.submit import publish_doorbells
-from pipeline.policies.chunking import chunk_rows
-from pipeline.store import Database, batch_input, custom_ids, queries
-from pipeline.store.batch_input import BatchInput, InputWindow, NewInput, RefusedRow
+from pipeline.store import Database, batch_input, custom_ids
+from pipeline.store.batch_input import BatchInput, InputWindow, NewInput
 from pipeline.store.ids import JobIds
-from pipeline.store.new_rows import NewChunk
+from pipeline.store.new_rows import NewChunk, RefusedRow
 from schemas.batches import BatchSettings
 from schemas.errors import (
     BatchTakenOver,
@@ -34,7 +33,6 @@ from schemas.errors import (
 
 _MOST_PROBLEMS = 1_000
 _LONGEST_WAIT_SECONDS = 5.0
-_RATE_SECONDS = 10.0
 _SAME_ID = "custom_id: line {:,} has the same one"
 
 
@@ -49,17 +47,15 @@ class ReadSoFar:
     waiting: str | None = None
 
 
+@dataclass(frozen=True)
 class FileSubmitter:
     """Submits batch files; see BatchSubmitter for the arguments."""
 
-    def __init__(
-        self, database: Database, publisher: Publisher, preparer: Preparer, ids: JobIds, limits: QueueLimits
-    ) -> None:
-        self._database = database
-        self._publisher = publisher
-        self._preparer = preparer
-        self._ids = ids
-        self._limits = limits
+    database: Database
+    publisher: Publisher
+    preparer: Preparer
+    ids: JobIds
+    limits: QueueLimits
 
     async def submit(
         self,
@@ -97,11 +93,8 @@ class _Submission:
         key: str | None,
         on_progress: Callable[[ReadSoFar], None],
     ) -> None:
-        self._database = submitter._database
-        self._publisher = submitter._publisher
-        self._preparer = submitter._preparer
-        self._ids = submitter._ids
-        self._limits = submitter._limits
+        self._by = submitter
+        self._database = submitter.database
         self._source = source
         self._settings = settings
         self._tenant = tenant
@@ -109,9 +102,8 @@ class _Submission:
         self._derived = key is None
         self._tell = on_progress
         self._submitter: UUID = uuid4()
-        self._rates: dict[str, float | None] = {}
-        self._rates_at = -_RATE_SECONDS
         self._batch: BatchInput
+        self._taken_over = False
         self._jobs = self._refused = 0
 
     async def run(self) -> BatchInput:
@@ -126,7 +118,6 @@ class _Submission:
                 return batch  # its name, size and time of change say that it is the same file
             if not batch.complete:
                 self._check_open(batch)
-                await custom_ids.prepare(self._database, batch.batch_id, batch.lines)
             self._show(batch.lines)
             if self._settings.strict and not batch.complete and not batch.lines:
                 await self._validate(first, pages)
@@ -163,12 +154,20 @@ class _Submission:
         self._tell(ReadSoFar(self._batch.batch_id, lines, self._jobs, self._refused, waiting))
 
     def _reader(self) -> WindowReader:
-        return WindowReader(self._preparer, self._settings, self._tenant, self._batch, self._key)
+        return WindowReader(self._by.preparer, self._settings, self._tenant, self._batch, self._key)
+
+    async def _take_over(self) -> None:
+        """Go on with the batch: its lines are known to be those of this file. Who read it before stops."""
+        if not self._taken_over:
+            await batch_input.take_over(self._database, self._batch, self._submitter)
+            await custom_ids.prepare(self._database, self._batch.batch_id, self._batch.lines)
+            self._taken_over = True
 
     async def _validate(self, first: list[Line], pages: Pump[list[Line]]) -> None:
         """Check every line before anything runs."""
         problems: list[RefusedRow] = []
         async for window in self._reader().read(first, pages):
+            await self._take_over()
             problems += (await self._without_repeated(window, stored=False)).refused
             self._show(window.upto)
             if len(problems) >= _MOST_PROBLEMS:
@@ -191,14 +190,20 @@ class _Submission:
         upto = batch.lines
         try:
             async for window in self._reader().read(first, pages):
+                await self._take_over()
                 if storing is not None:
                     await storing
                 upto = window.upto
                 storing = asyncio.create_task(self._store(window))
+        except asyncio.CancelledError:
+            if storing is not None:
+                storing.cancel()  # it may wait for the database without end
+            raise
         finally:
             if storing is not None:
                 await storing
         if not batch.complete:
+            await self._take_over()
             await retry_while_unavailable(
                 lambda: batch_input.complete(self._database, batch.batch_id, upto, self._submitter),
                 "the end of the file is stored later",
@@ -249,7 +254,7 @@ class _Submission:
         self._jobs += len(window.rows)
         self._refused += len(window.refused)
         self._show(window.upto)
-        await publish_doorbells(self._publisher, open_doorbells(chunks))
+        await publish_doorbells(self._by.publisher, open_doorbells(chunks))
 
     async def _is_stored(self, window: InputWindow) -> bool:
         """Whether a window is in the store after all.
@@ -263,21 +268,10 @@ class _Submission:
 
     async def _store_within_limits(self, window: InputWindow) -> list[NewChunk]:
         jobs_of = Counter(row.job.model for row in window.rows)
-        rows = await self._chunk_rows(jobs_of) if jobs_of else 1
-        await self._limits.refresh()
-        with self._limits.reserve_batch(jobs_of, self._tenant) as admit:
+        rows = await rows_of_chunk(self._database, self._by.preparer, jobs_of) if jobs_of else 1
+        await self._by.limits.refresh()
+        with self._by.limits.reserve_batch(jobs_of, self._tenant) as admit:
             admit()
             return await batch_input.add_window(
-                self._database, self._ids, self._batch, self._tenant, window, rows, self._submitter
+                self._database, self._by.ids, self._batch, self._tenant, window, rows, self._submitter
             )
-
-    async def _chunk_rows(self, jobs_of: Counter[str]) -> int:
-        now = asyncio.get_running_loop().time()
-        if now - self._rates_at > _RATE_SECONDS:
-            self._rates, self._rates_at = {}, now
-        for model in jobs_of:
-            if model not in self._rates:
-                self._rates[model] = await queries.rows_per_second(self._database, model)
-        rates: Sequence[float] = [rate for model in jobs_of if (rate := self._rates[model]) is not None]
-        slots = max(self._preparer.slots(model) for model in jobs_of)
-        return chunk_rows(sum(jobs_of.values()), min(rates, default=None), slots)

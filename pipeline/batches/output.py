@@ -9,7 +9,8 @@ import orjson
 
 from pipeline.concurrency.backoff import retry_while_unavailable
 from pipeline.store import Database, batch_life, batch_output
-from pipeline.store.batch_output import Cursor, OutputRow, RefusedLineRow, Window
+from pipeline.store.batch_output import Cursor, OutputRow, Window
+from pipeline.store.new_rows import RefusedRow
 from schemas.batches import BatchView
 from schemas.errors import ErrorCode
 from schemas.ids import BatchId, JobId
@@ -52,7 +53,7 @@ def error_line(row: OutputRow) -> bytes:
     return orjson.dumps(known | {"response": None, "error": {"code": code, "message": message}}) + b"\n"
 
 
-def refused_line(row: RefusedLineRow) -> bytes:
+def refused_line(row: RefusedRow) -> bytes:
     """Return the line of an error file for a line that is no job."""
     field, colon, _ = row.message.partition(": ")
     error = {
@@ -154,7 +155,7 @@ class BatchOutput:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def refused(self) -> AsyncIterator[list[RefusedLineRow]]:
+    async def refused(self) -> AsyncIterator[list[RefusedRow]]:
         """Yield the lines of the file that are no jobs, in its order."""
         after = 0
         while rows := await retry_while_unavailable(

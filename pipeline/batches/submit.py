@@ -95,9 +95,14 @@ class BatchSubmitter:
 
     async def chunk_rows(self, rows: BatchRows) -> int:
         """Return the rows of a chunk, for the jobs that are known so far."""
-        slots = max(self._preparer.slots(model) for model in rows.jobs_of)
-        rates = [await queries.rows_per_second(self._database, model) for model in rows.jobs_of]
-        return chunk_rows(len(rows), min((rate for rate in rates if rate is not None), default=None), slots)
+        return await rows_of_chunk(self._database, self._preparer, rows.jobs_of)
+
+
+async def rows_of_chunk(database: Database, preparer: Preparer, jobs_of: Mapping[str, int]) -> int:
+    """Return the rows of a chunk, for these numbers of jobs of each model."""
+    slots = max(preparer.slots(model) for model in jobs_of)
+    rates = [await queries.rows_per_second(database, model) for model in jobs_of]
+    return chunk_rows(sum(jobs_of.values()), min((rate for rate in rates if rate is not None), default=None), slots)
 
 
 def check_names(name: Any, tenant: Any, idempotency_key: Any) -> None:

@@ -12,7 +12,8 @@ from pipeline.batches.lines import RefusedLine, is_within, parse_line, shared_fi
 from pipeline.batches.reading import Line
 from pipeline.concurrency.pump import Pump
 from pipeline.jobs.preparation import Preparer
-from pipeline.store.batch_input import BatchInput, InputRow, InputWindow, RefusedRow
+from pipeline.store.batch_input import BatchInput, InputRow, InputWindow
+from pipeline.store.new_rows import RefusedRow
 from schemas.batches import BatchSettings
 from schemas.errors import DuplicateJob, ErrorCode, InvalidBatchFile, InvalidJob, UnknownModel
 
@@ -132,7 +133,8 @@ class WindowReader:
                     window = _Window(seen)
         except InvalidBatchFile as error:
             problem = error
-        prefix.end()
+        if problem is None:
+            prefix.end()
         if seen > window.after and not self._batch.complete:
             yield self._close(window, seen, prefix)
         if problem is not None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipeline.batches.export import ErrorLines, Export, export_for
-from pipeline.batches.output import BatchOutput, refused_line
+from pipeline.batches.export import Export, export_for
+from pipeline.batches.output import BatchOutput, error_line, refused_line
 from pipeline.cli.console import tell
 from pipeline.files import OutputFile
 from pipeline.store import Database, batch_life
 from pipeline.store.batch_output import Cursor, OutputRow
+from pipeline.store.new_rows import RefusedRow
 from schemas.errors import UnwritableFile
 from schemas.ids import BatchId
 
@@ -29,7 +30,6 @@ class Targets:
         self._inputs = inputs
         self._files = ExitStack()
         self._answers: Export | None = None
-        self._failures: ErrorLines | None = None
         self._error_file: OutputFile | None = None
         self.answers = self.failures = 0
 
@@ -43,7 +43,6 @@ class Targets:
                 self._error_file = opening.enter_context(
                     OutputFile(self.errors, option="--errors", inputs=self._inputs)
                 )
-                self._failures = ErrorLines(self._error_file)
             self._files = opening.pop_all()
         return self
 
@@ -58,22 +57,18 @@ class Targets:
         """Write rows that were settled."""
         if self._answers is not None:
             self._answers.write(rows)
-        if self._failures is not None:
-            self._failures.write(rows)
-        succeeded = sum(row.state == "succeeded" for row in rows)
-        self.answers += succeeded
-        self.failures += len(rows) - succeeded
+        failed = [row for row in rows if row.state != "succeeded"]
+        self._write_errors([error_line(row) for row in failed])
+        self.answers += len(rows) - len(failed)
 
-    def write_refused(self, lines: bytes, count: int) -> None:
+    def write_refused(self, rows: Sequence[RefusedRow]) -> None:
         """Write lines that are no jobs."""
-        if self._error_file is not None:
-            self._error_file.write_bytes(lines)
-        self.failures += count
+        self._write_errors([refused_line(row) for row in rows])
 
-    @property
-    def wants_refused(self) -> bool:
-        """Whether there is a file for lines that are no jobs."""
-        return self._error_file is not None
+    def _write_errors(self, lines: Sequence[bytes]) -> None:
+        self.failures += len(lines)
+        if self._error_file is not None and lines:
+            self._error_file.write_bytes(b"".join(lines))
 
 
 async def write_output(
@@ -104,9 +99,9 @@ async def write_output(
         async for rows, after in output.settled(at, wait=wait):
             targets.write(rows)
             at = after
-    if targets.wants_refused and cursor is None:  # an earlier output had them
+    if targets.errors is not None and cursor is None:  # an earlier output had them
         async for refused in output.refused():
-            targets.write_refused(b"".join(map(refused_line, refused)), len(refused))
+            targets.write_refused(refused)
     return None if ordered else at
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline.batches import ReadSoFar, life
-from pipeline.batches.reading import ENCODINGS, STDIN, BatchFile
+from pipeline.batches.reading import STDIN, BatchFile
 from pipeline.cli.batch_options import BatchOptions
 from pipeline.cli.batch_output import Targets, as_written, write_output
 from pipeline.cli.batch_watch import print_batch, row_of, watch_batch
@@ -31,7 +31,6 @@ from pipeline.cli.exit_codes import Exit
 from pipeline.concurrency.cancellation import cancel_and_wait
 from pipeline.store import Database, batch_life, pauses
 from pipeline.store.batch_input import BatchInput
-from pipeline.wiring import Wiring
 from schemas.batches import BatchSettings, BatchStatus, BatchView
 from schemas.errors import InvalidSetting
 from schemas.ids import BatchId
@@ -58,15 +57,18 @@ def submit(
     options: BatchOptions,
 ) -> None:
     """Submit a file of jobs: OpenAI's batch lines, or ours, or both; the first rows run while the rest is read."""
-    settings, wired = options.settings(file), wiring()
+    settings = options.settings(file)
     wait = wait or out is not None or errors is not None
     if as_json and out == STDIN:
         raise InvalidSetting("--json: prints to stdout, as --out does; name a file")
     with Targets(out, errors, inputs=[] if file == STDIN else [file]) as targets:
-        done = _submit(wired, file, settings, options, quiet=as_json)
+        done = _submit(file, settings, options, quiet=as_json)
         number = done.batch_id
         goes_on(f"batch {number} continues; watch it: yyc3 batches watch {number}")
-        found = _wait(wired, number, targets, quiet=as_json) if wait else _view(wired, number)
+        if wait:
+            found = _wait(number, targets, quiet=as_json)
+        else:
+            found = with_database(lambda database: batch_life.view(database, number))
     if as_json:
         print_json(found)
     elif wait:
@@ -78,9 +80,7 @@ def submit(
     raise typer.Exit(Exit.SOME_FAILED if incomplete else Exit.DONE)
 
 
-def _submit(wired: Wiring, file: Path, settings: BatchSettings, options: BatchOptions, *, quiet: bool) -> BatchInput:
-    if options.encoding not in {None, *ENCODINGS}:
-        raise InvalidSetting(f"--encoding: {options.encoding} is none of {', '.join(ENCODINGS)}")
+def _submit(file: Path, settings: BatchSettings, options: BatchOptions, *, quiet: bool) -> BatchInput:
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -100,7 +100,7 @@ def _submit(wired: Wiring, file: Path, settings: BatchSettings, options: BatchOp
             tell(f"reading waits: {so_far.waiting}")
 
     async def run() -> BatchInput:
-        async with wired.adapters() as adapters:
+        async with wiring().adapters() as adapters:
             with BatchFile(file, options.encoding, reread=settings.strict) as source:
                 return await adapters.file_submitter().submit(
                     source, settings, tenant=options.tenant, key=options.key, on_progress=show
@@ -122,33 +122,18 @@ def _print_submitted(found: BatchView) -> None:
         tell(f"key: {found.idempotency_key}", style="dim")
 
 
-def _view(wired: Wiring, number: BatchId) -> BatchView:
-    async def read() -> BatchView:
-        database = await Database(wired.database_url).open()
-        try:
-            return await batch_life.view(database, number)
+def _wait(number: BatchId, targets: Targets, *, quiet: bool) -> BatchView:
+    async def work(database: Database) -> BatchView:
+        watching = asyncio.create_task(watch_batch(database, number, quiet=quiet))
+        writing = asyncio.create_task(write_output(database, number, targets, wait=True))
+        try:  # a full disk is said when it is full
+            await asyncio.gather(watching, writing)
         finally:
-            await database.close()
+            for task in (watching, writing):
+                await cancel_and_wait(task)
+        return watching.result()
 
-    return asyncio.run(read())
-
-
-def _wait(wired: Wiring, number: BatchId, targets: Targets, *, quiet: bool) -> BatchView:
-    async def run() -> BatchView:
-        database = await Database(wired.database_url).open()
-        try:
-            watching = asyncio.create_task(watch_batch(database, number, quiet=quiet))
-            writing = asyncio.create_task(write_output(database, number, targets, wait=True))
-            try:  # a full disk is said when it is full
-                await asyncio.gather(watching, writing)
-            finally:
-                for task in (watching, writing):
-                    await cancel_and_wait(task)
-            return watching.result()
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
+    return with_database(work)
 
 
 @batches.command("list")

@@ -1,6 +1,6 @@
 """A batch that is read from a file: its row, and window after window of its jobs, each in one transaction.
 
-Of several processes that read one file for one key, the last one to begin goes on; what the others add is refused.
+Of several processes that read one file for one key, the last one to take over goes on; what the others add is refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from pipeline.store import custom_ids
 from pipeline.store.copying import BatchJob, copy_chunks, copy_jobs
 from pipeline.store.database import Database
 from pipeline.store.ids import JobIds
-from pipeline.store.new_rows import NewChunk, NewJob, cut
+from pipeline.store.new_rows import NewChunk, NewJob, RefusedRow, cut
 from schemas.doorbells import Lane
-from schemas.errors import BatchTakenOver, DuplicateJob, ErrorCode
+from schemas.errors import BatchTakenOver, DuplicateJob
 from schemas.ids import BatchId, JobId
 
 
@@ -29,16 +29,6 @@ class InputRow(NamedTuple):
     custom_id: str
     job: NewJob
     held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedRow:
-    """A line that is no job."""
-
-    line: int
-    custom_id: str | None
-    code: ErrorCode
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +92,22 @@ class NewInput:
     canary_limit: float | None
 
 
-_BEGIN = """
+_STATE = """batch_id, input_complete AS complete, input_lines AS lines, input_hash AS digest, jobs, refused, expires_at,
+    cancelled_at IS NOT NULL AS cancelled, coalesce(expires_at <= now(), false) AS expired"""
+_BEGIN = f"""
 INSERT INTO batches AS b (tenant, idempotency_key, payload_hash, name, weight, jobs, options, input_complete, input_seen_at,
     input_hash, submitter, not_before, expires_at, canary, canary_limit)
 VALUES (%(tenant)s, %(key)s, %(digest)b, %(name)s, %(weight)s, 0, %(options)b, false, now(), %(digest)b, %(submitter)s,
     %(not_before)s, greatest(now(), %(not_before)s) + %(window)s,
     CASE WHEN %(canary_limit)s::real IS NOT NULL THEN 'running' END, %(canary_limit)s)
-ON CONFLICT (tenant, idempotency_key) DO UPDATE SET
-    submitter = CASE WHEN b.input_complete THEN b.submitter ELSE excluded.submitter END
-RETURNING batch_id, input_complete AS complete, input_lines AS lines, input_hash AS digest, jobs, refused, expires_at,
-    cancelled_at IS NOT NULL AS cancelled, coalesce(expires_at <= now(), false) AS expired, options, xmax = 0 AS created
+ON CONFLICT (tenant, idempotency_key) DO UPDATE SET submitter = b.submitter
+RETURNING {_STATE}, options, xmax = 0 AS created
 """
-_STATE = """
-SELECT batch_id, input_complete AS complete, input_lines AS lines, input_hash AS digest, jobs, refused, expires_at,
-    cancelled_at IS NOT NULL AS cancelled, coalesce(expires_at <= now(), false) AS expired, false AS created, submitter
-FROM batches WHERE batch_id = %s
-"""
+_FIND = f"SELECT {_STATE}, false AS created, submitter FROM batches WHERE batch_id = %s"
 
 
 async def begin(database: Database, new: NewInput, submitter: UUID) -> BatchInput:
-    """Make a batch whose rows follow, or take over the one that has the key.
+    """Make a batch whose rows follow, or return the one that has the key: `take_over` goes on with it.
 
     Raises:
         DuplicateJob: the key belongs to a batch that was not made of a file.
@@ -138,6 +124,21 @@ async def begin(database: Database, new: NewInput, submitter: UUID) -> BatchInpu
     return _input(row)
 
 
+async def take_over(database: Database, batch: BatchInput, submitter: UUID) -> None:
+    """Go on with a batch; what the process that read its file before adds from now on is refused.
+
+    Raises:
+        BatchTakenOver: that one added lines since `batch` was looked at.
+    """
+    async with database.connection() as connection:
+        cursor = await connection.execute(
+            """UPDATE batches SET submitter = %s WHERE batch_id = %s AND input_lines = %s AND NOT input_complete""",
+            (submitter, batch.batch_id, batch.lines),
+        )
+    if cursor.rowcount != 1:
+        raise _taken_over(batch.batch_id)
+
+
 async def state(database: Database, batch_id: BatchId, submitter: UUID | None) -> BatchInput:
     """Return how far a batch was read; `submitter` is the process that reads it, if only that one may know.
 
@@ -145,7 +146,7 @@ async def state(database: Database, batch_id: BatchId, submitter: UUID | None) -
         BatchTakenOver: another process reads it meanwhile.
     """
     async with database.connection() as connection:
-        row = await (await connection.execute(_STATE, (batch_id,))).fetchone()
+        row = await (await connection.execute(_FIND, (batch_id,))).fetchone()
     if row is None or submitter not in {None, row["submitter"]}:
         raise _taken_over(batch_id)
     del row["submitter"]

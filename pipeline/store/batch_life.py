@@ -33,15 +33,15 @@ CROSS JOIN LATERAL (
 """
 
 
-async def view(database: Database, batch_id: BatchId, tenant: str | None = None) -> BatchView:
+async def view(database: Database, batch_id: BatchId) -> BatchView:
     """Return a batch as it is now.
 
     Raises:
-        BatchNotFound: there is no such batch, or it is another tenant's.
+        BatchNotFound: there is no such batch.
     """
     async with database.connection() as connection:
         row = await (await connection.execute(f"{_VIEW} WHERE b.batch_id = %s", (batch_id,))).fetchone()
-    if row is None or tenant not in {None, row["tenant"]}:
+    if row is None:
         raise BatchNotFound(f"there is no batch {batch_id}", batch_id=batch_id)
     return _view(row)
 
@@ -201,11 +201,12 @@ WITH page AS MATERIALIZED (
             AND o.replay = {current_replay("o.job_id")}
     ) AS rows FROM locked l WHERE l.state = 'cancelled'
 ), reopened AS (
-    UPDATE chunks c SET state = 'queued', fence = c.fence + 1, crashes = 0, rounds = 0, last_code = NULL, due_at = now(),
+    UPDATE chunks c SET state = 'queued', fence = c.fence + 1, crashes = 0, rounds = 0, last_code = NULL,
+        due_at = CASE WHEN c.due_at = 'infinity' THEN c.due_at ELSE now() END,  -- it waits for its canary
         created_at = CASE WHEN c.state = 'queued' THEN c.created_at ELSE now() END, started_at = NULL, finished_at = NULL,
         failed = c.failed - coalesce(a.failed, 0), expired = c.expired - coalesce(a.expired, 0),
         cancelled = c.cancelled - coalesce(a.cancelled, 0), deadline = least(c.deadline, b.expires_at, a.deadline)
-    FROM locked l LEFT JOIN again a ON a.chunk = l.first_job_id LEFT JOIN bare n ON n.chunk = l.first_job_id
+    FROM locked l LEFT JOIN again a ON a.chunk = l.first_job_id
         CROSS JOIN batches b
     WHERE c.first_job_id = l.first_job_id AND b.batch_id = %(batch)s AND (a.rows > 0 OR l.state = 'cancelled')
 )
@@ -255,14 +256,16 @@ _DECIDE_CANARIES = """
 WITH ready AS MATERIALIZED (
     SELECT b.batch_id, b.canary_limit, coalesce(sum(c.failed) FILTER (WHERE c.due_at < 'infinity'), 0)::bigint AS failed,
         coalesce(sum(c.rows) FILTER (WHERE c.due_at < 'infinity'), 0)::bigint AS rows
-    FROM batches b LEFT JOIN chunks c USING (batch_id) WHERE b.canary = 'running' AND b.input_complete
+    FROM batches b LEFT JOIN chunks c USING (batch_id)
+    WHERE b.canary = 'running' AND b.input_complete AND b.cancelled_at IS NULL
     GROUP BY b.batch_id HAVING coalesce(bool_and(c.state NOT IN ('queued', 'running') OR c.due_at = 'infinity'), true)
 ), paused AS (
     INSERT INTO pauses (scope, name, by_whom, reason)
     SELECT 'batch', batch_id::text, 'canary', format('%%s of the first %%s rows failed', failed, rows) FROM ready
     WHERE failed > canary_limit * rows ON CONFLICT DO NOTHING
 ), released AS (
-    UPDATE chunks c SET due_at = now() FROM ready WHERE c.batch_id = ready.batch_id AND c.due_at = 'infinity'
+    UPDATE chunks c SET due_at = now() FROM ready
+    WHERE c.batch_id = ready.batch_id AND c.due_at = 'infinity' AND c.state = 'queued'
 )
 UPDATE batches b SET canary = CASE WHEN r.failed > r.canary_limit * r.rows THEN 'failed' ELSE 'passed' END
 FROM ready r WHERE b.batch_id = r.batch_id AND b.canary = 'running' RETURNING b.batch_id, b.canary

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from psycopg.rows import tuple_row
 
 from pipeline.store.database import Database
+from pipeline.store.new_rows import RefusedRow
 from pipeline.store.replays import is_current
 from schemas.errors import ErrorCode, InvalidJob
 from schemas.ids import BatchId, JobId
@@ -105,7 +106,7 @@ SELECT CASE WHEN EXISTS (SELECT FROM chunks WHERE batch_id = %(batch)s AND state
 _CHANGED = """
 SELECT first_job_id, rows, state, ((%(upto)s - 1 - xmin::text::bigint) & 4294967295) < 2147483648
     OR finished_at < now() - interval '1 hour' AS is_over
-FROM chunks WHERE batch_id = %(batch)s AND first_job_id + rows > %(job)s
+FROM chunks WHERE batch_id = %(batch)s AND first_job_id + rows - 1 > %(job)s
     AND (%(whole)s OR ((xmin::text::bigint - %(before)s) & 4294967295) < 2147483648)
 ORDER BY first_job_id LIMIT %(chunks)s
 """
@@ -237,17 +238,7 @@ async def is_settled(database: Database, job_id: JobId) -> bool:
     return bool(row and row["settled"])
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedLineRow:
-    """A line of the file that is no job."""
-
-    line: int
-    custom_id: str | None
-    code: ErrorCode
-    message: str
-
-
-async def refused_lines(database: Database, batch_id: BatchId, after: int, limit: int = 5_000) -> list[RefusedLineRow]:
+async def refused_lines(database: Database, batch_id: BatchId, after: int, limit: int = 5_000) -> list[RefusedRow]:
     """Return lines of the file that are no jobs, in its order."""
     async with database.connection() as connection:
         cursor = await connection.execute(
@@ -255,4 +246,4 @@ async def refused_lines(database: Database, batch_id: BatchId, after: int, limit
                ORDER BY line LIMIT %s""",
             (batch_id, after, limit),
         )
-        return [RefusedLineRow(**{**row, "code": ErrorCode(row["code"])}) for row in await cursor.fetchall()]
+        return [RefusedRow(**{**row, "code": ErrorCode(row["code"])}) for row in await cursor.fetchall()]

@@ -16,7 +16,7 @@ from pipeline.store.database import Database
 from pipeline.store.ids import JobIds
 from pipeline.store.new_rows import NewChunk
 from schemas.doorbells import Lane
-from schemas.errors import BatchNotFound, DuplicateJob, ErrorCode
+from schemas.errors import BatchNotFound, DuplicateJob, ErrorCode, StoreUnavailable
 from schemas.ids import BatchId, JobId
 from schemas.results import Outcome
 
@@ -72,7 +72,7 @@ async def insert_batch(
         if row is not None:
             admit()
             batch_id = BatchId(row["batch_id"])
-            jobs = (BatchJob(job_ids[at], at, *row, None) for at, row in enumerate(rows.rows()))
+            jobs = (BatchJob(job_ids[at], at, *job, None) for at, job in enumerate(rows.rows()))
             await copy_jobs(connection, batch_id, batch.tenant, jobs)
             await copy_chunks(
                 connection, batch_id, [(chunk, of.window) for chunk, of in zip(chunks, rows.chunks, strict=True)]
@@ -93,7 +93,8 @@ async def _known_batch(database: Database, batch: NewBatch) -> StoredBatch:
             (batch.tenant, batch.idempotency_key),
         )
         row = await cursor.fetchone()
-        assert row is not None, "a batch that conflicts is stored, and batches are never deleted"
+        if row is None:
+            raise StoreUnavailable("the batch file of this key was refused at this moment; submit again")
         if bytes(row["payload_hash"]) != batch.payload_hash:
             raise DuplicateJob(
                 f"idempotency_key: already used for batch {row['batch_id']}, which held other jobs; use a new key",

@@ -1,4 +1,4 @@
-"""Jobs and chunks on their way into the store."""
+"""Jobs, chunks and refused lines on their way into the store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pipeline.policies.chunking import LARGEST_CHUNK_BYTES
 from schemas.doorbells import Lane
+from schemas.errors import ErrorCode
 from schemas.ids import JobId
 
 
@@ -41,6 +42,16 @@ class NewChunk:
     priority: int
     deadline: datetime | None
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """A line of a file that is no job."""
+
+    line: int
+    custom_id: str | None
+    code: ErrorCode
+    message: str
 
 
 def new_chunk(first_job_id: JobId, jobs: Sequence[NewJob], tenant: str, lane: Lane) -> NewChunk:

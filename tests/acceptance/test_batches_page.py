@@ -1,4 +1,4 @@
-"""The examples of docs/batches.md run as they stand, in their order, and its Chinese twin has the same ones."""
+"""The examples of docs/batches.md run as they stand, in their order, and its Chinese form has the same ones."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.sandbox import ROOT, Sandbox
 
-PAGE, TWIN = ROOT / "docs" / "batches.md", ROOT / "docs" / "batches.zh-CN.md"
+PAGE, CHINESE = ROOT / "docs" / "batches.md", ROOT / "docs" / "batches.zh-CN.md"
 
 
 def blocks(page: Path, fence: str) -> list[str]:
@@ -65,9 +65,9 @@ def test_the_python_of_the_page_runs(running: Sandbox, tmp_path: Path) -> None:
 
 
 def test_the_chinese_page_has_the_same_examples_tables_and_sections() -> None:
-    english, chinese = (page.read_text(encoding="utf-8") for page in (PAGE, TWIN))
+    english, chinese = (page.read_text(encoding="utf-8") for page in (PAGE, CHINESE))
     for fence in ("json lines", "bash", "python"):
-        assert blocks(PAGE, fence) == blocks(TWIN, fence)
+        assert blocks(PAGE, fence) == blocks(CHINESE, fence)
     for form in (r"^#+ ", r"^\|"):
         assert len(re.findall(form, english, re.MULTILINE)) == len(re.findall(form, chinese, re.MULTILINE))
     options = r"`(--[a-z-]+)"
@@ -86,7 +86,7 @@ def test_what_cannot_be_read_is_one_sentence(running: Sandbox, tmp_path: Path) -
         ([str(tmp_path)], "is a folder"),
         ([str(tmp_path / "none")], "cannot be read: No such file"),
         ([str(tmp_path / "empty")], "has no lines"),
-        (["-", "--encoding", "latin-1"], "--encoding: latin-1 is none of"),
+        (["-", "--encoding", "latin-1"], "encoding: must be one of utf-8"),
         (["-", "--sample", "200%"], "--sample: 200% is not a share"),
         (["-", "--window", "5m"], "--window: 5m is not between 1h and 30d"),
         (["-", "--out", "a.jsonl", "--errors", "./a.jsonl"], "--errors: names the same file"),

@@ -168,33 +168,57 @@ def test_custom_ids_that_a_crash_of_postgres_emptied_are_made_again(
     assert refused(sandbox, found.batch_id) == {3_001: "custom_id: line 8 has the same one"}
 
 
-def test_of_two_readers_the_later_one_goes_on(sandbox: Sandbox, client: Client, write: Write) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+class Reader:
+    """A program that submits lines in a thread, and stops before line 1,000 until it is told to go on."""
 
-    def lines() -> Iterator[dict[str, Any]]:
-        for number in range(20_000):
+    def __init__(self, client: Client, lines: list[bytes]) -> None:
+        self._client, self._lines = client, lines
+        self._begun, self._go_on = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.refused: BatchTakenOver | None = None
+        self._thread.start()
+        assert self._begun.wait(60)
+
+    def _given(self) -> Iterator[bytes]:
+        for number, line in enumerate(self._lines):
             if number == 1_000:
-                begun.set()
-                assert go_on.wait(60)
-            yield openai_line(number)
+                self._begun.set()
+                assert self._go_on.wait(60)
+            yield line
 
-    caught: list[BaseException] = []
-
-    def first() -> None:
+    def _run(self) -> None:
         try:
-            client.batches.create(lines(), key="k")
+            self._client.batches.create(self._given(), key="k")
         except BatchTakenOver as error:
-            caught.append(error)
+            self.refused = error
 
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert begun.wait(60)
-    found = client.batches.create(write(20_000), key="k")
-    go_on.set()
-    thread.join(60)
-    assert "another process reads the file" in str(caught[0])
-    assert (found.jobs, found.input_complete) == (20_000, True)
-    assert len({row[0] for row in rows(sandbox, found.batch_id)}) == 20_000
+    def go_on(self) -> None:
+        self._go_on.set()
+        self._thread.join(60)
+
+
+@pytest.mark.parametrize("bad", [0, 100], ids=["good lines", "some bad ones"])
+def test_of_two_readers_the_later_one_goes_on(sandbox: Sandbox, client: Client, write: Write, bad: int) -> None:
+    given = [f"{{broken {at}" if bad and at % bad == 0 else openai_line(at) for at in range(8_000)]
+    file = write(given)
+    first = Reader(client, file.read_bytes().splitlines())
+    found = client.batches.create(file, key="k")
+    first.go_on()
+    assert first.refused is not None
+    assert "another process reads the file" in first.refused.message
+    assert (found.refused, found.input_complete) == (80 if bad else 0, True)
+    assert len({row[0] for row in rows(sandbox, found.batch_id)}) == found.jobs == 8_000 - found.refused
+
+
+def test_a_reader_of_another_file_under_the_key_disturbs_nobody(client: Client, write: Write) -> None:
+    file = write(8_000)
+    first = Reader(client, file.read_bytes().splitlines())
+    wait_for(lambda: client.batches.list()[0].jobs >= 500, "the first rows")
+    with pytest.raises(DuplicateJob, match="made of another file"):
+        client.batches.create(write([openai_line(at) for at in range(9_000, 9_600)], "other"), key="k")
+    first.go_on()
+    assert first.refused is None
+    assert client.batches.list()[0].jobs == 8_000
 
 
 def test_what_is_there_runs_while_a_slow_program_writes_the_rest(sandbox: Sandbox, client: Client) -> None:
@@ -343,37 +367,6 @@ def test_a_batch_that_would_begin_beyond_all_years_is_refused(sandbox: Sandbox, 
     with pytest.raises(InvalidJob, match="not_before"):
         client.batches.create(write(2), not_before="2031-01-01T00:00:00")
     assert sandbox.query("SELECT count(*) FROM batches") == [(0,)]
-
-
-def test_the_first_of_two_readers_ends_in_a_sentence_also_with_bad_lines(client: Client, write: Write) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    file = write([openai_line(at) if at % 100 else f"{{broken {at}" for at in range(5_000)])
-    texts = file.read_bytes().splitlines()
-
-    def lines() -> Iterator[bytes]:
-        for number, text in enumerate(texts):
-            if number == 1_000:
-                begun.set()
-                assert go_on.wait(60)
-            yield text
-
-    caught: list[BaseException] = []
-
-    def first() -> None:
-        try:
-            client.batches.create(lines(), key="k")
-        except BatchTakenOver as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    assert begun.wait(60)
-    found = client.batches.create(file, key="k")
-    go_on.set()
-    thread.join(60)
-    assert caught
-    assert "yyc3 db upgrade" not in str(caught[0])
-    assert (found.jobs, found.refused) == (4_950, 50)
 
 
 def test_lines_of_a_steady_trickle_run_meanwhile(sandbox: Sandbox, client: Client) -> None:

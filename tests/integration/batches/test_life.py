@@ -290,15 +290,17 @@ def test_a_cursor_that_is_none_of_ours_is_refused(client: Client, cursor: str) -
 
 
 def test_a_watch_of_a_cancelled_batch_ends_in_both_forms(sandbox: Sandbox, client: Client, write: Write) -> None:
-    found = client.batches.create(write(50))
+    found = client.batches.create(write(2_000))
     client.batches.cancel(found.batch_id)
     *_, last = client.watch_batch(found.batch_id)
-    assert (last.cancelled, last.settled) == (50, 50)
-    job = client.batches.output_since(found.batch_id)[0][0]["id"].removeprefix("batch_req_")
-    _, cursor = client.batches.output_since(found.batch_id)
+    assert (last.cancelled, last.settled) == (2_000, 2_000)
+    ((chunks,),) = sandbox.query("SELECT count(*) FROM chunks WHERE batch_id = %s", found.batch_id)
+    assert chunks > 8, "its output comes in several pages"
+    seen, cursor = client.batches.output_since(found.batch_id)
+    assert sorted(line["custom_id"] for line in seen) == sorted(f"r{at}" for at in range(2_000))
+    job = seen[0]["id"].removeprefix("batch_req_")
     assert client.cancel(JobId(int(job))) is False, "it was cancelled before"
     assert client.batches.output_since(found.batch_id, cursor)[0] == []
-    del sandbox
 
 
 def test_tenants_never_share_a_request(sandbox: Sandbox, client: Client) -> None:
@@ -323,3 +325,20 @@ def test_pauses_and_cursors_of_others_are_refused_in_a_sentence(client: Client, 
         client.batches.output_since(BatchId(99_999))
     client.batches.cancel(found.batch_id)
     assert client.batches.pause(found.batch_id).paused_at is None, "it has ended"
+
+
+def test_a_retry_after_a_cancel_leaves_the_canary_first(sandbox: Sandbox, client: Client, write: Write) -> None:
+    found = client.batches.create(write(600), canary=0.1)
+    client.batches.cancel(found.batch_id)
+    seen, cursor = client.batches.output_since(found.batch_id)
+    assert len(seen) == 600
+    broken = write(["{broken"], "other")  # no rows: the next sweep decides
+    other = client.batches.create(broken, canary=0.5)
+    with sandbox.process("pipeline.cli", "recover"):
+        wait_for(lambda: client.batches.get(other.batch_id).canary == "passed", "a sweep")
+    assert client.batches.get(found.batch_id).canary == "running", "a cancelled batch decides nothing"
+    assert client.batches.output_since(found.batch_id, cursor)[0] == []
+    client.batches.retry(found.batch_id)
+    assert sandbox.query(
+        "SELECT count(*) > 0 FROM chunks WHERE batch_id = %s AND due_at = 'infinity'", found.batch_id
+    ) == [(True,)]
